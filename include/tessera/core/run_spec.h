@@ -1,0 +1,173 @@
+// What a run is: everything all its nodes must agree on. The config module reads it from YAML, the orchestrator hands it
+// to every node at registration (encode), and nobody uses one that validate() refused.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tessera/base/archive.h"
+#include "tessera/base/codec.h"
+#include "tessera/base/status.h"
+
+namespace tessera::core {
+
+enum class BoundaryKind : uint8_t { kNone = 0, kIota = 1, kResidual = 2, kAnchored = 3 };
+
+struct ModelSpec {
+  uint32_t layers = 6;
+  uint32_t width = 256;        // d
+  uint32_t heads = 4;          // width is a multiple of heads; width / heads is even
+  uint32_t kv_heads = 4;       // divides heads
+  uint32_t ffn_width = 704;
+  uint32_t vocab = 256;        // of the tokenizer; the largest token id + 1
+  uint32_t context = 128;      // T
+  double rope_theta = 10000;
+  double norm_epsilon = 1e-5;
+  double init_std = 0.02;
+  bool embedding_norm = true;  // RMS-normalise the embedding (no weight)
+  template <class A>
+  void fields(A& a) {
+    a("layers", layers)("width", width)("heads", heads)("kv_heads", kv_heads)("ffn_width", ffn_width)(
+        "vocab", vocab)("context", context)("rope_theta", rope_theta)("norm_epsilon", norm_epsilon)(
+        "init_std", init_std)("embedding_norm", embedding_norm);
+  }
+};
+
+struct PipelineSpec {
+  uint32_t stages = 3;
+  uint32_t miners_per_stage = 2;       // how many the run waits for before it starts
+  std::vector<uint32_t> stage_layers;  // layers of each stage; empty: as even as possible, earlier stages first
+  uint32_t max_in_flight = 4;          // microbatches a head miner has under way
+  double random_pathway_share = 0.1;   // leases whose proposed pathway is uniform random
+  template <class A>
+  void fields(A& a) {
+    a("stages", stages)("miners_per_stage", miners_per_stage)("stage_layers", stage_layers)(
+        "max_in_flight", max_in_flight)("random_pathway_share", random_pathway_share);
+  }
+};
+
+enum class OptimizerKind : uint8_t { kAdamW = 0 };
+enum class LrDecay : uint8_t { kConstant = 0, kLinear = 1, kCosine = 2 };
+
+struct TrainingSpec {
+  uint64_t seed = 1;
+  uint64_t steps = 100;                // local optimizer steps of one replica, planned
+  uint32_t microbatch_size = 8;        // B, sequences
+  uint32_t microbatches_per_step = 4;  // accumulated by a miner before it steps
+  bool synchronous = false;            // lease no microbatch of a step before the step before is complete everywhere
+  OptimizerKind optimizer = OptimizerKind::kAdamW;
+  double learning_rate = 1e-3;
+  double min_learning_rate_ratio = 0.1;
+  uint64_t warmup_steps = 20;
+  LrDecay decay = LrDecay::kCosine;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double epsilon = 1e-8;
+  double weight_decay = 0.1;           // matrices only
+  double clip_norm = 1.0;              // global norm over the stage; 0: off
+  template <class A>
+  void fields(A& a) {
+    a("seed", seed)("steps", steps)("microbatch_size", microbatch_size)(
+        "microbatches_per_step", microbatches_per_step)("synchronous", synchronous)(
+        "optimizer", optimizer)("learning_rate", learning_rate)(
+        "min_learning_rate_ratio", min_learning_rate_ratio)("warmup_steps", warmup_steps)(
+        "decay", decay)("beta1", beta1)("beta2", beta2)("epsilon", epsilon)(
+        "weight_decay", weight_decay)("clip_norm", clip_norm);
+  }
+};
+
+struct BoundarySpec {
+  BoundaryKind kind = BoundaryKind::kAnchored;
+  Codec codec = Codec::kInt4;
+  double compression = 128;   // wanted ratio to bf16; picks rank; ignored for kind none
+  uint32_t rank = 0;          // r, the boundary width; 0: from compression. For kind none always the model's width
+  uint32_t anchor_rank = 0;   // 0: a full V x d anchor table; else factorised V x a, a x d
+  template <class A>
+  void fields(A& a) {
+    a("kind", kind)("codec", codec)("compression", compression)("rank", rank)("anchor_rank", anchor_rank);
+  }
+};
+
+struct MergeSpec {
+  bool enabled = true;
+  uint32_t min_microbatches = 32;     // B_min of a miner since its last merge
+  double quorum = 0.8;                // share of a stage's live miners that must have B_min
+  double outer_learning_rate = 0.7;
+  double outer_momentum = 0.9;
+  uint32_t max_staleness = 4;         // epochs
+  uint32_t block_values = 16384;      // fp32 values of one transfer block
+  template <class A>
+  void fields(A& a) {
+    a("enabled", enabled)("min_microbatches", min_microbatches)("quorum", quorum)(
+        "outer_learning_rate", outer_learning_rate)("outer_momentum", outer_momentum)(
+        "max_staleness", max_staleness)("block_values", block_values);
+  }
+};
+
+struct TimeoutSpec {  // milliseconds
+  uint32_t lease_ms = 60000;       // a microbatch not complete by then is issued again
+  uint32_t miner_lost_ms = 5000;   // silence after which a miner counts as lost
+  uint32_t peer_ms = 5000;         // one frame to a peer
+  uint32_t merge_phase_ms = 20000; // of each phase of a merge
+  uint32_t sync_ms = 200;          // how often a miner reports
+  template <class A>
+  void fields(A& a) {
+    a("lease_ms", lease_ms)("miner_lost_ms", miner_lost_ms)("peer_ms", peer_ms)(
+        "merge_phase_ms", merge_phase_ms)("sync_ms", sync_ms);
+  }
+};
+
+struct CheckpointSpec {
+  uint64_t every_microbatches = 0;  // 0: only at the end of the run and when it is stopped
+  uint32_t keep = 2;
+  template <class A>
+  void fields(A& a) {
+    a("every_microbatches", every_microbatches)("keep", keep);
+  }
+};
+
+struct RunSpec {
+  std::string name = "run";
+  ModelSpec model;
+  PipelineSpec pipeline;
+  TrainingSpec training;
+  BoundarySpec boundary;
+  MergeSpec merge;
+  TimeoutSpec timeouts;
+  CheckpointSpec checkpoint;
+  template <class A>
+  void fields(A& a) {
+    a("name", name)("model", model)("pipeline", pipeline)("training", training)("boundary", boundary)(
+        "merge", merge)("timeouts", timeouts)("checkpoint", checkpoint);
+  }
+
+  // Microbatches the run is planned for.
+  uint64_t total_microbatches() const {
+    return training.steps * training.microbatches_per_step * pipeline.miners_per_stage;
+  }
+  uint32_t tokens_per_microbatch() const { return training.microbatch_size * model.context; }
+};
+
+// Every limit and every cross-field rule; the error names the key as in the YAML ("pipeline.stages"). On success fills in
+// what is derived: stage_layers, boundary.rank.
+Status validate(RunSpec* spec);
+
+// The largest r with r * bits + scale bits <= 16 * width / compression; 0 if there is none.
+uint32_t boundary_rank(uint32_t width, Codec codec, double compression);
+
+struct LayerRange {
+  uint32_t begin = 0;
+  uint32_t end = 0;  // exclusive
+};
+// The layers of a stage of a validated spec.
+LayerRange layers_of(const RunSpec& spec, StageIndex stage);
+
+const char* name_of(BoundaryKind kind);
+const char* name_of(Codec codec);
+
+// Learning rate of optimizer step `step` (counted from 0): linear warm-up over warmup_steps, then the decay down to
+// min_learning_rate_ratio at `steps`.
+double learning_rate_at(const TrainingSpec& training, uint64_t step);
+
+}  // namespace tessera::core

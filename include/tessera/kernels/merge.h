@@ -1,0 +1,21 @@
+// The arithmetic of a merge. Bitwise reproducible: fp32, fixed order, nothing contracted.
+#pragma once
+
+#include <cstddef>
+
+namespace tessera::kernels {
+
+// out[i] = (((0 + w[0] u[0][i]) + w[1] u[1][i]) + ...) for i < count. `weights` sum to 1.
+void weighted_sum_cpu(const float* const* inputs, const float* weights, size_t input_count,
+                      size_t count, float* out);
+
+// Nesterov momentum on the pseudo-gradient delta = base - theta (Sutskever et al. 2013, as torch.optim.SGD writes it):
+//   momentum = mu * momentum + delta
+//   base     = base - lr * (delta + mu * momentum)
+void outer_step_cpu(float* base, float* momentum, const float* delta, size_t count, float lr,
+                    float mu);
+
+// theta = base_new + (theta - snapshot): local work done since the snapshot is kept.
+void carry_over_cpu(float* theta, const float* snapshot, const float* base_new, size_t count);
+
+}  // namespace tessera::kernels

@@ -1,0 +1,92 @@
+// What a miner needs of a stage. The product's engine is LibTorch (src/model/stage_engine.cpp); tests have a fake one.
+// One thread uses an engine. No exception leaves it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tessera/base/ids.h"
+#include "tessera/base/status.h"
+#include "tessera/core/run_spec.h"
+
+namespace tessera::ports {
+
+// A compressed boundary tensor of rows = B * T (tokens in order, batch major). kernels/codec.h says what the bytes are.
+struct BoundaryPayload {
+  int32_t exponent = 0;
+  std::string bytes;
+};
+
+struct TensorLayout {
+  std::string name;            // Hugging Face Llama name where there is one ("model.layers.0.mlp.up_proj.weight")
+  std::vector<int64_t> shape;
+  uint64_t offset = 0;         // in values, within the stage's flat vector
+  uint64_t count = 0;
+};
+
+struct MicrobatchKey {
+  MicrobatchId microbatch = 0;
+  uint32_t attempt = 0;
+  auto operator<=>(const MicrobatchKey&) const = default;
+};
+
+struct ForwardResult {
+  BoundaryPayload output;       // empty at the tail
+  double loss = 0;              // mean cross-entropy per token in nats, at the tail
+  uint64_t weight_version = 0;
+};
+
+struct BackwardResult {
+  BoundaryPayload input_gradient;  // empty at the head
+  uint64_t weight_version = 0;     // of the weights the gradient was taken at: always the forward's
+};
+
+struct StepResult {
+  double gradient_norm = 0;  // before clipping
+  uint64_t weight_version = 0;
+};
+
+// A stage's own optimizer state and partial gradient, in the flat layout.
+struct LocalState {
+  std::vector<float> masters;
+  std::vector<float> first_moment;
+  std::vector<float> second_moment;
+  uint64_t optimizer_steps = 0;       // age of the moments (bias correction)
+  std::vector<float> gradient;        // accumulated since the last step; empty if there is none
+  uint32_t gradient_microbatches = 0;
+};
+
+class StageEngine {
+ public:
+  virtual ~StageEngine() = default;
+
+  virtual const std::vector<TensorLayout>& layout() const = 0;
+  virtual uint64_t value_count() const = 0;
+
+  // `tokens`: B * (T + 1) ids, batch major; `input`: the boundary tensor from upstream, empty at the head.
+  // Keeps what the backward pass needs, and the weights it used, until backward() or discard().
+  virtual StatusOr<ForwardResult> forward(const MicrobatchKey& key, const std::vector<uint32_t>& tokens,
+                                          const BoundaryPayload& input) = 0;
+  // `output_gradient`: from downstream, empty at the tail. `accumulate`: add this microbatch's weight gradient to the
+  // accumulator (else only the input gradient is computed).
+  virtual StatusOr<BackwardResult> backward(const MicrobatchKey& key,
+                                            const BoundaryPayload& output_gradient,
+                                            bool accumulate) = 0;
+  virtual void discard(const MicrobatchKey& key) = 0;
+
+  // One optimizer step with the mean of the accumulated gradients. In-flight microbatches keep the weights they used.
+  virtual StatusOr<StepResult> step(double learning_rate) = 0;
+  virtual uint32_t accumulated_microbatches() const = 0;
+  virtual uint64_t weight_version() const = 0;
+
+  // The fp32 masters. set_masters() makes a new weight version; the accumulated gradient stays.
+  virtual std::vector<float> masters() = 0;
+  virtual Status set_masters(const std::vector<float>& values) = 0;
+
+  virtual LocalState export_state() = 0;
+  virtual Status import_state(const LocalState& state) = 0;
+};
+
+}  // namespace tessera::ports
