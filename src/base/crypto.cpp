@@ -3,6 +3,9 @@
 #include <sodium.h>
 #include <sys/stat.h>
 
+#include <cerrno>
+#include <cstring>
+
 #include "tessera/base/files.h"
 
 namespace tessera {
@@ -64,6 +67,10 @@ StatusOr<KeyPair> KeyPair::load_or_create(const std::string& path) {
   start_sodium();
   struct stat info {};
   if (::stat(path.c_str(), &info) != 0) {
+    // Only a missing file may be made: a disk error must not replace an identity by a new one.
+    if (errno != ENOENT) {
+      return failed_precondition("{}: can't read this key file: {}", path, std::strerror(errno));
+    }
     const std::string seed = random_bytes(32);
     TESSERA_RETURN_IF_ERROR(annotate(write_file_atomic(path, to_hex(seed) + "\n", 0600), "new key"));
     return from_seed(seed);

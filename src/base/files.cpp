@@ -74,6 +74,11 @@ StatusOr<std::string> read_file(const std::string& path, size_t limit_bytes) {
 }
 
 Status write_file_atomic(const std::string& path, std::string_view content, unsigned mode) {
+  return write_pieces_atomic(path, {content}, mode);
+}
+
+Status write_pieces_atomic(const std::string& path, const std::vector<std::string_view>& pieces,
+                           unsigned mode) {
   const std::filesystem::path target(path);
   const std::string folder = target.has_parent_path() ? target.parent_path().string() : ".";
   TESSERA_RETURN_IF_ERROR(make_directories(folder));
@@ -81,7 +86,10 @@ Status write_file_atomic(const std::string& path, std::string_view content, unsi
   {
     const Descriptor file(::mkostemp(temporary.data(), O_CLOEXEC));
     if (file.get() < 0) return system_error(temporary, "create");
-    Status status = write_all(file.get(), content, temporary);
+    Status status = ok_status();
+    for (size_t i = 0; i < pieces.size() && status.ok(); ++i) {
+      status = write_all(file.get(), pieces[i], temporary);
+    }
     if (status.ok() && ::fchmod(file.get(), mode) != 0) status = system_error(temporary, "chmod");
     if (status.ok() && ::fsync(file.get()) != 0) status = system_error(temporary, "fsync");
     if (!status.ok()) {

@@ -23,12 +23,20 @@ void start_logging(const LogOptions& options) {
     sinks.push_back(std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
   }
   auto logger = std::make_shared<spdlog::logger>(options.name, sinks.begin(), sinks.end());
-  logger->set_level(spdlog::level::from_str(options.level));
+  // spdlog reads an unknown name as "off": a misspelt level would silence the program.
+  spdlog::level::level_enum level = spdlog::level::from_str(options.level);
+  const bool unknown_level = level == spdlog::level::off && options.level != "off";
+  if (unknown_level) level = spdlog::level::info;
+  logger->set_level(level);
   logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %n: %v");
   logger->flush_on(spdlog::level::warn);
   spdlog::set_default_logger(std::move(logger));
   spdlog::flush_every(std::chrono::seconds(1));
   if (!problem.empty()) spdlog::warn("logging to stderr: {}", problem);
+  if (unknown_level) {
+    spdlog::warn("log level '{}' is unknown, using info; use trace, debug, info, warn, error or off",
+                 options.level);
+  }
 }
 
 }  // namespace tessera

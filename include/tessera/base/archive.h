@@ -151,8 +151,10 @@ class Decoder {
       K key{};
       V item{};
       read(key);
+      // One value has one encoding (what is signed and hashed depends on it): keys ascend, none twice.
+      if (!value.empty() && !(value.rbegin()->first < key)) return reader_.fail();
       read(item);
-      value.emplace(std::move(key), std::move(item));
+      value.emplace_hint(value.end(), std::move(key), std::move(item));
     }
   }
   ByteReader reader_;

@@ -1,7 +1,9 @@
-// Deterministic random numbers that are the same on every node: SplitMix64 as a stream, and Philox4x32-10 by counter.
+// Deterministic random numbers that are the same on every node: SplitMix64 as a stream.
+// (The generator by counter, Philox4x32-10, is part of the wire codecs: tessera/kernels/codec.h.)
 // (Standard distributions and std::shuffle differ between libraries; nothing that nodes must agree on uses them.)
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -39,7 +41,7 @@ class Prng {
   double uniform() { return static_cast<double>(next() >> 11) * 0x1.0p-53; }
   template <class T>
   void shuffle(std::vector<T>& items) {
-    for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[below(i)]);
+    for (std::size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[below(i)]);
   }
 
  private:

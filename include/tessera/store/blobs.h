@@ -1,10 +1,22 @@
-// Content-addressed blobs on disk: DIR/ab/cdef... named by BLAKE2b-256 of the content. Thread-safe.
+// Content-addressed blobs on disk: DIR/ab/cdef... named by BLAKE2b-256 of the content
+// (docs/formats/checkpoint-files.md). Thread-safe. One BlobStore owns a folder: two would each count only their own
+// puts against the limit (their contents would stay right).
+//
+// A put writes a temporary file and renames it, without fsync: a flush for each of thousands of blobs would make the
+// disk the bottleneck, and none is needed for truth, because get() checks the hash of what it reads. A power failure
+// can cost the newest blobs; they read as NOT_FOUND or DATA_LOSS, never as wrong content, and can be put again. Where
+// something durable is about to name blobs (a checkpoint's record in the journal), call sync() first.
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "tessera/base/ids.h"
@@ -16,23 +28,40 @@ inline constexpr size_t kMaxBlobBytes = 1u << 20;
 
 class BlobStore {
  public:
-  // `limit_bytes` bounds the folder; a put over it is RESOURCE_EXHAUSTED. Makes the folder and counts what is there.
+  // `limit_bytes` bounds the folder; a put over it is RESOURCE_EXHAUSTED. Makes the folder, removes temporary files
+  // that a crash left, and counts what is there.
   static StatusOr<std::unique_ptr<BlobStore>> open(const std::string& folder, uint64_t limit_bytes);
-  // At most kMaxBlobBytes. Storing what is there already is no error and costs no write.
+  // At most kMaxBlobBytes. Storing what is there already is no error and costs no write; a damaged copy is replaced.
   StatusOr<Digest> put(std::string_view content);
   // NOT_FOUND, or DATA_LOSS (and the file is removed) if the content no longer has its hash.
   StatusOr<std::string> get(const Digest& digest) const;
   bool has(const Digest& digest) const;
+  // Removing what is not there is no error.
   Status remove(const Digest& digest);
+  // In the order of the digests.
   std::vector<Digest> list() const;
+  // Of the contents stored.
   uint64_t bytes() const { return bytes_.load(); }
+  // When it returns OK, every put that returned before survives a power failure.
+  Status sync() const;
 
  private:
-  BlobStore(std::string folder, uint64_t limit_bytes) : folder_(std::move(folder)), limit_bytes_(limit_bytes) {}
+  static constexpr size_t kLocks = 64;
+
+  BlobStore(std::string folder, uint64_t limit_bytes)
+      : folder_(std::move(folder)), limit_bytes_(limit_bytes) {}
+  Status count_existing();
+  Status write(const Digest& digest, std::string_view content);
+  Status reserve(uint64_t bytes);
+  Status remove_locked(const std::string& path) const;
   std::string path_of(const Digest& digest) const;
+  std::mutex& lock_of(const Digest& digest) const { return locks_[digest.bytes[0] % kLocks]; }
+
   const std::string folder_;
   const uint64_t limit_bytes_;
   mutable std::atomic<uint64_t> bytes_{0};
+  // Changes of one digest's file and of its share of bytes_ happen under its lock.
+  mutable std::array<std::mutex, kLocks> locks_;
 };
 
 }  // namespace tessera::store

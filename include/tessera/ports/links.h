@@ -1,0 +1,78 @@
+// The network as node code sees it. The product's links are gRPC (src/net); tests connect nodes in process.
+// Asynchronous calls never block the caller; their callbacks run on a thread of the link, exactly once, always (after a
+// deadline at the latest), and must only enqueue.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tessera/base/ids.h"
+#include "tessera/base/status.h"
+#include "tessera/core/messages.h"
+
+namespace tessera::ports {
+
+// Who sent a request, as proved by its signature.
+struct Caller {
+  NodeId node;
+  std::string session;  // as given at registration; empty in calls that need none
+  std::string address;  // of the connection, for the log
+};
+
+// ---- served by an orchestrator --------------------------------------------------------------------------------------
+
+class OrchestratorHandler {
+ public:
+  virtual ~OrchestratorHandler() = default;
+  // Called on the server's threads: check, enqueue, return. `done` may be called from any thread, once.
+  virtual void on_register(const Caller& caller, core::Registration registration,
+                           std::function<void(StatusOr<core::RegisterAnswer>)> done) = 0;
+  virtual void on_sync(const Caller& caller, core::SyncRequest request,
+                       std::function<void(StatusOr<core::SyncAnswer>)> done) = 0;
+  // A question anyone may ask; the answer is JSON. Topics: "status", "miners", "merges".
+  virtual void on_query(const Caller& caller, std::string topic, std::string argument,
+                        std::function<void(StatusOr<std::string>)> done) = 0;
+  // An order of an administrator; the answer is JSON. Commands: "pause", "resume", "stop", "checkpoint".
+  virtual void on_command(const Caller& caller, std::string command, std::string argument,
+                          std::function<void(StatusOr<std::string>)> done) = 0;
+};
+
+// Blobs by content. Used on background threads: calls block, within the link's deadline.
+class BlobLink {
+ public:
+  virtual ~BlobLink() = default;
+  // Puts what is not there yet. All digests in order.
+  virtual StatusOr<std::vector<Digest>> put(const std::vector<std::string>& blobs) = 0;
+  // All of them in order, each checked against its digest, or the error of the first that could not be had.
+  virtual StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) = 0;
+};
+
+// ---- used by a miner ------------------------------------------------------------------------------------------------
+
+class OrchestratorLink {
+ public:
+  virtual ~OrchestratorLink() = default;
+  virtual void register_miner(core::Registration registration,
+                              std::function<void(StatusOr<core::RegisterAnswer>)> done) = 0;
+  // Signs with the session and run of the last accepted registration.
+  virtual void sync(core::SyncRequest request, std::function<void(StatusOr<core::SyncAnswer>)> done) = 0;
+};
+
+class PeerLink {
+ public:
+  virtual ~PeerLink() = default;
+  // Sends an encoded frame. kUnreachable: no answer within `timeout_ms`, or no connection.
+  virtual void send(const core::Peer& peer, std::string frame, uint32_t timeout_ms,
+                    std::function<void(core::Admission)> done) = 0;
+  // Bytes sent so far on connections to peers, as the kernel counts them (TCP_INFO), headers of TCP and IP not included.
+  virtual uint64_t bytes_sent() = 0;
+};
+
+class PeerHandler {
+ public:
+  virtual ~PeerHandler() = default;
+  virtual void on_frame(const Caller& caller, std::string frame, std::function<void(core::Admission)> done) = 0;
+};
+
+}  // namespace tessera::ports

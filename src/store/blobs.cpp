@@ -1,0 +1,206 @@
+#include "tessera/store/blobs.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+
+#include "tessera/base/crypto.h"
+#include "tessera/base/files.h"
+
+namespace tessera::store {
+namespace {
+
+constexpr std::string_view kTemporaryPrefix = "tmp-";  // never the start of a blob's name
+
+Status system_error(const std::string& path, const char* action) {
+  const int code = errno;
+  const auto status_code =
+      code == ENOSPC || code == EDQUOT ? absl::StatusCode::kResourceExhausted : absl::StatusCode::kInternal;
+  return error(status_code, "{}: can't {}: {}", path, action, std::strerror(code));
+}
+
+// The digest that `folder_name`/`file_name` stands for; nothing for a file that is not a blob.
+std::optional<Digest> digest_of_name(const std::string& folder_name, const std::string& file_name) {
+  const std::string text = folder_name + file_name;
+  const std::optional<std::string> raw = from_hex(text);
+  Digest digest;
+  if (folder_name.size() != 2 || !raw || !Digest::from(*raw, &digest) || digest.hex() != text) {
+    return std::nullopt;
+  }
+  return digest;
+}
+
+std::string subfolder(const std::string& folder, unsigned index) {
+  const char byte = static_cast<char>(index);
+  return folder + "/" + to_hex({&byte, 1});
+}
+
+// Writes a whole new file and closes it; on failure nothing is left.
+Status write_temporary(std::string* path_template, std::string_view content) {
+  const int fd = ::mkostemp(path_template->data(), O_CLOEXEC);
+  if (fd < 0) return system_error(*path_template, "create");
+  Status status = ok_status();
+  while (!content.empty() && status.ok()) {
+    const ssize_t written = ::write(fd, content.data(), content.size());
+    if (written >= 0) {
+      content.remove_prefix(static_cast<size_t>(written));
+    } else if (errno != EINTR) {
+      status = system_error(*path_template, "write");
+    }
+  }
+  if (status.ok() && ::fchmod(fd, 0644) != 0) status = system_error(*path_template, "chmod");
+  // Without fsync, close() is where a network file system reports a failed write.
+  if (::close(fd) != 0 && status.ok()) status = system_error(*path_template, "close");
+  if (!status.ok()) ::unlink(path_template->c_str());
+  return status;
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<BlobStore>> BlobStore::open(const std::string& folder, uint64_t limit_bytes) {
+  std::unique_ptr<BlobStore> store(new BlobStore(folder, limit_bytes));
+  for (unsigned index = 0; index < 256; ++index) {
+    TESSERA_RETURN_IF_ERROR(make_directories(subfolder(folder, index)));
+  }
+  TESSERA_RETURN_IF_ERROR(store->count_existing());
+  return store;
+}
+
+Status BlobStore::count_existing() {
+  uint64_t total = 0;
+  for (unsigned index = 0; index < 256; ++index) {
+    const std::filesystem::path folder = subfolder(folder_, index);
+    std::error_code code;
+    for (std::filesystem::directory_iterator entry(folder, code), end; !code && entry != end; entry.increment(code)) {
+      const std::string name = entry->path().filename().string();
+      if (name.starts_with(kTemporaryPrefix)) {
+        ::unlink(entry->path().c_str());
+        continue;
+      }
+      struct stat info {};
+      if (digest_of_name(folder.filename().string(), name) && ::stat(entry->path().c_str(), &info) == 0) {
+        total += static_cast<uint64_t>(info.st_size);
+      }
+    }
+    if (code) return internal_error("{}: can't list this folder: {}", folder.string(), code.message());
+  }
+  bytes_ = total;
+  return ok_status();
+}
+
+std::string BlobStore::path_of(const Digest& digest) const {
+  const std::string hex = digest.hex();
+  return folder_ + "/" + hex.substr(0, 2) + "/" + hex.substr(2);
+}
+
+Status BlobStore::reserve(uint64_t bytes) {
+  uint64_t have = bytes_.load();
+  do {
+    if (bytes > limit_bytes_ || have > limit_bytes_ - bytes) {
+      return error(absl::StatusCode::kResourceExhausted,
+                   "{}: holds {} of at most {} bytes, no room for {} more; raise the limit of the blob folder or "
+                   "remove old blobs",
+                   folder_, have, limit_bytes_, bytes);
+    }
+  } while (!bytes_.compare_exchange_weak(have, have + bytes));
+  return ok_status();
+}
+
+StatusOr<Digest> BlobStore::put(std::string_view content) {
+  if (content.size() > kMaxBlobBytes) {
+    return invalid_argument("a blob of {} bytes; the limit is {}: cut it into chunks", content.size(), kMaxBlobBytes);
+  }
+  const Digest digest = digest_of(content);
+  const std::string path = path_of(digest);
+  std::lock_guard lock(lock_of(digest));
+  const StatusOr<std::string> existing = read_file(path, kMaxBlobBytes);
+  if (existing.ok() && *existing == content) return digest;
+  if (!absl::IsNotFound(existing.status())) TESSERA_RETURN_IF_ERROR(remove_locked(path));
+  TESSERA_RETURN_IF_ERROR(reserve(content.size()));
+  const Status status = write(digest, content);
+  if (!status.ok()) {
+    bytes_ -= content.size();
+    return status;
+  }
+  return digest;
+}
+
+Status BlobStore::write(const Digest& digest, std::string_view content) {
+  const std::string path = path_of(digest);
+  std::string temporary = subfolder(folder_, digest.bytes[0]) + "/" + std::string(kTemporaryPrefix) + "XXXXXX";
+  TESSERA_RETURN_IF_ERROR(write_temporary(&temporary, content));
+  if (::rename(temporary.c_str(), path.c_str()) != 0) {
+    const Status status = system_error(path, "rename to");
+    ::unlink(temporary.c_str());
+    return status;
+  }
+  return ok_status();
+}
+
+StatusOr<std::string> BlobStore::get(const Digest& digest) const {
+  const std::string path = path_of(digest);
+  StatusOr<std::string> content = read_file(path, kMaxBlobBytes);
+  if (absl::IsNotFound(content.status())) return not_found("no blob {} in {}", digest.hex(), folder_);
+  if (content.ok() && digest_of(*content) == digest) return content;
+
+  // Look again under the lock: a put may have replaced the damaged file meanwhile.
+  std::lock_guard lock(lock_of(digest));
+  content = read_file(path, kMaxBlobBytes);
+  if (content.ok() && digest_of(*content) == digest) return content;
+  // Neither readable nor longer than a blob can be: the disk's trouble, so the file stays.
+  const bool damaged = content.ok() || absl::IsInvalidArgument(content.status());
+  if (!damaged) return content.status();
+  TESSERA_RETURN_IF_ERROR(remove_locked(path));
+  return data_loss("{}: the content does not have the hash of its name; removed, put it again from another copy", path);
+}
+
+bool BlobStore::has(const Digest& digest) const { return file_exists(path_of(digest)); }
+
+Status BlobStore::remove(const Digest& digest) {
+  std::lock_guard lock(lock_of(digest));
+  return remove_locked(path_of(digest));
+}
+
+Status BlobStore::remove_locked(const std::string& path) const {
+  struct stat info {};
+  if (::stat(path.c_str(), &info) != 0) {
+    return errno == ENOENT ? ok_status() : system_error(path, "stat");
+  }
+  if (::unlink(path.c_str()) != 0) {
+    return errno == ENOENT ? ok_status() : system_error(path, "remove");
+  }
+  bytes_ -= static_cast<uint64_t>(info.st_size);
+  return ok_status();
+}
+
+std::vector<Digest> BlobStore::list() const {
+  std::vector<Digest> digests;
+  for (unsigned index = 0; index < 256; ++index) {
+    const std::filesystem::path folder = subfolder(folder_, index);
+    std::error_code code;
+    for (std::filesystem::directory_iterator entry(folder, code), end; !code && entry != end; entry.increment(code)) {
+      const std::optional<Digest> digest =
+          digest_of_name(folder.filename().string(), entry->path().filename().string());
+      if (digest) digests.push_back(*digest);
+    }
+  }
+  std::sort(digests.begin(), digests.end());
+  return digests;
+}
+
+Status BlobStore::sync() const {
+  const int fd = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return system_error(folder_, "open");
+  const int result = ::syncfs(fd);
+  const Status status = result == 0 ? ok_status() : system_error(folder_, "flush");
+  ::close(fd);
+  return status;
+}
+
+}  // namespace tessera::store
