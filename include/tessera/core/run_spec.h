@@ -128,7 +128,7 @@ struct CheckpointSpec {
 };
 
 struct RunSpec {
-  std::string name = "run";
+  std::string name = "run";  // the YAML key is run.name
   ModelSpec model;
   PipelineSpec pipeline;
   TrainingSpec training;
@@ -153,7 +153,8 @@ struct RunSpec {
 // what is derived: stage_layers, boundary.rank.
 Status validate(RunSpec* spec);
 
-// The largest r with r * bits + scale bits <= 16 * width / compression; 0 if there is none.
+// The largest r with r * bits + scale bits <= 16 * width / compression, where the codes of a token take whole bytes (as on
+// the wire); 0 if there is none. validate() takes no more than the model's width of it.
 uint32_t boundary_rank(uint32_t width, Codec codec, double compression);
 
 struct LayerRange {

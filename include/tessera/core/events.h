@@ -1,0 +1,222 @@
+// What can happen to an orchestrator: the journal's records. State = replay of these, in order, with their times.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "tessera/base/archive.h"
+#include "tessera/core/messages.h"
+
+namespace tessera::core {
+
+struct RunCreated {
+  static constexpr const char* kName = "run_created";
+  std::string run_id;                 // 16 bytes
+  std::string run_spec;               // encode(RunSpec)
+  std::string data_plan;              // encode(DataPlan)
+  uint64_t secret = 0;                // seeds the pathways and the merge pairings
+  std::vector<uint64_t> stage_values; // fp32 values of each stage
+  template <class A>
+  void fields(A& a) {
+    a("run_id", run_id)("run_spec", run_spec)("data_plan", data_plan)("secret", secret)(
+        "stage_values", stage_values);
+  }
+};
+
+struct ResumedStage {
+  Epoch epoch = 0;
+  Digest state;
+  uint64_t merges = 0;
+  template <class A>
+  void fields(A& a) {
+    a("epoch", epoch)("state", state)("merges", merges);
+  }
+};
+struct ResumedMiner {
+  NodeId node;
+  StageIndex stage = 0;
+  Digest local_state;
+  uint64_t schedule_step = 0;
+  uint32_t fresh = 0;  // counted microbatches since its last merge
+  template <class A>
+  void fields(A& a) {
+    a("node", node)("stage", stage)("local_state", local_state)("schedule_step", schedule_step)("fresh", fresh);
+  }
+};
+struct OpenAtCheckpoint {
+  uint64_t microbatch = 0;
+  uint32_t attempt = 0;
+  uint64_t counted_stages = 0;
+  template <class A>
+  void fields(A& a) {
+    a("microbatch", microbatch)("attempt", attempt)("counted_stages", counted_stages);
+  }
+};
+// The run goes on from a checkpoint: work after it is forgotten, whatever was journalled of it stays readable.
+struct RunResumed {
+  static constexpr const char* kName = "run_resumed";
+  std::string run_spec;
+  std::string data_plan;
+  uint64_t next_microbatch = 0;
+  uint64_t done = 0;
+  std::vector<OpenAtCheckpoint> open;  // microbatches below next_microbatch that are to be issued again
+  std::vector<ResumedStage> stages;
+  std::vector<ResumedMiner> miners;
+  template <class A>
+  void fields(A& a) {
+    a("run_spec", run_spec)("data_plan", data_plan)("next_microbatch", next_microbatch)("done", done)(
+        "open", open)("stages", stages)("miners", miners);
+  }
+};
+
+struct MinerRegistered {
+  static constexpr const char* kName = "miner_registered";
+  Registration registration;
+  template <class A>
+  void fields(A& a) {
+    a("registration", registration);
+  }
+};
+struct MinerLost {
+  static constexpr const char* kName = "miner_lost";
+  MinerIndex miner = kNoMiner;
+  std::string reason;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("reason", reason);
+  }
+};
+// A lost miner whose process is the same answered again.
+struct MinerReturned {
+  static constexpr const char* kName = "miner_returned";
+  MinerIndex miner = kNoMiner;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner);
+  }
+};
+struct LeasesRequested {
+  static constexpr const char* kName = "leases_requested";
+  MinerIndex miner = kNoMiner;
+  uint64_t request = 0;
+  uint32_t count = 0;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("request", request)("count", count);
+  }
+};
+struct ReceiptsArrived {
+  static constexpr const char* kName = "receipts";
+  MinerIndex miner = kNoMiner;
+  std::vector<Receipt> receipts;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("receipts", receipts);
+  }
+};
+struct UploadCommitted {
+  static constexpr const char* kName = "upload_committed";
+  MinerIndex miner = kNoMiner;
+  UploadCommit commit;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("commit", commit);
+  }
+};
+struct ShardCommitted {
+  static constexpr const char* kName = "shard_committed";
+  MinerIndex miner = kNoMiner;
+  ShardCommit commit;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("commit", commit);
+  }
+};
+// The orchestrator's own reduction of a shard whose owners disagree or are gone. Zero object: inputs are missing.
+struct ShardRecomputed {
+  static constexpr const char* kName = "shard_recomputed";
+  StageIndex stage = 0;
+  ShardCommit commit;
+  template <class A>
+  void fields(A& a) {
+    a("stage", stage)("commit", commit);
+  }
+};
+// A miner holds this stage state: after loading it (the miner is ready then) or after a merge.
+struct StateHeld {
+  static constexpr const char* kName = "state_held";
+  MinerIndex miner = kNoMiner;
+  MergeApplied applied;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("applied", applied);
+  }
+};
+struct StatePublished {
+  static constexpr const char* kName = "state_published";
+  MinerIndex miner = kNoMiner;
+  Epoch epoch = 0;
+  Digest state;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("epoch", epoch)("state", state);
+  }
+};
+struct CheckpointCommitted {
+  static constexpr const char* kName = "checkpoint_committed";
+  MinerIndex miner = kNoMiner;
+  CheckpointCommit commit;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("commit", commit);
+  }
+};
+struct CheckpointWritten {
+  static constexpr const char* kName = "checkpoint_written";
+  uint64_t id = 0;
+  bool ok = false;
+  std::string where;  // the folder, or the error
+  template <class A>
+  void fields(A& a) {
+    a("id", id)("ok", ok)("where", where);
+  }
+};
+// A miner's own figures, kept for the run's summary. Changes no state.
+struct MinerReported {
+  static constexpr const char* kName = "miner_reported";
+  MinerIndex miner = kNoMiner;
+  MinerStatus status;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("status", status);
+  }
+};
+struct Ticked {
+  static constexpr const char* kName = "ticked";
+  template <class A>
+  void fields(A&) {}
+};
+enum class Command : uint8_t { kPause = 0, kResume = 1, kStop = 2, kCheckpoint = 3 };
+struct Commanded {
+  static constexpr const char* kName = "commanded";
+  Command command = Command::kPause;
+  template <class A>
+  void fields(A& a) {
+    a("command", command);
+  }
+};
+
+using Event = std::variant<RunCreated, RunResumed, MinerRegistered, MinerLost, MinerReturned, LeasesRequested,
+                           ReceiptsArrived, UploadCommitted, ShardCommitted, ShardRecomputed, StateHeld,
+                           StatePublished, CheckpointCommitted, CheckpointWritten, MinerReported, Ticked, Commanded>;
+
+std::string event_name(const Event& event);
+std::string event_body(const Event& event);
+std::string event_json(const Event& event);
+// Nothing for an unknown name or bytes that are not exactly that event.
+std::optional<Event> decode_event(std::string_view name, std::string_view body);
+
+}  // namespace tessera::core

@@ -1,0 +1,223 @@
+// The orchestrator as a state machine: step(time, event) changes the state and returns what the shell must do. Nothing
+// else changes it; time enters as data; the same events give the same state (the journal is replayed through step()).
+//
+// Not thread-safe: one thread owns it.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "tessera/base/clock.h"
+#include "tessera/core/butterfly.h"
+#include "tessera/core/data_plan.h"
+#include "tessera/core/events.h"
+#include "tessera/core/run_spec.h"
+
+namespace tessera::core {
+
+// ---- state, readable by everyone who holds the object ---------------------------------------------------------------
+
+struct MinerRecord {
+  MinerIndex index = kNoMiner;
+  Registration registration;
+  StageIndex stage = 0;
+  bool live = false;
+  bool ready = false;                      // holds its stage's state and takes work
+  bool must_download = false;              // its own initialisation did not match the stage's
+  Epoch epoch = 0;
+  uint64_t receipts_through = 0;
+  uint64_t lease_request = 0;
+  std::vector<Lease> granted;              // answer to lease_request, repeated if asked again
+  std::map<uint64_t, uint32_t> fresh;      // counted gradients since its last merge, by local step
+  uint64_t counted = 0;                    // of its whole life in the run
+  uint32_t in_flight = 0;                  // open microbatches whose proposed pathway has it
+  std::optional<ResumedMiner> resumed;     // state of its own to start from
+  uint64_t checkpoint_done = 0;            // id of the last checkpoint it committed to
+  std::optional<CheckpointCommit> checkpoint;
+  std::string why;                         // of its present state, for people
+
+  uint32_t fresh_total() const;
+};
+
+struct OpenMicrobatch {
+  uint32_t attempt = 0;
+  bool leased = false;                     // false: waits to be issued again
+  TimeMs deadline = 0;
+  uint64_t counted_stages = 0;
+  std::vector<MinerIndex> pathway;
+  bool random_pathway = false;
+};
+
+struct MergeShard {
+  PlannedShard plan;
+  std::optional<Digest> copy_a;
+  std::optional<Digest> copy_b;
+  bool recomputing = false;
+  std::optional<Digest> accepted;
+};
+
+struct Merge {
+  Epoch target = 0;
+  MergePhase phase = MergePhase::kSnapshot;
+  TimeMs deadline = 0;
+  bool final = false;                      // the run's last: begun when no work was left
+  std::set<MinerIndex> invited;
+  std::map<MinerIndex, UploadCommit> uploads;
+  // From the freeze on: the manifest, ordered by miner.
+  std::vector<MinerIndex> participants;
+  std::vector<uint32_t> counts;            // B_m
+  std::vector<float> weights;
+  std::vector<MergeShard> shards;
+};
+
+struct PastMerge {
+  Epoch target = 0;
+  std::vector<MinerIndex> participants;
+  std::vector<ShardResult> results;
+};
+
+struct StageRecord {
+  uint64_t values = 0;
+  Epoch epoch = 0;
+  Digest state;                            // object name of base | momentum at `epoch`; zero until someone holds it
+  bool state_published = false;
+  std::optional<Merge> merge;
+  std::deque<PastMerge> past;              // the last max_staleness merges
+  uint64_t merges = 0;
+  uint64_t merges_aborted = 0;
+  uint64_t shards_recomputed = 0;
+  uint64_t replica_mismatches = 0;
+  bool final_merge_done = false;
+};
+
+struct OrchestratorState {
+  bool created = false;
+  std::string run_id;
+  RunSpec spec;
+  DataPlan data;
+  uint64_t secret = 0;
+  RunPhase phase = RunPhase::kWaiting;
+  TimeMs phase_deadline = 0;               // of draining, merging and checkpointing; 0: none
+  RunPhase after_checkpoint = RunPhase::kRunning;
+  uint64_t checkpoint_id = 0;              // of the last one begun
+  bool checkpoint_writing = false;
+  uint64_t checkpoint_at = 0;              // done count at which the next periodic one is due; 0: never
+  std::string last_checkpoint;
+  std::vector<StageRecord> stages;
+  std::vector<MinerRecord> miners;         // by index
+  std::map<NodeId, MinerIndex> by_node;
+  std::map<NodeId, ResumedMiner> resumable;
+  uint64_t peers_version = 1;
+  std::map<MicrobatchId, OpenMicrobatch> open;
+  std::set<MicrobatchId> reissue;
+  uint64_t next_microbatch = 0;
+  uint64_t done = 0;
+  uint64_t leased = 0;                     // leases granted, all attempts
+  uint64_t reissued = 0;
+  uint64_t double_counted = 0;
+};
+
+// ---- what the shell does after a step -------------------------------------------------------------------------------
+
+struct RecomputeShard {
+  StageIndex stage = 0;
+  Epoch target = 0;
+  uint32_t shard = 0;
+  uint64_t first_block = 0;
+  uint64_t block_count = 0;
+  std::vector<UploadRef> uploads;
+};
+struct WriteCheckpoint {
+  uint64_t id = 0;
+};
+struct Decision {
+  std::string text;  // for the log: what was decided and why
+  bool warning = false;
+};
+struct Effects {
+  std::vector<RecomputeShard> recompute;
+  std::optional<WriteCheckpoint> checkpoint;
+  std::vector<Decision> decisions;
+};
+
+class Orchestrator {
+ public:
+  // `now` must not decrease from call to call.
+  Effects step(TimeMs now, const Event& event);
+
+  const OrchestratorState& state() const { return state_; }
+
+  // True when a Ticked at `now` would change something; the shell steps one then.
+  bool due(TimeMs now) const;
+
+  // ---- questions a shell asks before it makes an event; none changes anything ----
+  // The miner of a registered, same incarnation; null otherwise.
+  const MinerRecord* find(const NodeId& node, uint64_t incarnation) const;
+  RegisterAnswer refusal_for(const Registration& registration) const;  // kNone: would be admitted
+  // The events that are news in a report, in order (receipts already checked by the shell).
+  std::vector<Event> news_in(const SyncRequest& request) const;
+  SyncAnswer answer_for(const SyncRequest& request) const;
+
+ private:
+  void on(const RunCreated& event);
+  void on(const RunResumed& event);
+  void on(const MinerRegistered& event);
+  void on(const MinerLost& event);
+  void on(const MinerReturned& event);
+  void on(const LeasesRequested& event);
+  void on(const ReceiptsArrived& event);
+  void on(const UploadCommitted& event);
+  void on(const ShardCommitted& event);
+  void on(const ShardRecomputed& event);
+  void on(const StateHeld& event);
+  void on(const StatePublished& event);
+  void on(const CheckpointCommitted& event);
+  void on(const CheckpointWritten& event);
+  void on(const MinerReported&) {}
+  void on(const Ticked& event);
+  void on(const Commanded& event);
+
+  // orchestrator.cpp
+  void say(std::string text, bool warning = false);
+  StageIndex choose_stage(const Registration& registration) const;
+  bool stage_has_ready(StageIndex stage) const;
+  uint32_t ready_count(StageIndex stage) const;
+  void enter(RunPhase phase, TimeMs deadline);
+  void advance_phase();
+  void hurry(MinerIndex miner);
+  void begin_checkpoint(RunPhase after);
+  void try_write_checkpoint();
+  bool stages_settled() const;
+
+  // orchestrator_leases.cpp
+  std::string lease_refusal(const MinerRecord& miner) const;
+  std::optional<MicrobatchId> next_to_lease() const;
+  Lease grant(MicrobatchId id, MinerRecord& head);
+  std::vector<MinerIndex> propose_pathway(MicrobatchId id, uint32_t attempt, MinerIndex head, bool* random) const;
+  void count_receipt(MinerRecord& miner, const Receipt& receipt);
+  void release(OpenMicrobatch& microbatch);
+  void expire_leases();
+
+  // orchestrator_merge.cpp
+  void consider_merges();
+  void start_merge(StageIndex stage, std::set<MinerIndex> invited);
+  void freeze_if_complete(StageIndex stage);
+  void freeze(StageIndex stage);
+  void settle_shards(StageIndex stage);
+  void accept_if_settled(StageIndex stage, uint32_t shard);
+  void recompute(StageIndex stage, uint32_t shard, const char* reason);
+  void complete_merge(StageIndex stage);
+  void abort_merge(StageIndex stage, const std::string& reason);
+  void drop_from_merge(MinerIndex miner);
+
+  OrchestratorState state_;
+  TimeMs now_ = 0;
+  Effects effects_;
+};
+
+}  // namespace tessera::core

@@ -1,0 +1,196 @@
+// What a miner's report contains that is new, and what it is told. Nothing here changes the state.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "tessera/core/orchestrator.h"
+
+namespace tessera::core {
+namespace {
+
+// The shards of the running merge that this miner owns and has not committed.
+std::vector<ShardTask> open_tasks(const Merge& merge, MinerIndex miner) {
+  std::vector<ShardTask> tasks;
+  for (uint32_t i = 0; i < merge.shards.size(); ++i) {
+    const MergeShard& shard = merge.shards[i];
+    if (shard.accepted || shard.plan.block_count == 0) continue;
+    const bool owes_a = merge.participants[shard.plan.owner_a] == miner && !shard.copy_a;
+    const bool owes_b = shard.plan.owner_b != shard.plan.owner_a &&
+                        merge.participants[shard.plan.owner_b] == miner && !shard.copy_b;
+    if (owes_a || owes_b) tasks.push_back({i, shard.plan.first_block, shard.plan.block_count});
+  }
+  return tasks;
+}
+
+std::optional<MergeDirective> merge_directive(const OrchestratorState& state, const MinerRecord& miner) {
+  const StageRecord& stage = state.stages[miner.stage];
+  if (miner.epoch < stage.epoch) {
+    for (const PastMerge& past : stage.past) {
+      if (past.target != miner.epoch + 1) continue;
+      MergeDirective directive;
+      directive.target = past.target;
+      directive.phase = MergePhase::kApply;
+      directive.results = past.results;
+      directive.participant = std::find(past.participants.begin(), past.participants.end(), miner.index) !=
+                              past.participants.end();
+      return directive;
+    }
+    return std::nullopt;  // too old: it gets a new assignment
+  }
+  if (!stage.merge) return std::nullopt;
+  const Merge& merge = *stage.merge;
+  MergeDirective directive;
+  directive.target = merge.target;
+  directive.phase = merge.phase;
+  if (merge.phase == MergePhase::kSnapshot) {
+    if (merge.invited.count(miner.index) == 0) return std::nullopt;
+    return directive;
+  }
+  directive.tasks = open_tasks(merge, miner.index);
+  if (directive.tasks.empty()) return std::nullopt;
+  for (size_t p = 0; p < merge.participants.size(); ++p) {
+    directive.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
+  }
+  return directive;
+}
+
+bool can_catch_up(const StageRecord& stage, const MinerRecord& miner) {
+  return miner.epoch == stage.epoch ||
+         std::any_of(stage.past.begin(), stage.past.end(),
+                     [&](const PastMerge& past) { return past.target == miner.epoch + 1; });
+}
+
+// The lowest-numbered live miner that is at the stage's epoch puts the stage's state into the blob store.
+bool publishes(const OrchestratorState& state, const MinerRecord& miner) {
+  const StageRecord& stage = state.stages[miner.stage];
+  if (stage.state_published || stage.state.is_zero() || !miner.ready || miner.epoch != stage.epoch) return false;
+  return std::none_of(state.miners.begin(), state.miners.end(), [&](const MinerRecord& other) {
+    return other.index < miner.index && other.live && other.ready && other.stage == miner.stage &&
+           other.epoch == stage.epoch;
+  });
+}
+
+}  // namespace
+
+const MinerRecord* Orchestrator::find(const NodeId& node, uint64_t incarnation) const {
+  const auto known = state_.by_node.find(node);
+  if (known == state_.by_node.end()) return nullptr;
+  const MinerRecord& miner = state_.miners[known->second];
+  return miner.registration.incarnation == incarnation ? &miner : nullptr;
+}
+
+RegisterAnswer Orchestrator::refusal_for(const Registration& registration) const {
+  RegisterAnswer answer;
+  if (state_.phase == RunPhase::kFinished) {
+    answer.refusal = RegisterRefusal::kRunFinished;
+    answer.message = fmt::format("run '{}' is finished; join another orchestrator, or resume this run with more training.steps",
+                                 state_.spec.name);
+  } else if (registration.address.rfind(':') == std::string::npos || registration.address.size() > 255) {
+    answer.refusal = RegisterRefusal::kBadAddress;
+    answer.message = fmt::format("advertised address '{}' is not host:port; set 'advertise' in the miner's YAML",
+                                 registration.address.substr(0, 255));
+  } else if (registration.wanted_stage && *registration.wanted_stage >= state_.stages.size()) {
+    answer.refusal = RegisterRefusal::kBadAddress;
+    answer.message = fmt::format("wanted stage {} of a run with {} stages", *registration.wanted_stage, state_.stages.size());
+  } else if (state_.miners.size() >= 100000 && state_.by_node.count(registration.node) == 0) {
+    answer.refusal = RegisterRefusal::kFull;
+    answer.message = "this orchestrator has 100000 miners already";
+  }
+  return answer;
+}
+
+std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
+  std::vector<Event> news;
+  const MinerRecord& miner = state_.miners[request.miner];
+  const StageRecord& stage = state_.stages[miner.stage];
+  if (!miner.live) news.emplace_back(MinerReturned{miner.index});
+  if (request.applied) {
+    const MergeApplied& applied = *request.applied;
+    const bool checked = miner.ready && miner.epoch == applied.epoch &&
+                         (applied.epoch != stage.epoch || stage.state == applied.state);
+    if (!checked && applied.epoch <= stage.epoch) news.emplace_back(StateHeld{miner.index, applied});
+  }
+  ReceiptsArrived receipts{miner.index, {}};
+  uint64_t next = miner.receipts_through + 1;
+  for (const Receipt& receipt : request.receipts) {
+    if (receipt.sequence != next) continue;
+    receipts.receipts.push_back(receipt);
+    ++next;
+  }
+  if (!receipts.receipts.empty()) news.emplace_back(std::move(receipts));
+  if (request.upload && stage.merge && stage.merge->phase == MergePhase::kSnapshot &&
+      stage.merge->target == request.upload->target && stage.merge->invited.count(miner.index) > 0 &&
+      stage.merge->uploads.count(miner.index) == 0) {
+    news.emplace_back(UploadCommitted{miner.index, *request.upload});
+  }
+  if (stage.merge && stage.merge->phase == MergePhase::kReduce) {
+    const std::vector<ShardTask> owed = open_tasks(*stage.merge, miner.index);
+    for (const ShardCommit& commit : request.shards) {
+      if (commit.target != stage.merge->target) continue;
+      if (std::any_of(owed.begin(), owed.end(), [&](const ShardTask& task) { return task.shard == commit.shard; })) {
+        news.emplace_back(ShardCommitted{miner.index, commit});
+      }
+    }
+  }
+  if (request.published_state && !stage.state_published && request.status.epoch == stage.epoch &&
+      *request.published_state == stage.state) {
+    news.emplace_back(StatePublished{miner.index, stage.epoch, stage.state});
+  }
+  if (request.checkpoint && state_.phase == RunPhase::kCheckpointing && request.checkpoint->id == state_.checkpoint_id &&
+      !miner.checkpoint) {
+    news.emplace_back(CheckpointCommitted{miner.index, *request.checkpoint});
+  }
+  if (request.lease_request > miner.lease_request && request.leases_wanted > 0 && lease_refusal(miner).empty() &&
+      miner.in_flight < state_.spec.pipeline.max_in_flight && next_to_lease().has_value()) {
+    news.emplace_back(LeasesRequested{miner.index, request.lease_request, request.leases_wanted});
+  }
+  return news;
+}
+
+SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
+  const MinerRecord& miner = state_.miners[request.miner];
+  const StageRecord& stage = state_.stages[miner.stage];
+  SyncAnswer answer;
+  answer.phase = state_.phase;
+  answer.receipts_acknowledged = miner.receipts_through;
+  answer.leave = state_.phase == RunPhase::kFinished || state_.phase == RunPhase::kStopped;
+  answer.peers_version = state_.peers_version;
+  if (request.peers_version != state_.peers_version) {
+    std::vector<Peer> peers;
+    for (const MinerRecord& other : state_.miners) {
+      // Neighbours only: nobody needs the addresses of more.
+      if (other.stage + 1 != miner.stage && other.stage != miner.stage + 1) continue;
+      peers.push_back({other.index, other.registration.node, other.stage, other.registration.address,
+                       other.live && other.ready});
+    }
+    answer.peers = std::move(peers);
+  }
+  const bool loads = !miner.ready || !can_catch_up(stage, miner);
+  if (loads) {
+    if (stage.state_published || (stage.epoch == 0 && !miner.must_download)) {
+      Assignment assignment;
+      assignment.stage = miner.stage;
+      assignment.epoch = stage.epoch;
+      if (stage.state_published) assignment.state = stage.state;
+      if (miner.resumed) assignment.local_state = miner.resumed->local_state;
+      const uint64_t per_step = uint64_t{state_.spec.training.microbatches_per_step} * state_.spec.pipeline.miners_per_stage;
+      assignment.schedule_step = miner.resumed ? miner.resumed->schedule_step : state_.done / per_step;
+      answer.assignment = assignment;
+      answer.reason = "load the stage";
+    } else {
+      answer.reason = "waiting until a replica has published the stage's state";
+    }
+    return answer;
+  }
+  if (request.lease_request == miner.lease_request) {
+    answer.leases = miner.granted;
+    answer.lease_request = miner.lease_request;
+  }
+  if (request.leases_wanted > 0 && answer.leases.empty()) answer.reason = lease_refusal(miner);
+  answer.merge = merge_directive(state_, miner);
+  answer.publish_state = publishes(state_, miner);
+  if (state_.phase == RunPhase::kCheckpointing && !miner.checkpoint) answer.checkpoint = state_.checkpoint_id;
+  return answer;
+}
+
+}  // namespace tessera::core

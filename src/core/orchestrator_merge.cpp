@@ -1,0 +1,272 @@
+// Merges of a stage: snapshot -> (freeze) reduce -> complete, or abort. docs/protocol.md draws it.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "tessera/base/prng.h"
+#include "tessera/core/orchestrator.h"
+
+namespace tessera::core {
+
+void Orchestrator::consider_merges() {
+  if (!state_.created || !state_.spec.merge.enabled) {
+    for (StageRecord& stage : state_.stages) stage.final_merge_done = true;
+    return;
+  }
+  const bool final = state_.phase == RunPhase::kMerging;
+  if (state_.phase != RunPhase::kRunning && !final) return;
+  for (StageIndex s = 0; s < state_.stages.size(); ++s) {
+    StageRecord& stage = state_.stages[s];
+    if (stage.merge || (final && stage.final_merge_done)) continue;
+    uint32_t live = 0;
+    std::set<MinerIndex> qualified;
+    bool behind = false;
+    for (const MinerRecord& miner : state_.miners) {
+      if (!miner.live || !miner.ready || miner.stage != s) continue;
+      ++live;
+      if (miner.epoch != stage.epoch) {
+        behind = true;
+      } else if (miner.fresh_total() >= (final ? 1 : state_.spec.merge.min_microbatches)) {
+        qualified.insert(miner.index);
+      }
+    }
+    if (final) {
+      if (behind) continue;  // it catches up with the merge before first
+      if (qualified.empty()) {
+        stage.final_merge_done = true;
+      } else {
+        start_merge(s, std::move(qualified));
+      }
+      continue;
+    }
+    if (live == 0 || qualified.empty()) continue;
+    const auto needed = static_cast<uint32_t>(std::ceil(state_.spec.merge.quorum * live - 1e-9));
+    if (qualified.size() >= std::max<uint32_t>(needed, 1)) start_merge(s, std::move(qualified));
+  }
+}
+
+void Orchestrator::start_merge(StageIndex s, std::set<MinerIndex> invited) {
+  StageRecord& stage = state_.stages[s];
+  Merge merge;
+  merge.target = stage.epoch + 1;
+  merge.deadline = now_ + state_.spec.timeouts.merge_phase_ms;
+  merge.final = state_.phase == RunPhase::kMerging;
+  merge.invited = std::move(invited);
+  say(fmt::format("stage {} merges to epoch {}: {} miners take part", s, merge.target, merge.invited.size()));
+  stage.merge = std::move(merge);
+}
+
+void Orchestrator::on(const UploadCommitted& event) {
+  if (event.miner >= state_.miners.size()) return;
+  const StageIndex s = state_.miners[event.miner].stage;
+  auto& merge = state_.stages[s].merge;
+  if (!merge || merge->phase != MergePhase::kSnapshot || merge->target != event.commit.target ||
+      merge->invited.count(event.miner) == 0) {
+    return;
+  }
+  merge->uploads.emplace(event.miner, event.commit);  // the first commitment binds
+  freeze_if_complete(s);
+}
+
+void Orchestrator::freeze_if_complete(StageIndex s) {
+  const Merge& merge = *state_.stages[s].merge;
+  const bool complete = std::all_of(merge.invited.begin(), merge.invited.end(),
+                                    [&](MinerIndex miner) { return merge.uploads.count(miner) > 0; });
+  if (complete) freeze(s);
+}
+
+// Ends the commit phase: the manifest is the uploads that are there, weighted by the microbatches that receipts confirm.
+void Orchestrator::freeze(StageIndex s) {
+  StageRecord& stage = state_.stages[s];
+  Merge& merge = *stage.merge;
+  uint64_t total = 0;
+  for (const auto& [index, upload] : merge.uploads) {
+    uint32_t count = 0;
+    for (const auto& [step, fresh] : state_.miners[index].fresh) {
+      if (step < upload.snapshot_step) count += fresh;
+    }
+    if (count == 0) continue;
+    merge.participants.push_back(index);
+    merge.counts.push_back(count);
+    total += count;
+  }
+  if (merge.participants.empty()) {
+    abort_merge(s, "no upload with counted microbatches");
+    return;
+  }
+  for (const uint32_t count : merge.counts) {
+    merge.weights.push_back(static_cast<float>(static_cast<double>(count) / static_cast<double>(total)));
+  }
+  const uint64_t block = state_.spec.merge.block_values;
+  const uint64_t blocks = (stage.values + block - 1) / block;
+  const uint64_t seed = mix64(state_.secret ^ mix64(uint64_t{s} << 48 ^ merge.target));
+  for (const PlannedShard& plan :
+       butterfly_plan(static_cast<uint32_t>(merge.participants.size()), blocks, seed)) {
+    MergeShard shard;
+    shard.plan = plan;
+    merge.shards.push_back(shard);
+  }
+  merge.phase = MergePhase::kReduce;
+  merge.deadline = now_ + state_.spec.timeouts.merge_phase_ms;
+  say(fmt::format("stage {} merge {}: manifest of {} uploads, {} microbatches, {} shards", s, merge.target,
+                  merge.participants.size(), total, merge.shards.size()));
+  for (uint32_t i = 0; i < merge.shards.size(); ++i) accept_if_settled(s, i);
+  complete_merge(s);
+}
+
+void Orchestrator::on(const ShardCommitted& event) {
+  if (event.miner >= state_.miners.size()) return;
+  const StageIndex s = state_.miners[event.miner].stage;
+  auto& merge = state_.stages[s].merge;
+  if (!merge || merge->phase != MergePhase::kReduce || merge->target != event.commit.target ||
+      event.commit.shard >= merge->shards.size()) {
+    return;
+  }
+  MergeShard& shard = merge->shards[event.commit.shard];
+  if (merge->participants[shard.plan.owner_a] == event.miner && !shard.copy_a) {
+    shard.copy_a = event.commit.object;
+  } else if (merge->participants[shard.plan.owner_b] == event.miner && !shard.copy_b) {
+    shard.copy_b = event.commit.object;
+  } else {
+    return;
+  }
+  accept_if_settled(s, event.commit.shard);
+  complete_merge(s);
+}
+
+// Decides a shard as soon as it can be decided: equal copies count; different ones, or one whose other owner is gone, are
+// recomputed from the manifest's uploads. A lone copy is never taken on trust.
+void Orchestrator::accept_if_settled(StageIndex s, uint32_t index) {
+  Merge& merge = *state_.stages[s].merge;
+  MergeShard& shard = merge.shards[index];
+  if (shard.accepted || shard.recomputing) return;
+  if (shard.plan.block_count == 0) {
+    shard.accepted = Digest{};
+    return;
+  }
+  const bool alone = shard.plan.owner_a == shard.plan.owner_b;
+  if (alone) {
+    if (shard.copy_a) shard.accepted = shard.copy_a;
+  } else if (shard.copy_a && shard.copy_b) {
+    if (*shard.copy_a == *shard.copy_b) {
+      shard.accepted = shard.copy_a;
+    } else {
+      recompute(s, index, "its owners disagree");
+    }
+    return;
+  }
+  if (shard.accepted) return;
+  const bool a_can = shard.copy_a || state_.miners[merge.participants[shard.plan.owner_a]].live;
+  const bool b_can = shard.copy_b || state_.miners[merge.participants[shard.plan.owner_b]].live;
+  if (!a_can || !b_can) recompute(s, index, "an owner is gone");
+}
+
+void Orchestrator::recompute(StageIndex s, uint32_t index, const char* reason) {
+  StageRecord& stage = state_.stages[s];
+  Merge& merge = *stage.merge;
+  MergeShard& shard = merge.shards[index];
+  shard.recomputing = true;
+  RecomputeShard effect{.stage = s,
+                        .target = merge.target,
+                        .shard = index,
+                        .first_block = shard.plan.first_block,
+                        .block_count = shard.plan.block_count,
+                        .uploads = {}};
+  for (size_t p = 0; p < merge.participants.size(); ++p) {
+    effect.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
+  }
+  effects_.recompute.push_back(std::move(effect));
+  say(fmt::format("stage {} merge {} shard {}: {}; the orchestrator recomputes it", s, merge.target, index, reason), true);
+}
+
+// The reduce phase is over: whatever is not agreed on is recomputed.
+void Orchestrator::settle_shards(StageIndex s) {
+  Merge& merge = *state_.stages[s].merge;
+  for (uint32_t i = 0; i < merge.shards.size(); ++i) {
+    if (!merge.shards[i].accepted && !merge.shards[i].recomputing) recompute(s, i, "the phase's time is over");
+  }
+}
+
+void Orchestrator::on(const ShardRecomputed& event) {
+  if (event.stage >= state_.stages.size()) return;
+  StageRecord& stage = state_.stages[event.stage];
+  if (!stage.merge || stage.merge->target != event.commit.target ||
+      event.commit.shard >= stage.merge->shards.size()) {
+    return;
+  }
+  Merge& merge = *stage.merge;
+  MergeShard& shard = merge.shards[event.commit.shard];
+  if (shard.accepted) return;
+  if (event.commit.object.is_zero()) {
+    abort_merge(event.stage, fmt::format("the uploads of shard {} are not all readable", event.commit.shard));
+    return;
+  }
+  stage.shards_recomputed++;
+  shard.accepted = event.commit.object;
+  const auto judge = [&](const std::optional<Digest>& copy, uint32_t owner) {
+    if (!copy || *copy == event.commit.object) return;
+    say(fmt::format("stage {} merge {} shard {}: miner {} committed a wrong reduction", event.stage, merge.target,
+                    event.commit.shard, merge.participants[owner]), true);
+  };
+  judge(shard.copy_a, shard.plan.owner_a);
+  judge(shard.copy_b, shard.plan.owner_b);
+  complete_merge(event.stage);
+}
+
+void Orchestrator::complete_merge(StageIndex s) {
+  StageRecord& stage = state_.stages[s];
+  if (!stage.merge) return;
+  Merge& merge = *stage.merge;
+  if (!std::all_of(merge.shards.begin(), merge.shards.end(), [](const MergeShard& shard) { return shard.accepted; })) {
+    return;
+  }
+  PastMerge past{.target = merge.target, .participants = merge.participants, .results = {}};
+  for (const MergeShard& shard : merge.shards) {
+    if (shard.plan.block_count == 0) continue;
+    past.results.push_back({shard.plan.first_block, shard.plan.block_count, *shard.accepted});
+  }
+  std::sort(past.results.begin(), past.results.end(),
+            [](const ShardResult& a, const ShardResult& b) { return a.first_block < b.first_block; });
+  for (const MinerIndex index : merge.participants) {
+    auto& fresh = state_.miners[index].fresh;
+    fresh.erase(fresh.begin(), fresh.lower_bound(merge.uploads.at(index).snapshot_step));
+  }
+  stage.past.push_back(std::move(past));
+  while (stage.past.size() > state_.spec.merge.max_staleness) stage.past.pop_front();
+  stage.epoch = merge.target;
+  stage.state = Digest{};
+  stage.state_published = false;
+  stage.merges++;
+  if (merge.final) stage.final_merge_done = true;
+  say(fmt::format("stage {} is at epoch {}", s, stage.epoch));
+  stage.merge.reset();
+}
+
+void Orchestrator::abort_merge(StageIndex s, const std::string& reason) {
+  StageRecord& stage = state_.stages[s];
+  say(fmt::format("stage {} merge {} aborted: {}; its base stays, nothing is lost", s, stage.merge->target, reason), true);
+  stage.merges_aborted++;
+  if (stage.merge->final) stage.final_merge_done = true;
+  stage.merge.reset();
+}
+
+// A miner is gone, or starts anew: nothing waits for it.
+void Orchestrator::drop_from_merge(MinerIndex index) {
+  const StageIndex s = state_.miners[index].stage;
+  auto& merge = state_.stages[s].merge;
+  if (!merge) return;
+  if (merge->phase == MergePhase::kSnapshot) {
+    if (merge->uploads.count(index) > 0) return;
+    if (merge->invited.erase(index) == 0) return;
+    if (merge->invited.empty()) {
+      abort_merge(s, "every participant is gone");
+    } else {
+      freeze_if_complete(s);
+    }
+    return;
+  }
+  for (uint32_t i = 0; i < merge->shards.size(); ++i) accept_if_settled(s, i);
+}
+
+}  // namespace tessera::core

@@ -1,0 +1,381 @@
+#include "tessera/core/run_spec.h"
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <numbers>
+#include <numeric>
+
+namespace tessera::core {
+namespace {
+
+// A stage is a bit of a 64-bit mask wherever "which stages have done this" is kept.
+constexpr uint32_t kMaxStages = 64;
+constexpr uint32_t kMaxMicrobatchTokens = 1u << 20;
+constexpr uint64_t kMaxBoundaryPayloadBytes = uint64_t{1} << 30;
+constexpr size_t kMaxNameBytes = 64;
+constexpr uint32_t kDayMs = 86400000;
+
+struct WholeLimit {
+  const char* key;
+  uint64_t value;
+  uint64_t low;
+  uint64_t high;
+};
+
+Status check_whole(std::initializer_list<WholeLimit> limits) {
+  for (const WholeLimit& limit : limits) {
+    if (limit.value < limit.low || limit.value > limit.high) {
+      return invalid_argument("{}: {} is not allowed; it must be {} to {}", limit.key, limit.value,
+                              limit.low, limit.high);
+    }
+  }
+  return ok_status();
+}
+
+enum class Ends { kClosed, kOpenLow, kOpenHigh };
+
+struct RealLimit {
+  const char* key;
+  double value;
+  double low;
+  double high;
+  Ends ends = Ends::kClosed;
+};
+
+Status check_real(std::initializer_list<RealLimit> limits) {
+  for (const RealLimit& limit : limits) {
+    const bool inside =
+        limit.ends == Ends::kOpenLow    ? limit.value > limit.low && limit.value <= limit.high
+        : limit.ends == Ends::kOpenHigh ? limit.value >= limit.low && limit.value < limit.high
+                                        : limit.value >= limit.low && limit.value <= limit.high;
+    if (inside) continue;  // never true of not-a-number
+    const std::string range = limit.ends == Ends::kOpenLow
+                                  ? fmt::format("above {} and at most {}", limit.low, limit.high)
+                              : limit.ends == Ends::kOpenHigh
+                                  ? fmt::format("at least {} and below {}", limit.low, limit.high)
+                                  : fmt::format("{} to {}", limit.low, limit.high);
+    return invalid_argument("{}: {} is not allowed; it must be {}", limit.key, limit.value, range);
+  }
+  return ok_status();
+}
+
+// A spec can come from the wire, where an enum is any number.
+template <class Enum>
+Status check_enum(const char* key, Enum value, Enum last) {
+  if (value <= last) return ok_status();
+  return invalid_argument("{}: {} stands for no known choice; the sender's version is another one",
+                          key, static_cast<int>(value));
+}
+
+// The name becomes part of folder names and of metric labels.
+Status check_name(const std::string& name) {
+  const auto letter_or_digit = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+  };
+  const bool allowed =
+      !name.empty() && name.size() <= kMaxNameBytes && letter_or_digit(name.front()) &&
+      std::all_of(name.begin(), name.end(),
+                  [&](char c) { return letter_or_digit(c) || c == '.' || c == '_' || c == '-'; });
+  if (allowed) return ok_status();
+  return invalid_argument(
+      "run.name: not allowed; it must be 1 to {} letters, digits, '.', '_' or '-', beginning with "
+      "a letter or "
+      "digit",
+      kMaxNameBytes);
+}
+
+Status check_model(const ModelSpec& model) {
+  TESSERA_RETURN_IF_ERROR(check_whole({{"model.layers", model.layers, 1, 1024},
+                                       {"model.width", model.width, 2, 65536},
+                                       {"model.heads", model.heads, 1, 1024},
+                                       {"model.kv_heads", model.kv_heads, 1, 1024},
+                                       {"model.ffn_width", model.ffn_width, 1, 1048576},
+                                       {"model.vocab", model.vocab, 2, 4194304},
+                                       {"model.context", model.context, 1, kMaxMicrobatchTokens}}));
+  TESSERA_RETURN_IF_ERROR(
+      check_real({{"model.rope_theta", model.rope_theta, 1, 1e9},
+                  {"model.norm_epsilon", model.norm_epsilon, 0, 0.1, Ends::kOpenLow},
+                  {"model.init_std", model.init_std, 0, 1, Ends::kOpenLow}}));
+  if (model.width % model.heads != 0) {
+    return invalid_argument(
+        "model.heads: model.width {} is not a multiple of {}; every head needs the same width",
+        model.width, model.heads);
+  }
+  if ((model.width / model.heads) % 2 != 0) {
+    return invalid_argument(
+        "model.heads: {} heads at model.width {} give a head width of {}, but rotary positions "
+        "turn pairs of "
+        "numbers and need an even one",
+        model.heads, model.width, model.width / model.heads);
+  }
+  if (model.heads % model.kv_heads != 0) {
+    return invalid_argument(
+        "model.kv_heads: {} does not divide model.heads {}; every key-value head serves the same "
+        "number of heads",
+        model.kv_heads, model.heads);
+  }
+  return ok_status();
+}
+
+Status check_pipeline(const PipelineSpec& pipeline, uint32_t layers) {
+  TESSERA_RETURN_IF_ERROR(
+      check_whole({{"pipeline.stages", pipeline.stages, 1, kMaxStages},
+                   {"pipeline.miners_per_stage", pipeline.miners_per_stage, 1, 1024},
+                   {"pipeline.max_in_flight", pipeline.max_in_flight, 1, 1024}}));
+  TESSERA_RETURN_IF_ERROR(
+      check_real({{"pipeline.random_pathway_share", pipeline.random_pathway_share, 0, 1}}));
+  if (pipeline.stages > layers) {
+    return invalid_argument(
+        "pipeline.stages: {} stages can't share model.layers {}; every stage needs at least 1 "
+        "layer",
+        pipeline.stages, layers);
+  }
+  if (pipeline.stage_layers.empty()) return ok_status();
+  if (pipeline.stage_layers.size() != pipeline.stages) {
+    return invalid_argument(
+        "pipeline.stage_layers: {} entries for pipeline.stages {}; give one for each stage, or [] "
+        "for an even "
+        "split",
+        pipeline.stage_layers.size(), pipeline.stages);
+  }
+  uint64_t sum = 0;
+  for (size_t stage = 0; stage < pipeline.stage_layers.size(); ++stage) {
+    if (pipeline.stage_layers[stage] == 0) {
+      return invalid_argument(
+          "pipeline.stage_layers: stage {} has 0 layers; every stage needs at least 1", stage);
+    }
+    sum += pipeline.stage_layers[stage];
+  }
+  if (sum != layers) {
+    return invalid_argument(
+        "pipeline.stage_layers: the entries add up to {}, but model.layers is {}", sum, layers);
+  }
+  return ok_status();
+}
+
+Status check_training(const TrainingSpec& training) {
+  TESSERA_RETURN_IF_ERROR(
+      check_whole({{"training.steps", training.steps, 1, 100000000},
+                   {"training.microbatch_size", training.microbatch_size, 1, 4096},
+                   {"training.microbatches_per_step", training.microbatches_per_step, 1, 4096},
+                   {"training.warmup_steps", training.warmup_steps, 0, 100000000}}));
+  TESSERA_RETURN_IF_ERROR(
+      check_enum("training.optimizer", training.optimizer, OptimizerKind::kAdamW));
+  TESSERA_RETURN_IF_ERROR(check_enum("training.decay", training.decay, LrDecay::kCosine));
+  return check_real({{"training.learning_rate", training.learning_rate, 0, 10, Ends::kOpenLow},
+                     {"training.min_learning_rate_ratio", training.min_learning_rate_ratio, 0, 1},
+                     {"training.beta1", training.beta1, 0, 1, Ends::kOpenHigh},
+                     {"training.beta2", training.beta2, 0, 1, Ends::kOpenHigh},
+                     {"training.epsilon", training.epsilon, 0, 1, Ends::kOpenLow},
+                     {"training.weight_decay", training.weight_decay, 0, 10},
+                     {"training.clip_norm", training.clip_norm, 0, 1000000}});
+}
+
+Status check_merge(const MergeSpec& merge) {
+  TESSERA_RETURN_IF_ERROR(
+      check_whole({{"merge.min_microbatches", merge.min_microbatches, 1, 1000000},
+                   {"merge.max_staleness", merge.max_staleness, 1, 64},
+                   {"merge.block_values", merge.block_values, 256, 4194304}}));
+  return check_real(
+      {{"merge.quorum", merge.quorum, 0, 1, Ends::kOpenLow},
+       {"merge.outer_learning_rate", merge.outer_learning_rate, 0, 10, Ends::kOpenLow},
+       {"merge.outer_momentum", merge.outer_momentum, 0, 1, Ends::kOpenHigh}});
+}
+
+Status check_timeouts(const TimeoutSpec& timeouts) {
+  TESSERA_RETURN_IF_ERROR(
+      check_whole({{"timeouts.lease_ms", timeouts.lease_ms, 10, kDayMs},
+                   {"timeouts.miner_lost_ms", timeouts.miner_lost_ms, 10, kDayMs},
+                   {"timeouts.peer_ms", timeouts.peer_ms, 10, kDayMs},
+                   {"timeouts.merge_phase_ms", timeouts.merge_phase_ms, 10, kDayMs},
+                   {"timeouts.sync_ms", timeouts.sync_ms, 1, kDayMs}}));
+  if (timeouts.sync_ms > timeouts.miner_lost_ms / 2) {
+    return invalid_argument(
+        "timeouts.miner_lost_ms: {} is less than twice timeouts.sync_ms {}; one late report would "
+        "make a healthy "
+        "miner count as lost",
+        timeouts.miner_lost_ms, timeouts.sync_ms);
+  }
+  return ok_status();
+}
+
+uint32_t payload_bits(Codec codec, uint32_t rank) {
+  return static_cast<uint32_t>(8 * payload_bytes(codec, 1, rank));
+}
+
+// Says what would work instead: a width, a compression, or other codecs.
+Status no_rank(const ModelSpec& model, const BoundarySpec& boundary) {
+  const uint32_t need_bits = payload_bits(boundary.codec, 1);
+  const double wanted = boundary.compression;
+  // The next width that keeps whole, even heads.
+  const uint64_t step = 2ull * model.heads;
+  const auto least = static_cast<uint64_t>(std::ceil(need_bits * wanted / 16));
+  const uint64_t width = (least + step - 1) / step * step;
+  std::string codecs;
+  for (const Codec codec : {Codec::kBf16, Codec::kInt8, Codec::kInt4}) {
+    if (boundary_rank(model.width, codec, wanted) == 0) continue;
+    codecs += fmt::format(", or boundary.codec {}", name_of(codec));
+  }
+  const double most = std::floor(16.0 * model.width / need_bits * 100) / 100;
+  return invalid_argument(
+      "boundary.compression: {}x can't be had with boundary.codec {} at model.width {}: it leaves "
+      "{:.4g} bits a "
+      "token, and the smallest boundary needs {}; use model.width {} or more, or "
+      "boundary.compression {:g} or "
+      "less{}",
+      wanted, name_of(boundary.codec), model.width, 16.0 * model.width / wanted, need_bits, width,
+      most, codecs);
+}
+
+Status derive_rank(RunSpec* spec) {
+  BoundarySpec& boundary = spec->boundary;
+  const uint32_t width = spec->model.width;
+  if (boundary.kind == BoundaryKind::kNone) {
+    boundary.rank = width;
+    return ok_status();
+  }
+  if (boundary.rank > width) {
+    return invalid_argument(
+        "boundary.rank: {} is more than model.width {}, so it would carry nothing more; 0 picks it "
+        "from "
+        "boundary.compression",
+        boundary.rank, width);
+  }
+  if (boundary.rank > 0) return ok_status();
+  const uint32_t rank = boundary_rank(width, boundary.codec, boundary.compression);
+  if (rank == 0) return no_rank(spec->model, boundary);
+  // A narrow codec could carry more numbers than there are; the ratio is then better than asked
+  // for.
+  boundary.rank = std::min(rank, width);
+  return ok_status();
+}
+
+Status check_boundary(RunSpec* spec) {
+  const BoundarySpec& boundary = spec->boundary;
+  TESSERA_RETURN_IF_ERROR(check_enum("boundary.kind", boundary.kind, BoundaryKind::kAnchored));
+  TESSERA_RETURN_IF_ERROR(check_enum("boundary.codec", boundary.codec, Codec::kInt4));
+  TESSERA_RETURN_IF_ERROR(check_real({{"boundary.compression", boundary.compression, 1, 65536}}));
+  if (boundary.anchor_rank > spec->model.width) {
+    return invalid_argument(
+        "boundary.anchor_rank: {} is more than model.width {}, so the factors would be larger than "
+        "the table; 0 "
+        "takes the full table",
+        boundary.anchor_rank, spec->model.width);
+  }
+  return derive_rank(spec);
+}
+
+// Products of several keys; each alone is within its limit here.
+Status check_sizes(const RunSpec& spec) {
+  const uint64_t tokens = uint64_t{spec.training.microbatch_size} * spec.model.context;
+  if (tokens > kMaxMicrobatchTokens) {
+    return invalid_argument(
+        "training.microbatch_size: {} sequences of model.context {} are {} tokens, more than the "
+        "{} that a "
+        "microbatch may have; raise training.microbatches_per_step instead",
+        spec.training.microbatch_size, spec.model.context, tokens, kMaxMicrobatchTokens);
+  }
+  const uint64_t payload = payload_bytes(spec.boundary.codec, tokens, spec.boundary.rank);
+  if (payload > kMaxBoundaryPayloadBytes) {
+    return invalid_argument(
+        "training.microbatch_size: a boundary payload of {} tokens x {} numbers in {} has {} "
+        "bytes, more than the "
+        "{} that a frame may have; lower it, or compress more",
+        tokens, spec.boundary.rank, name_of(spec.boundary.codec), payload,
+        kMaxBoundaryPayloadBytes);
+  }
+  return ok_status();
+}
+
+void derive_stage_layers(RunSpec* spec) {
+  PipelineSpec& pipeline = spec->pipeline;
+  if (!pipeline.stage_layers.empty()) return;
+  for (uint32_t stage = 0; stage < pipeline.stages; ++stage) {
+    const uint32_t extra = stage < spec->model.layers % pipeline.stages ? 1 : 0;
+    pipeline.stage_layers.push_back(spec->model.layers / pipeline.stages + extra);
+  }
+}
+
+}  // namespace
+
+Status validate(RunSpec* spec) {
+  TESSERA_RETURN_IF_ERROR(check_name(spec->name));
+  TESSERA_RETURN_IF_ERROR(check_model(spec->model));
+  TESSERA_RETURN_IF_ERROR(check_pipeline(spec->pipeline, spec->model.layers));
+  TESSERA_RETURN_IF_ERROR(check_training(spec->training));
+  TESSERA_RETURN_IF_ERROR(check_merge(spec->merge));
+  TESSERA_RETURN_IF_ERROR(check_timeouts(spec->timeouts));
+  TESSERA_RETURN_IF_ERROR(check_whole(
+      {{"checkpoint.every_microbatches", spec->checkpoint.every_microbatches, 0, 1000000000000},
+       {"checkpoint.keep", spec->checkpoint.keep, 1, 1000}}));
+  RunSpec derived = *spec;  // what is refused stays as it was
+  TESSERA_RETURN_IF_ERROR(check_boundary(&derived));
+  TESSERA_RETURN_IF_ERROR(check_sizes(derived));
+  derive_stage_layers(&derived);
+  *spec = std::move(derived);
+  return ok_status();
+}
+
+uint32_t boundary_rank(uint32_t width, Codec codec, double compression) {
+  if (!(compression > 0)) return 0;
+  const double scale_bits = has_scales(codec) ? 16 : 0;
+  const double code_bytes = std::floor((16.0 * width / compression - scale_bits) / 8);
+  if (!(code_bytes > 0)) return 0;
+  const double rank = std::floor(code_bytes * 8 / bits_of(codec));
+  return rank >= UINT32_MAX ? UINT32_MAX : static_cast<uint32_t>(rank);
+}
+
+LayerRange layers_of(const RunSpec& spec, StageIndex stage) {
+  const std::vector<uint32_t>& layers = spec.pipeline.stage_layers;
+  TESSERA_CHECK(stage < layers.size());
+  const uint32_t begin = std::accumulate(layers.begin(), layers.begin() + stage, uint32_t{0});
+  return {begin, begin + layers[stage]};
+}
+
+const char* name_of(BoundaryKind kind) {
+  switch (kind) {
+    case BoundaryKind::kNone:
+      return "none";
+    case BoundaryKind::kIota:
+      return "iota";
+    case BoundaryKind::kResidual:
+      return "residual";
+    case BoundaryKind::kAnchored:
+      return "anchored";
+  }
+  return "unknown";
+}
+
+const char* name_of(Codec codec) {
+  switch (codec) {
+    case Codec::kFp32:
+      return "fp32";
+    case Codec::kBf16:
+      return "bf16";
+    case Codec::kInt8:
+      return "int8";
+    case Codec::kInt4:
+      return "int4";
+  }
+  return "unknown";
+}
+
+double learning_rate_at(const TrainingSpec& training, uint64_t step) {
+  const double peak = training.learning_rate;
+  if (step < training.warmup_steps) {
+    return peak * static_cast<double>(step + 1) / static_cast<double>(training.warmup_steps);
+  }
+  if (training.decay == LrDecay::kConstant) return peak;
+  const double floor = peak * training.min_learning_rate_ratio;
+  if (step >= training.steps) return floor;
+  // warmup_steps <= step < steps here.
+  const double progress = static_cast<double>(step - training.warmup_steps) /
+                          static_cast<double>(training.steps - training.warmup_steps);
+  const double remaining = training.decay == LrDecay::kLinear
+                               ? 1 - progress
+                               : 0.5 * (1 + std::cos(std::numbers::pi * progress));
+  return floor + (peak - floor) * remaining;
+}
+
+}  // namespace tessera::core
