@@ -51,10 +51,11 @@ std::vector<Window> windows_of(const std::vector<TokenShard>& shards, uint32_t c
   return windows;
 }
 
-// The network permutes [0, 4^half_bits), the smallest such range that holds `size` numbers. An image outside [0, size)
-// is permuted again until it is inside ("cycle walking", Black and Rogaway 2002): the walk follows one cycle of the big
-// permutation, which returns to its start, so it ends, and two starts never end at the same number. The range is below
-// 4 * size, so a walk takes fewer than four turns on average.
+// The network permutes [0, 4^half_bits), the smallest such range that holds `size` numbers. An
+// image outside [0, size) is permuted again until it is inside ("cycle walking", Black and Rogaway
+// 2002): the walk follows one cycle of the big permutation, which returns to its start, so it ends,
+// and two starts never end at the same number. The range is below 4 * size, so a walk takes fewer
+// than four turns on average.
 uint64_t permute(uint64_t index, uint64_t size, uint64_t seed) {
   TESSERA_CHECK(index < size);
   const int bits = size > 1 ? std::bit_width(size - 1) : 1;

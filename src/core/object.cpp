@@ -38,20 +38,22 @@ StatusOr<ObjectManifest> ObjectManifest::decode(std::string_view bytes) {
     return invalid_argument("object manifest: {} bytes are too few for its header", bytes.size());
   }
   if (magic != kMagic) {
-    return invalid_argument("object manifest: starts with {}, not with \"{}\": it is something else",
-                            to_hex(magic), kMagic);
+    return invalid_argument(
+        "object manifest: starts with {}, not with \"{}\": it is something else", to_hex(magic),
+        kMagic);
   }
   if (manifest.chunk_bytes == 0 || manifest.chunk_bytes > kMaxChunkBytes) {
     return invalid_argument("object manifest: chunks of {} bytes; 1 to {} are allowed",
                             manifest.chunk_bytes, kMaxChunkBytes);
   }
   if (count > kMaxChunks) {
-    return invalid_argument("object manifest: {} chunks; at most {} are allowed", count, kMaxChunks);
+    return invalid_argument("object manifest: {} chunks; at most {} are allowed", count,
+                            kMaxChunks);
   }
   const uint64_t needed = chunks_for(manifest.total_bytes, manifest.chunk_bytes);
   if (count != needed) {
-    return invalid_argument("object manifest: {} chunks, but {} bytes in chunks of {} are {}", count,
-                            manifest.total_bytes, manifest.chunk_bytes, needed);
+    return invalid_argument("object manifest: {} chunks, but {} bytes in chunks of {} are {}",
+                            count, manifest.total_bytes, manifest.chunk_bytes, needed);
   }
   if (reader.remaining() != count * kDigestBytes) {
     return invalid_argument("object manifest: {} bytes follow the header, {} chunks have {}",

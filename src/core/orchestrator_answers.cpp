@@ -103,7 +103,11 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
   std::vector<Event> news;
   const MinerRecord& miner = state_.miners[request.miner];
   const StageRecord& stage = state_.stages[miner.stage];
-  if (!miner.live) news.emplace_back(MinerReturned{miner.index});
+  if (request.status.phase == MinerPhase::kDraining && request.status.in_flight == 0) {
+    if (miner.live) news.emplace_back(MinerLost{miner.index, "left in an orderly way"});
+  } else if (!miner.live) {
+    news.emplace_back(MinerReturned{miner.index});
+  }
   if (request.applied) {
     const MergeApplied& applied = *request.applied;
     const bool checked = miner.ready && miner.epoch == applied.epoch &&
@@ -141,7 +145,7 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
     news.emplace_back(CheckpointCommitted{miner.index, *request.checkpoint});
   }
   if (request.lease_request > miner.lease_request && request.leases_wanted > 0 && lease_refusal(miner).empty() &&
-      miner.in_flight < state_.spec.pipeline.max_in_flight && next_to_lease().has_value()) {
+      miner.in_flight < lease_limit() && next_to_lease().has_value()) {
     news.emplace_back(LeasesRequested{miner.index, request.lease_request, request.leases_wanted});
   }
   return news;

@@ -86,7 +86,7 @@ void Orchestrator::on(const LeasesRequested& event) {
   miner.lease_request = event.request;
   miner.granted.clear();
   if (!lease_refusal(miner).empty()) return;
-  while (miner.granted.size() < event.count && miner.in_flight < state_.spec.pipeline.max_in_flight) {
+  while (miner.granted.size() < event.count && miner.in_flight < lease_limit()) {
     const std::optional<MicrobatchId> id = next_to_lease();
     if (!id) break;
     miner.granted.push_back(grant(*id, miner));

@@ -186,7 +186,9 @@ class JsonWriter {
     } else if constexpr (HasFields<T>) {
       JsonWriter inner;
       const_cast<T&>(value).fields(inner);
-      out_ += "{" + inner.take() + "}";
+      out_ += '{';
+      out_ += inner.take();
+      out_ += '}';
     } else {
       write_container(value);
     }

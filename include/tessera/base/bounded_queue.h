@@ -40,6 +40,10 @@ class BoundedQueue {
     closed_ = true;
     ready_.notify_all();
   }
+  bool closed() const {
+    std::lock_guard lock(mutex_);
+    return closed_;
+  }
   size_t size() const {
     std::lock_guard lock(mutex_);
     return normal_.size() + urgent_.size();

@@ -195,6 +195,8 @@ class Orchestrator {
   bool stages_settled() const;
 
   // orchestrator_leases.cpp
+  // A head limits itself to max_in_flight; the orchestrator learns a little later what is complete, so it allows more.
+  uint32_t lease_limit() const { return 2 * state_.spec.pipeline.max_in_flight; }
   std::string lease_refusal(const MinerRecord& miner) const;
   std::optional<MicrobatchId> next_to_lease() const;
   Lease grant(MicrobatchId id, MinerRecord& head);

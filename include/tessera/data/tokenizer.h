@@ -16,6 +16,8 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
   virtual std::string kind() const = 0;  // "bytes" or "sentencepiece"
   virtual uint32_t vocab() const = 0;
+  // The id behind every document of a dataset: 0 for bytes, </s> for SentencePiece. Generation may stop at it.
+  virtual uint32_t end_of_document() const = 0;
   virtual std::vector<uint32_t> encode(std::string_view text) const = 0;
   // Ids outside the vocabulary are an error.
   virtual StatusOr<std::string> decode(const std::vector<uint32_t>& ids) const = 0;

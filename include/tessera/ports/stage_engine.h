@@ -10,27 +10,15 @@
 #include "tessera/base/ids.h"
 #include "tessera/base/status.h"
 #include "tessera/core/run_spec.h"
+#include "tessera/core/stage_layout.h"
+#include "tessera/core/stage_state.h"
 
 namespace tessera::ports {
 
-// A compressed boundary tensor of rows = B * T (tokens in order, batch major). kernels/codec.h says what the bytes are.
-struct BoundaryPayload {
-  int32_t exponent = 0;
-  std::string bytes;
-};
-
-struct TensorLayout {
-  std::string name;            // Hugging Face Llama name where there is one ("model.layers.0.mlp.up_proj.weight")
-  std::vector<int64_t> shape;
-  uint64_t offset = 0;         // in values, within the stage's flat vector
-  uint64_t count = 0;
-};
-
-struct MicrobatchKey {
-  MicrobatchId microbatch = 0;
-  uint32_t attempt = 0;
-  auto operator<=>(const MicrobatchKey&) const = default;
-};
+using core::BoundaryPayload;
+using core::LocalState;
+using core::MicrobatchKey;
+using core::TensorLayout;
 
 struct ForwardResult {
   BoundaryPayload output;       // empty at the tail
@@ -46,16 +34,6 @@ struct BackwardResult {
 struct StepResult {
   double gradient_norm = 0;  // before clipping
   uint64_t weight_version = 0;
-};
-
-// A stage's own optimizer state and partial gradient, in the flat layout.
-struct LocalState {
-  std::vector<float> masters;
-  std::vector<float> first_moment;
-  std::vector<float> second_moment;
-  uint64_t optimizer_steps = 0;       // age of the moments (bias correction)
-  std::vector<float> gradient;        // accumulated since the last step; empty if there is none
-  uint32_t gradient_microbatches = 0;
 };
 
 class StageEngine {

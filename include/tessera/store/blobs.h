@@ -1,11 +1,12 @@
 // Content-addressed blobs on disk: DIR/ab/cdef... named by BLAKE2b-256 of the content
-// (docs/formats/checkpoint-files.md). Thread-safe. One BlobStore owns a folder: two would each count only their own
-// puts against the limit (their contents would stay right).
+// (docs/formats/checkpoint-files.md). Thread-safe. One BlobStore owns a folder: two would each
+// count only their own puts against the limit (their contents would stay right).
 //
-// A put writes a temporary file and renames it, without fsync: a flush for each of thousands of blobs would make the
-// disk the bottleneck, and none is needed for truth, because get() checks the hash of what it reads. A power failure
-// can cost the newest blobs; they read as NOT_FOUND or DATA_LOSS, never as wrong content, and can be put again. Where
-// something durable is about to name blobs (a checkpoint's record in the journal), call sync() first.
+// A put writes a temporary file and renames it, without fsync: a flush for each of thousands of
+// blobs would make the disk the bottleneck, and none is needed for truth, because get() checks the
+// hash of what it reads. A power failure can cost the newest blobs; they read as NOT_FOUND or
+// DATA_LOSS, never as wrong content, and can be put again. Where something durable is about to name
+// blobs (a checkpoint's record in the journal), call sync() first.
 #pragma once
 
 #include <array>
@@ -28,10 +29,11 @@ inline constexpr size_t kMaxBlobBytes = 1u << 20;
 
 class BlobStore {
  public:
-  // `limit_bytes` bounds the folder; a put over it is RESOURCE_EXHAUSTED. Makes the folder, removes temporary files
-  // that a crash left, and counts what is there.
+  // `limit_bytes` bounds the folder; a put over it is RESOURCE_EXHAUSTED. Makes the folder, removes
+  // temporary files that a crash left, and counts what is there.
   static StatusOr<std::unique_ptr<BlobStore>> open(const std::string& folder, uint64_t limit_bytes);
-  // At most kMaxBlobBytes. Storing what is there already is no error and costs no write; a damaged copy is replaced.
+  // At most kMaxBlobBytes. Storing what is there already is no error and costs no write; a damaged
+  // copy is replaced.
   StatusOr<Digest> put(std::string_view content);
   // NOT_FOUND, or DATA_LOSS (and the file is removed) if the content no longer has its hash.
   StatusOr<std::string> get(const Digest& digest) const;

@@ -1,0 +1,65 @@
+// The configuration of one daemon on one machine: YAML to checked structs. Errors, overrides and
+// the empty path are as in run_config.h. Relative paths are relative to the folder the program was
+// started in. All functions are thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tessera/base/ids.h"
+#include "tessera/base/status.h"
+
+namespace tessera::config {
+
+struct LogConfig {
+  std::string level = "info";  // trace, debug, info, warn, error
+  std::string file;            // rotated, bounded on disk; empty: stderr only
+};
+
+struct OrchestratorConfig {
+  std::string listen = "127.0.0.1:0";     // host:port; port 0: the system picks one
+  std::string directory = "tessera-run";  // ledger, blobs and checkpoints
+  std::string run_config;                 // path of the run's YAML; required
+  std::string key_file;  // empty in the YAML: <directory>/orchestrator.key; made if absent
+  uint64_t blob_limit_bytes = uint64_t{64} << 30;  // of the blob store on disk; full means refuse
+  std::vector<NodeId> admins;                      // public keys that may pause, stop and assign
+  LogConfig log;
+};
+
+struct Device {
+  enum class Kind { kAuto, kCpu, kCuda };  // auto: the first CUDA device, else the CPU
+  Kind kind = Kind::kAuto;
+  std::optional<uint32_t> index;  // of the CUDA device; none: the first that is free
+  bool operator==(const Device&) const = default;
+};
+// As in the YAML: "auto", "cpu", "cuda", "cuda:1".
+std::string name_of(const Device& device);
+
+struct MinerConfig {
+  std::string orchestrator;  // host:port; required
+  // host:port that peers connect to. Port 0: the system picks one.
+  std::string listen = "127.0.0.1:0";
+  // host:port that peers are told, if it is not `listen` (behind NAT, or listening on every
+  // interface). Port 0: the port of `listen`. Empty: `listen`.
+  std::string advertise;
+  std::string directory = "tessera-miner";  // key, local state, caches
+  std::string key_file;  // empty in the YAML: <directory>/miner.key; made if absent
+  Device device;
+  uint32_t threads = 0;                  // compute threads of the CPU; 0: automatic
+  uint64_t memory_bytes = 0;             // device memory the miner may use; 0: automatic
+  std::optional<uint32_t> wanted_stage;  // ask for this stage; none: wherever it is needed most
+  LogConfig log;
+};
+
+StatusOr<OrchestratorConfig> load_orchestrator_config(const std::string& path,
+                                                      const std::vector<std::string>& overrides);
+StatusOr<MinerConfig> load_miner_config(const std::string& path,
+                                        const std::vector<std::string>& overrides);
+
+// Markdown tables of every key: type, default, allowed values, meaning.
+std::string orchestrator_config_reference_markdown();
+std::string miner_config_reference_markdown();
+
+}  // namespace tessera::config

@@ -1,0 +1,50 @@
+// The LibTorch stage: forward, backward and optimizer of one slice of a Llama model with its
+// boundaries.
+//
+// Numbers: fp32 masters, moments and gradient accumulator, each one flat tensor on the device in
+// the order of stage_layout(). Computation is in fp32 on a CPU and in bf16 (norms, softmax and loss
+// inside in fp32) on CUDA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "tessera/base/status.h"
+#include "tessera/core/run_spec.h"
+#include "tessera/model/stage_layout.h"
+#include "tessera/ports/stage_engine.h"
+
+namespace tessera::model {
+
+struct EngineOptions {
+  core::RunSpec spec;
+  StageIndex stage = 0;
+  std::string device = "cpu";  // "cpu" or "cuda:N", as choose_device() answers
+  int threads = 0;             // of the CPU; 0: torch's own choice
+  size_t max_in_flight = 64;   // microbatches between forward() and backward() or discard()
+};
+
+// The engine at the start of the run (initial_values()). Used by one thread, the one that made it
+// or another.
+//
+// Errors of forward() and backward():
+//   INVALID_ARGUMENT    payload or tokens that do not fit the run; the engine is as before
+//   DATA_LOSS           a number that is not finite, in a payload or as the loss; nothing is kept
+//   or accumulated ALREADY_EXISTS      forward of a microbatch that is in flight NOT_FOUND backward
+//   of one that is not RESOURCE_EXHAUSTED  max_in_flight reached, or out of memory INTERNAL
+//   anything else torch reports; on CUDA the process should be restarted
+// backward() keeps the microbatch in flight when it refuses the payload, and forgets it in every
+// other case. step(): FAILED_PRECONDITION without a gradient; DATA_LOSS if the gradient is not
+// finite: it is then dropped and the weights stay.
+StatusOr<std::unique_ptr<ports::StageEngine>> make_stage_engine(const EngineOptions& options);
+
+// `wanted`: "auto" (the first GPU if there is one), "cpu", "cuda" or "cuda:N". The answer is "cpu"
+// or "cuda:N".
+StatusOr<std::string> choose_device(const std::string& wanted);
+
+// All of the device's memory (of the host for "cpu"), in bytes; 0 if it can't be asked.
+uint64_t device_memory_bytes(const std::string& device);
+
+}  // namespace tessera::model

@@ -1,0 +1,122 @@
+// Who sent a request: an Ed25519 signature over everything that gives the request its meaning.
+//
+// Every RPC but Hello carries the metadata `tessera-auth-bin` = encode(AuthHeader). Its signature covers encode() of
+//   "tessera rpc 1", full method name, receiver's id, run id, sender's id, stream, session, sequence, unix_ms,
+//   BLAKE2b-256 of the exact request body.
+// The receiver knows its own id and run, so a request for another node or another run can't be used here. It refuses one
+// that is too old or too new by its clock, and one whose (sender, stream, sequence) it has seen.
+//
+// The answer to it carries `tessera-answer-bin`: the receiver's signature over "tessera answer 1", full method name, the
+// request's signature, BLAKE2b-256 of the exact answer body. So nobody on the way can answer for the receiver.
+#pragma once
+
+#include <bitset>
+#include <functional>
+#include <list>
+#include <map>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "tessera/base/archive.h"
+#include "tessera/base/clock.h"
+#include "tessera/base/crypto.h"
+#include "tessera/base/ids.h"
+#include "tessera/base/status.h"
+
+namespace tessera::net {
+
+inline constexpr char kAuthMetadata[] = "tessera-auth-bin";
+inline constexpr char kAnswerMetadata[] = "tessera-answer-bin";
+inline constexpr size_t kMaxSessionBytes = 16;
+inline constexpr size_t kMaxRunIdBytes = 16;
+
+struct AuthHeader {
+  NodeId node;             // the sender
+  uint64_t stream = 0;     // random, one per RequestSigner: a restarted sender, or a second process with the same key,
+                           // counts for itself
+  std::string session;     // as given at registration, at most kMaxSessionBytes; empty where none is needed
+  uint64_t sequence = 0;   // within the stream and to this receiver, from 1
+  int64_t unix_ms = 0;     // the sender's clock
+  Signature signature{};
+  template <class A>
+  void fields(A& a) {
+    a("node", node)("stream", stream)("session", session)("sequence", sequence)("unix_ms", unix_ms)(
+        "signature", signature);
+  }
+};
+
+// The bytes under the signatures.
+std::string signed_request_bytes(const AuthHeader& header, std::string_view method,
+                                 const NodeId& receiver, std::string_view run_id,
+                                 const Digest& body);
+std::string signed_answer_bytes(std::string_view method, const Signature& request,
+                                const Digest& body);
+
+using UnixClock = std::function<TimeMs()>;
+
+// Signs requests for one key. All links of a process share one. Thread-safe.
+class RequestSigner {
+ public:
+  explicit RequestSigner(const KeyPair& key, UnixClock clock = unix_now_ms);
+  const NodeId& id() const { return key_.id(); }
+  AuthHeader sign(std::string_view method, const NodeId& receiver, std::string_view run_id,
+                  std::string_view session, const Digest& body);
+
+ private:
+  // More receivers than this begin a new stream, so the table stays small.
+  static constexpr size_t kMaxReceivers = 65536;
+  const KeyPair key_;
+  const UnixClock clock_;
+  std::mutex mutex_;
+  uint64_t stream_;
+  std::map<NodeId, uint64_t> last_sequence_;
+};
+
+// Which of the last kWidth sequence numbers of one stream were seen.
+class ReplayWindow {
+ public:
+  static constexpr uint64_t kWidth = 1024;
+  // False if `sequence` was accepted before, or is too far behind the highest to know.
+  bool accept(uint64_t sequence);
+
+ private:
+  uint64_t highest_ = 0;
+  std::bitset<kWidth> seen_;
+};
+
+struct AuthLimits {
+  TimeMs max_age_ms = 10 * 60 * 1000;  // in either direction
+  // Streams remembered. Over it the least recently used is forgotten: its requests could then be replayed until they
+  // are too old.
+  size_t max_streams = 16384;
+  UnixClock clock = unix_now_ms;
+};
+
+// The receiver's side. Thread-safe.
+class RequestVerifier {
+ public:
+  RequestVerifier(const NodeId& self, std::string run_id, AuthLimits limits);
+  void set_run(std::string run_id);
+
+  // UNAUTHENTICATED, saying what is wrong and how to mend it.
+  StatusOr<AuthHeader> verify(std::string_view method, std::string_view header, const Digest& body);
+
+ private:
+  using StreamKey = std::pair<NodeId, uint64_t>;
+  struct Stream {
+    StreamKey key;
+    ReplayWindow window;
+  };
+  bool accept(const AuthHeader& header);
+
+  const NodeId self_;
+  const AuthLimits limits_;
+  std::mutex mutex_;
+  std::string run_id_;
+  std::list<Stream> streams_;  // most recently used first
+  std::map<StreamKey, std::list<Stream>::iterator> by_key_;
+};
+
+}  // namespace tessera::net

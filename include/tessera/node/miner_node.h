@@ -1,0 +1,54 @@
+// The miner's threads around core::Miner.
+//   control (run()'s caller)   owns the state machine; the only one to call links and to answer peers
+//   compute                    owns the engine
+//   background                 owns base and outer momentum; transfers of merges and checkpoints
+//   data                       reads token shards
+// They share bounded queues and immutable values, nothing else. Link callbacks only enqueue.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "tessera/base/crypto.h"
+#include "tessera/base/status.h"
+#include "tessera/ports/links.h"
+#include "tessera/ports/stage_engine.h"
+#include "tessera/ports/token_source.h"
+
+namespace tessera::node {
+
+struct MinerOptions {
+  core::Registration registration;   // node, incarnation, address, device, ...
+  const KeyPair* key = nullptr;
+  std::string directory;             // for the copy of the base that this replica holds; empty: none is written
+  // Builds the engine of a stage, on the compute thread.
+  std::function<StatusOr<std::unique_ptr<ports::StageEngine>>(const core::RunSpec&, StageIndex)> make_engine;
+};
+
+// The links outlive the node.
+struct MinerLinks {
+  ports::OrchestratorLink* orchestrator = nullptr;
+  ports::PeerLink* peers = nullptr;
+  ports::BlobLink* blobs = nullptr;
+  ports::TokenSource* tokens = nullptr;
+};
+
+class MinerNode final : public ports::PeerHandler {
+ public:
+  MinerNode(MinerOptions options, MinerLinks links);
+  ~MinerNode() override;
+
+  // Registers (waiting for the orchestrator as long as it takes), works until the run is over or `stop` is true, drains,
+  // and returns why it ended. An error status is one a restart may mend.
+  StatusOr<std::string> run(const std::atomic<bool>& stop);
+
+  void on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done) override;
+
+ private:
+  class Shell;
+  std::unique_ptr<Shell> shell_;
+};
+
+}  // namespace tessera::node

@@ -1,0 +1,39 @@
+// Large objects (core/object.h) over a blob link, and the raw bytes of a stage's values. Every byte that comes back was
+// checked against the name it was asked for.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tessera/base/status.h"
+#include "tessera/core/object.h"
+#include "tessera/core/stage_state.h"
+#include "tessera/ports/links.h"
+
+namespace tessera::node {
+
+// Stores every chunk and the manifest; returns the object's name.
+StatusOr<Digest> put_object(ports::BlobLink& blobs, std::string_view content,
+                            uint32_t chunk_bytes = core::kMaxChunkBytes);
+StatusOr<core::ObjectManifest> get_manifest(ports::BlobLink& blobs, const Digest& object);
+// Chunks [first, first + count) one after the other. OUT_OF_RANGE past the end.
+StatusOr<std::string> get_chunks(ports::BlobLink& blobs, const core::ObjectManifest& manifest, uint64_t first,
+                                 uint64_t count);
+// The whole object. Refused, before anything is fetched, if it is not `expected_bytes` long (0: any, up to limit_bytes).
+StatusOr<std::string> get_object(ports::BlobLink& blobs, const Digest& object, uint64_t expected_bytes,
+                                 uint64_t limit_bytes = uint64_t{1} << 36);
+
+std::string_view bytes_of(const std::vector<float>& values);
+std::vector<float> values_of(std::string_view bytes);  // size is a multiple of 4
+
+// base, then outer momentum: what a stage's replicas share. The object's name identifies the state.
+std::string encode_stage_state(const std::vector<float>& base, const std::vector<float>& momentum);
+StatusOr<Digest> name_stage_state(const std::vector<float>& base, const std::vector<float>& momentum);
+
+// "TSLS", version, sizes, then masters, moments, gradient as raw fp32.
+std::string encode_local_state(const core::LocalState& state);
+StatusOr<core::LocalState> decode_local_state(std::string_view bytes);
+
+}  // namespace tessera::node

@@ -1,0 +1,34 @@
+// Where an orchestrator keeps its events. The product's journal is SQLite (src/store/journal.cpp); tests keep one in memory.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tessera/base/status.h"
+
+namespace tessera::ports {
+
+struct JournalRecord {
+  uint64_t sequence = 0;  // from 1, without gaps; set by append
+  int64_t unix_ms = 0;
+  std::string kind;       // name of the event type
+  std::string body;       // canonical bytes
+  std::string json;       // the same for people and SQL
+};
+
+// Not thread-safe: its owner's thread only.
+class Journal {
+ public:
+  virtual ~Journal() = default;
+  // All records in one durable transaction, or none. Sets their sequences.
+  virtual Status append(std::vector<JournalRecord>* records) = 0;
+  // Calls `visit` for every record with sequence > after, in order; stops at the first error and returns it.
+  virtual Status replay(uint64_t after, const std::function<Status(const JournalRecord&)>& visit) = 0;
+  virtual uint64_t last_sequence() const = 0;
+  // Recomputes the whole chain; DATA_LOSS names the first bad sequence.
+  virtual Status verify_chain() = 0;
+};
+
+}  // namespace tessera::ports

@@ -1,0 +1,220 @@
+// Joining, loading, reports and answers. The microbatches' way is in miner_work.cpp, merges are in miner_merge.cpp.
+#include "tessera/core/miner.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace tessera::core {
+namespace {
+
+constexpr TimeMs kLoadRetryMs = 1000;
+
+}  // namespace
+
+Miner::Miner(const RunSpec& spec, MinerIdentity identity) : spec_(spec), identity_(std::move(identity)) {}
+
+uint64_t Miner::run_tag() const {
+  uint64_t tag = 0;
+  std::memcpy(&tag, identity_.run_id.data(), std::min<size_t>(sizeof(tag), identity_.run_id.size()));
+  return tag;
+}
+
+std::vector<MinerEffect> Miner::step(TimeMs now, MinerEvent event) {
+  now_ = std::max(now, now_);
+  effects_.clear();
+  std::visit([&](auto& e) { on(e); }, event);
+  schedule();
+  return std::move(effects_);
+}
+
+SyncRequest Miner::report(TimeMs) const {
+  SyncRequest request;
+  request.miner = identity_.index;
+  request.incarnation = identity_.incarnation;
+  request.status = status_;
+  request.status.phase = phase_;
+  request.status.epoch = epoch_;
+  request.status.local_steps = local_steps_;
+  request.status.schedule_step = schedule_step_;
+  request.status.weight_version = weight_version_;
+  request.status.queued = static_cast<uint32_t>(forward_queue_.size() + backward_queue_.size());
+  request.status.in_flight = static_cast<uint32_t>(works_.size());
+  for (const Receipt& receipt : receipts_) {
+    if (request.receipts.size() == kMaxReceiptsPerSync) break;
+    request.receipts.push_back(receipt);
+  }
+  if (phase_ == MinerPhase::kReady && is_head() && works_.size() < spec_.pipeline.max_in_flight) {
+    request.lease_request = lease_request_;
+    request.leases_wanted = spec_.pipeline.max_in_flight - static_cast<uint32_t>(works_.size());
+  }
+  // The upload is weighed by receipts: it is committed only when all of them are in this report or known already.
+  if (receipts_.size() <= kMaxReceiptsPerSync) request.upload = upload_;
+  request.shards = shards_;
+  request.applied = applied_;
+  request.published_state = published_state_;
+  request.checkpoint = checkpoint_;
+  request.peers_version = peers_version_;
+  return request;
+}
+
+bool Miner::report_is_urgent() const {
+  return urgent_ || receipts_.size() >= kMaxReceiptsPerSync / 2;
+}
+
+void Miner::on(miner_event::AnswerArrived& event) {
+  SyncAnswer& answer = event.answer;
+  urgent_ = false;
+  while (!receipts_.empty() && receipts_.front().sequence <= answer.receipts_acknowledged) receipts_.pop_front();
+  if (!receipts_.empty() && receipts_.size() >= kMaxReceiptsPerSync / 2) urgent_ = true;
+  if (answer.peers) {
+    std::map<MinerIndex, PeerState> peers;
+    for (Peer& peer : *answer.peers) {
+      PeerState state;
+      if (const auto old = peers_.find(peer.miner); old != peers_.end()) {
+        state.outstanding = old->second.outstanding;
+        // A new address or a fresh word from the orchestrator that it lives ends a suspension.
+        if (old->second.peer.address == peer.address && old->second.peer.live == peer.live) {
+          state.suspended_until = old->second.suspended_until;
+        }
+      }
+      state.peer = std::move(peer);
+      peers.emplace(state.peer.miner, std::move(state));
+    }
+    peers_ = std::move(peers);
+    peers_version_ = answer.peers_version;
+  }
+  if (answer.leave) {
+    emit(miner_effect::Leave{fmt::format("the run is {}", name_of(answer.phase))});
+    return;
+  }
+  if (answer.assignment) take_assignment(*answer.assignment);
+  if (phase_ != MinerPhase::kReady && phase_ != MinerPhase::kDraining) return;
+  if (phase_ == MinerPhase::kReady) take_leases(answer);
+  take_merge_directive(answer.merge);
+  if (answer.publish_state && !putting_out_ && !published_state_) {
+    putting_out_ = true;
+    emit(BackgroundJob(miner_effect::PutOutState{epoch_}));
+  }
+  if (answer.checkpoint == 0) {
+    checkpoint_.reset();
+  } else if (answer.checkpoint != checkpoint_begun_) {
+    checkpoint_begun_ = answer.checkpoint;
+    checkpoint_.reset();
+    control_queue_.push_back(miner_effect::ExportLocalState{answer.checkpoint});
+  }
+}
+
+void Miner::take_assignment(const Assignment& assignment) {
+  if (loading_ || now_ < load_retry_at_) return;
+  if (assignment_ && assignment_->stage != assignment.stage) {
+    // The engine is built for one stage: a new process takes the new one.
+    emit(miner_effect::Leave{fmt::format("assigned to stage {} instead of {}", assignment.stage, assignment_->stage)});
+    return;
+  }
+  std::vector<MicrobatchKey> keys;
+  for (const auto& [key, work] : works_) keys.push_back(key);
+  for (const MicrobatchKey& key : keys) drop(key, "the stage is loaded anew");
+  loading_ = true;
+  phase_ = MinerPhase::kLoading;
+  assignment_ = assignment;
+  applied_.reset();
+  upload_.reset();
+  shards_.clear();
+  reducing_.clear();
+  snapshot_target_ = preparing_ = reduce_target_ = 0;
+  published_state_.reset();
+  say(fmt::format("loads stage {} at epoch {}{}", assignment.stage, assignment.epoch,
+                  assignment.state.is_zero() ? " from the run's seed" : ""));
+  emit(BackgroundJob(miner_effect::FetchState{assignment}));
+}
+
+void Miner::on(miner_event::StateFetched& event) {
+  if (!event.ok) {
+    loading_ = false;
+    load_retry_at_ = now_ + kLoadRetryMs;
+    say(fmt::format("the stage's state can't be had yet: {}", event.why), true);
+    return;
+  }
+  assignment_->state = event.state;
+  control_queue_.push_back(miner_effect::InstallState{event.masters, event.local_state});
+}
+
+void Miner::on(miner_event::StateInstalled& event) {
+  computing_ = false;
+  if (!event.ok) {
+    loading_ = false;
+    load_retry_at_ = now_ + kLoadRetryMs;
+    say(fmt::format("the stage's state does not fit: {}", event.why), true);
+    return;
+  }
+  weight_version_ = event.weight_version;
+  accumulated_ = event.accumulated;
+  schedule_step_ = assignment_->schedule_step;
+  if (event.initial_masters) {
+    emit(BackgroundJob(miner_effect::AdoptBase{event.initial_masters}));
+  } else {
+    become_ready(assignment_->state);
+  }
+}
+
+void Miner::on(miner_event::BaseAdopted& event) { become_ready(event.state); }
+
+void Miner::become_ready(const Digest& state) {
+  loading_ = false;
+  phase_ = MinerPhase::kReady;
+  epoch_ = assignment_->epoch;
+  step_due_ = accumulated_ >= spec_.training.microbatches_per_step;
+  applied_ = MergeApplied{.epoch = epoch_, .state = state, .version_after = weight_version_, .local_step = local_steps_};
+  urgent_ = true;
+  say(fmt::format("ready: stage {} at epoch {}", assignment_->stage, epoch_));
+}
+
+void Miner::on(miner_event::StatePutOut& event) {
+  putting_out_ = false;
+  if (!event.ok) {
+    say(fmt::format("the stage's state could not be published: {}; it is tried again", event.why), true);
+    return;
+  }
+  if (event.epoch != epoch_) return;
+  published_state_ = event.state;
+  urgent_ = true;
+}
+
+void Miner::on(miner_event::LocalStateExported& event) {
+  computing_ = false;
+  if (event.id != checkpoint_begun_) return;
+  // Not reported before the upload is done.
+  pending_checkpoint_ = CheckpointCommit{.id = event.id,
+                                         .object = {},
+                                         .local_steps = local_steps_,
+                                         .schedule_step = schedule_step_,
+                                         .weight_version = weight_version_,
+                                         .accumulated = accumulated_};
+  emit(BackgroundJob(miner_effect::UploadLocalState{event.id, event.state}));
+}
+
+void Miner::on(miner_event::LocalStateUploaded& event) {
+  if (!pending_checkpoint_ || pending_checkpoint_->id != event.id) return;
+  if (!event.ok) {
+    say(fmt::format("checkpoint {}: this miner's state could not be stored: {}", event.id, event.why), true);
+    pending_checkpoint_.reset();
+    return;
+  }
+  checkpoint_ = pending_checkpoint_;
+  checkpoint_->object = event.object;
+  pending_checkpoint_.reset();
+  urgent_ = true;
+}
+
+void Miner::on(miner_event::DrainRequested&) {
+  if (phase_ == MinerPhase::kReady || phase_ == MinerPhase::kJoining || phase_ == MinerPhase::kLoading) {
+    phase_ = MinerPhase::kDraining;
+    urgent_ = true;
+    say(fmt::format("draining: {} microbatches in flight", works_.size()));
+  }
+}
+
+void Miner::on(miner_event::Ticked&) { retry_and_expire(); }
+
+}  // namespace tessera::core

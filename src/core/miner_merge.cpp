@@ -1,0 +1,99 @@
+// A miner's part in its stage's merges. Training goes on meanwhile: every step here is a background job or a short compute
+// job between two microbatches.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "tessera/core/miner.h"
+
+namespace tessera::core {
+
+void Miner::take_merge_directive(const std::optional<MergeDirective>& directive) {
+  if (!directive) return;
+  const MergeDirective& merge = *directive;
+  if (merge.target != epoch_ + 1) return;
+  switch (merge.phase) {
+    case MergePhase::kSnapshot:
+      if (snapshot_target_ == merge.target) {
+        // The same merge was asked for before and is known here; an aborted one is begun again by a new upload of the
+        // same snapshot, so nothing is to be done.
+        break;
+      }
+      snapshot_target_ = merge.target;
+      upload_.reset();
+      control_queue_.push_back(miner_effect::TakeSnapshot{merge.target});
+      break;
+    case MergePhase::kReduce:
+      if (reduce_target_ != merge.target) {
+        reduce_target_ = merge.target;
+        reducing_.clear();
+        shards_.clear();
+      }
+      for (const ShardTask& task : merge.tasks) {
+        if (!reducing_.insert(task.shard).second) continue;
+        emit(BackgroundJob(miner_effect::ReduceShard{merge.target, task, merge.uploads}));
+      }
+      break;
+    case MergePhase::kApply:
+      if (preparing_ == merge.target) break;
+      preparing_ = merge.target;
+      emit(BackgroundJob(miner_effect::PrepareBase{merge.target, merge.results, merge.participant}));
+      break;
+  }
+}
+
+void Miner::on(miner_event::SnapshotTaken& event) {
+  computing_ = false;
+  if (event.target != snapshot_target_) return;
+  emit(BackgroundJob(miner_effect::UploadDelta{event.target, event.masters, local_steps_, event.weight_version}));
+}
+
+void Miner::on(miner_event::DeltaUploaded& event) {
+  if (event.commit.target != snapshot_target_) return;
+  if (!event.ok) {
+    say(fmt::format("merge {}: the upload failed: {}", event.commit.target, event.why), true);
+    snapshot_target_ = 0;  // tried again if it is still asked for
+    return;
+  }
+  upload_ = event.commit;
+  urgent_ = true;
+}
+
+void Miner::on(miner_event::ShardReduced& event) {
+  if (event.commit.target != reduce_target_) return;
+  if (!event.ok) {
+    say(fmt::format("merge {} shard {}: {}", event.commit.target, event.commit.shard, event.why), true);
+    reducing_.erase(event.commit.shard);
+    return;
+  }
+  shards_.push_back(event.commit);
+  urgent_ = true;
+}
+
+void Miner::on(miner_event::BasePrepared& event) {
+  if (event.target != preparing_) return;
+  if (!event.ok) {
+    say(fmt::format("merge {}: the result can't be had yet: {}", event.target, event.why), true);
+    preparing_ = 0;
+    return;
+  }
+  pending_state_ = event.state;
+  control_queue_.push_back(miner_effect::ApplyBase{event.target, event.base, event.reference});
+}
+
+void Miner::on(miner_event::BaseApplied& event) {
+  computing_ = false;
+  if (event.target != preparing_) return;
+  weight_version_ = event.weight_version;
+  epoch_ = event.target;
+  applied_ = MergeApplied{.epoch = epoch_, .state = pending_state_, .version_after = weight_version_, .local_step = local_steps_};
+  upload_.reset();
+  shards_.clear();
+  reducing_.clear();
+  published_state_.reset();
+  snapshot_target_ = reduce_target_ = preparing_ = 0;
+  urgent_ = true;
+  say(fmt::format("epoch {}: base {}", epoch_, pending_state_.brief()));
+}
+
+}  // namespace tessera::core

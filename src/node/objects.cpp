@@ -1,0 +1,139 @@
+#include "tessera/node/objects.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "tessera/base/bytes.h"
+
+namespace tessera::node {
+namespace {
+
+constexpr uint64_t kBatchBytes = 4u << 20;  // of chunks in memory twice during a transfer
+constexpr uint32_t kLocalStateMagic = 0x534c5354;  // "TSLS"
+
+}  // namespace
+
+StatusOr<Digest> put_object(ports::BlobLink& blobs, std::string_view content, uint32_t chunk_bytes) {
+  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, core::make_manifest(content, chunk_bytes));
+  std::vector<std::string> batch;
+  uint64_t batch_bytes = 0;
+  for (size_t i = 0; i < manifest.chunks.size(); ++i) {
+    batch.emplace_back(content.substr(i * size_t{chunk_bytes}, chunk_bytes));
+    batch_bytes += batch.back().size();
+    if (batch_bytes >= kBatchBytes || i + 1 == manifest.chunks.size()) {
+      TESSERA_RETURN_IF_ERROR(blobs.put(batch).status());
+      batch.clear();
+      batch_bytes = 0;
+    }
+  }
+  TESSERA_RETURN_IF_ERROR(blobs.put({manifest.encode()}).status());
+  return manifest.digest();
+}
+
+StatusOr<core::ObjectManifest> get_manifest(ports::BlobLink& blobs, const Digest& object) {
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<std::string> bytes, blobs.get({object}));
+  auto manifest = core::ObjectManifest::decode(bytes.at(0));
+  if (!manifest.ok()) return annotate(manifest.status(), "object " + object.brief());
+  return manifest;
+}
+
+StatusOr<std::string> get_chunks(ports::BlobLink& blobs, const core::ObjectManifest& manifest, uint64_t first,
+                                 uint64_t count) {
+  if (first > manifest.chunks.size() || count > manifest.chunks.size() - first) {
+    return error(absl::StatusCode::kOutOfRange, "chunks {} to {} of an object with {}", first, first + count,
+                 manifest.chunks.size());
+  }
+  const uint64_t per_batch = std::max<uint64_t>(1, kBatchBytes / manifest.chunk_bytes);
+  std::string content;
+  content.reserve(std::min<uint64_t>(count * manifest.chunk_bytes, manifest.total_bytes));
+  for (uint64_t at = first; at < first + count; at += per_batch) {
+    const uint64_t end = std::min(first + count, at + per_batch);
+    const std::vector<Digest> names(manifest.chunks.begin() + static_cast<int64_t>(at),
+                                    manifest.chunks.begin() + static_cast<int64_t>(end));
+    TESSERA_ASSIGN_OR_RETURN(const std::vector<std::string> chunks, blobs.get(names));
+    for (uint64_t i = at; i < end; ++i) {
+      const bool last = i + 1 == manifest.chunks.size();
+      const uint64_t want = last ? manifest.total_bytes - i * uint64_t{manifest.chunk_bytes} : manifest.chunk_bytes;
+      const std::string& chunk = chunks.at(i - at);
+      if (chunk.size() != want) {
+        return data_loss("chunk {} has {} bytes, its manifest promises {}", i, chunk.size(), want);
+      }
+      content += chunk;
+    }
+  }
+  return content;
+}
+
+StatusOr<std::string> get_object(ports::BlobLink& blobs, const Digest& object, uint64_t expected_bytes,
+                                 uint64_t limit_bytes) {
+  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, get_manifest(blobs, object));
+  if (expected_bytes > 0 && manifest.total_bytes != expected_bytes) {
+    return data_loss("object {} has {} bytes, expected {}", object.brief(), manifest.total_bytes, expected_bytes);
+  }
+  if (manifest.total_bytes > limit_bytes) {
+    return data_loss("object {} has {} bytes, at most {} are taken", object.brief(), manifest.total_bytes, limit_bytes);
+  }
+  return get_chunks(blobs, manifest, 0, manifest.chunks.size());
+}
+
+std::string_view bytes_of(const std::vector<float>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+}
+
+std::vector<float> values_of(std::string_view bytes) {
+  TESSERA_CHECK(bytes.size() % sizeof(float) == 0);
+  std::vector<float> values(bytes.size() / sizeof(float));
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+std::string encode_stage_state(const std::vector<float>& base, const std::vector<float>& momentum) {
+  std::string bytes;
+  bytes.reserve((base.size() + momentum.size()) * sizeof(float));
+  bytes += bytes_of(base);
+  bytes += bytes_of(momentum);
+  return bytes;
+}
+
+StatusOr<Digest> name_stage_state(const std::vector<float>& base, const std::vector<float>& momentum) {
+  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, core::make_manifest(encode_stage_state(base, momentum)));
+  return manifest.digest();
+}
+
+std::string encode_local_state(const core::LocalState& state) {
+  ByteWriter writer;
+  writer.number(kLocalStateMagic);
+  writer.number(uint32_t{1});
+  writer.number(static_cast<uint64_t>(state.masters.size()));
+  writer.number(static_cast<uint64_t>(state.gradient.size()));
+  writer.number(state.optimizer_steps);
+  writer.number(state.gradient_microbatches);
+  for (const auto* values : {&state.masters, &state.first_moment, &state.second_moment, &state.gradient}) {
+    writer.raw(values->data(), values->size() * sizeof(float));
+  }
+  return writer.take();
+}
+
+StatusOr<core::LocalState> decode_local_state(std::string_view bytes) {
+  ByteReader reader(bytes);
+  const auto magic = reader.number<uint32_t>();
+  const auto version = reader.number<uint32_t>();
+  const auto count = reader.number<uint64_t>();
+  const auto gradient_count = reader.number<uint64_t>();
+  core::LocalState state;
+  state.optimizer_steps = reader.number<uint64_t>();
+  state.gradient_microbatches = reader.number<uint32_t>();
+  if (!reader.ok() || magic != kLocalStateMagic || version != 1) return data_loss("not a miner's local state of version 1");
+  const uint64_t limit = reader.remaining() / sizeof(float);
+  if (count > limit || (gradient_count != 0 && gradient_count != count) ||
+      reader.remaining() != (3 * count + gradient_count) * sizeof(float)) {
+    return data_loss("a local state of {} values has {} bytes behind its header", count, reader.remaining());
+  }
+  state.masters = values_of(reader.raw(count * sizeof(float)));
+  state.first_moment = values_of(reader.raw(count * sizeof(float)));
+  state.second_moment = values_of(reader.raw(count * sizeof(float)));
+  state.gradient = values_of(reader.raw(gradient_count * sizeof(float)));
+  return state;
+}
+
+}  // namespace tessera::node
