@@ -162,22 +162,36 @@ void Orchestrator::accept_if_settled(StageIndex s, uint32_t index) {
   if (!a_can || !b_can) recompute(s, index, "an owner is gone");
 }
 
-void Orchestrator::recompute(StageIndex s, uint32_t index, const char* reason) {
-  StageRecord& stage = state_.stages[s];
-  Merge& merge = *stage.merge;
-  MergeShard& shard = merge.shards[index];
-  shard.recomputing = true;
-  RecomputeShard effect{.stage = s,
-                        .target = merge.target,
-                        .shard = index,
-                        .first_block = shard.plan.first_block,
-                        .block_count = shard.plan.block_count,
-                        .uploads = {}};
+RecomputeShard Orchestrator::recomputation_of(StageIndex s, uint32_t index) const {
+  const Merge& merge = *state_.stages[s].merge;
+  const MergeShard& shard = merge.shards[index];
+  RecomputeShard job{.stage = s,
+                     .target = merge.target,
+                     .shard = index,
+                     .first_block = shard.plan.first_block,
+                     .block_count = shard.plan.block_count,
+                     .uploads = {}};
   for (size_t p = 0; p < merge.participants.size(); ++p) {
-    effect.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
+    job.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
   }
-  effects_.recompute.push_back(std::move(effect));
+  return job;
+}
+
+void Orchestrator::recompute(StageIndex s, uint32_t index, const char* reason) {
+  Merge& merge = *state_.stages[s].merge;
+  merge.shards[index].recomputing = true;
+  effects_.recompute.push_back(recomputation_of(s, index));
   say(fmt::format("stage {} merge {} shard {}: {}; the orchestrator recomputes it", s, merge.target, index, reason), true);
+}
+
+std::vector<RecomputeShard> Orchestrator::pending_recomputations(StageIndex s) const {
+  std::vector<RecomputeShard> jobs;
+  if (!state_.stages[s].merge) return jobs;
+  for (uint32_t i = 0; i < state_.stages[s].merge->shards.size(); ++i) {
+    const MergeShard& shard = state_.stages[s].merge->shards[i];
+    if (shard.recomputing && !shard.accepted) jobs.push_back(recomputation_of(s, i));
+  }
+  return jobs;
 }
 
 // The reduce phase is over: whatever is not agreed on is recomputed.

@@ -20,8 +20,8 @@ constexpr std::string_view kTemporaryPrefix = "tmp-";  // never the start of a b
 
 Status system_error(const std::string& path, const char* action) {
   const int code = errno;
-  const auto status_code =
-      code == ENOSPC || code == EDQUOT ? absl::StatusCode::kResourceExhausted : absl::StatusCode::kInternal;
+  const auto status_code = code == ENOSPC || code == EDQUOT ? absl::StatusCode::kResourceExhausted
+                                                            : absl::StatusCode::kInternal;
   return error(status_code, "{}: can't {}: {}", path, action, std::strerror(code));
 }
 
@@ -63,7 +63,8 @@ Status write_temporary(std::string* path_template, std::string_view content) {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<BlobStore>> BlobStore::open(const std::string& folder, uint64_t limit_bytes) {
+StatusOr<std::unique_ptr<BlobStore>> BlobStore::open(const std::string& folder,
+                                                     uint64_t limit_bytes) {
   std::unique_ptr<BlobStore> store(new BlobStore(folder, limit_bytes));
   for (unsigned index = 0; index < 256; ++index) {
     TESSERA_RETURN_IF_ERROR(make_directories(subfolder(folder, index)));
@@ -77,18 +78,21 @@ Status BlobStore::count_existing() {
   for (unsigned index = 0; index < 256; ++index) {
     const std::filesystem::path folder = subfolder(folder_, index);
     std::error_code code;
-    for (std::filesystem::directory_iterator entry(folder, code), end; !code && entry != end; entry.increment(code)) {
+    for (std::filesystem::directory_iterator entry(folder, code), end; !code && entry != end;
+         entry.increment(code)) {
       const std::string name = entry->path().filename().string();
       if (name.starts_with(kTemporaryPrefix)) {
         ::unlink(entry->path().c_str());
         continue;
       }
       struct stat info {};
-      if (digest_of_name(folder.filename().string(), name) && ::stat(entry->path().c_str(), &info) == 0) {
+      if (digest_of_name(folder.filename().string(), name) &&
+          ::stat(entry->path().c_str(), &info) == 0) {
         total += static_cast<uint64_t>(info.st_size);
       }
     }
-    if (code) return internal_error("{}: can't list this folder: {}", folder.string(), code.message());
+    if (code)
+      return internal_error("{}: can't list this folder: {}", folder.string(), code.message());
   }
   bytes_ = total;
   return ok_status();
@@ -104,7 +108,8 @@ Status BlobStore::reserve(uint64_t bytes) {
   do {
     if (bytes > limit_bytes_ || have > limit_bytes_ - bytes) {
       return error(absl::StatusCode::kResourceExhausted,
-                   "{}: holds {} of at most {} bytes, no room for {} more; raise the limit of the blob folder or "
+                   "{}: holds {} of at most {} bytes, no room for {} more; raise the limit of the "
+                   "blob folder or "
                    "remove old blobs",
                    folder_, have, limit_bytes_, bytes);
     }
@@ -114,7 +119,8 @@ Status BlobStore::reserve(uint64_t bytes) {
 
 StatusOr<Digest> BlobStore::put(std::string_view content) {
   if (content.size() > kMaxBlobBytes) {
-    return invalid_argument("a blob of {} bytes; the limit is {}: cut it into chunks", content.size(), kMaxBlobBytes);
+    return invalid_argument("a blob of {} bytes; the limit is {}: cut it into chunks",
+                            content.size(), kMaxBlobBytes);
   }
   const Digest digest = digest_of(content);
   const std::string path = path_of(digest);
@@ -133,7 +139,8 @@ StatusOr<Digest> BlobStore::put(std::string_view content) {
 
 Status BlobStore::write(const Digest& digest, std::string_view content) {
   const std::string path = path_of(digest);
-  std::string temporary = subfolder(folder_, digest.bytes[0]) + "/" + std::string(kTemporaryPrefix) + "XXXXXX";
+  std::string temporary =
+      subfolder(folder_, digest.bytes[0]) + "/" + std::string(kTemporaryPrefix) + "XXXXXX";
   TESSERA_RETURN_IF_ERROR(write_temporary(&temporary, content));
   if (::rename(temporary.c_str(), path.c_str()) != 0) {
     const Status status = system_error(path, "rename to");
@@ -146,18 +153,22 @@ Status BlobStore::write(const Digest& digest, std::string_view content) {
 StatusOr<std::string> BlobStore::get(const Digest& digest) const {
   const std::string path = path_of(digest);
   StatusOr<std::string> content = read_file(path, kMaxBlobBytes);
-  if (absl::IsNotFound(content.status())) return not_found("no blob {} in {}", digest.hex(), folder_);
+  if (absl::IsNotFound(content.status()))
+    return not_found("no blob {} in {}", digest.hex(), folder_);
   if (content.ok() && digest_of(*content) == digest) return content;
 
   // Look again under the lock: a put may have replaced the damaged file meanwhile.
   std::lock_guard lock(lock_of(digest));
   content = read_file(path, kMaxBlobBytes);
   if (content.ok() && digest_of(*content) == digest) return content;
-  // Neither readable nor longer than a blob can be: the disk's trouble, so the file stays.
+  // A file longer than any blob is damage too; an I/O error says nothing about the content, so the
+  // file stays.
   const bool damaged = content.ok() || absl::IsInvalidArgument(content.status());
   if (!damaged) return content.status();
   TESSERA_RETURN_IF_ERROR(remove_locked(path));
-  return data_loss("{}: the content does not have the hash of its name; removed, put it again from another copy", path);
+  return data_loss(
+      "{}: the content does not have the hash of its name; removed, put it again from another copy",
+      path);
 }
 
 bool BlobStore::has(const Digest& digest) const { return file_exists(path_of(digest)); }
@@ -184,7 +195,8 @@ std::vector<Digest> BlobStore::list() const {
   for (unsigned index = 0; index < 256; ++index) {
     const std::filesystem::path folder = subfolder(folder_, index);
     std::error_code code;
-    for (std::filesystem::directory_iterator entry(folder, code), end; !code && entry != end; entry.increment(code)) {
+    for (std::filesystem::directory_iterator entry(folder, code), end; !code && entry != end;
+         entry.increment(code)) {
       const std::optional<Digest> digest =
           digest_of_name(folder.filename().string(), entry->path().filename().string());
       if (digest) digests.push_back(*digest);

@@ -162,6 +162,8 @@ class Orchestrator {
   // The events that are news in a report, in order (receipts already checked by the shell).
   std::vector<Event> news_in(const SyncRequest& request) const;
   SyncAnswer answer_for(const SyncRequest& request) const;
+  // The recomputations under way: after a replay the shell begins them again.
+  std::vector<RecomputeShard> pending_recomputations(StageIndex stage) const;
 
  private:
   void on(const RunCreated& event);
@@ -213,6 +215,7 @@ class Orchestrator {
   void settle_shards(StageIndex stage);
   void accept_if_settled(StageIndex stage, uint32_t shard);
   void recompute(StageIndex stage, uint32_t shard, const char* reason);
+  RecomputeShard recomputation_of(StageIndex stage, uint32_t shard) const;
   void complete_merge(StageIndex stage);
   void abort_merge(StageIndex stage, const std::string& reason);
   void drop_from_merge(MinerIndex miner);

@@ -1,13 +1,16 @@
 // Who sent a request: an Ed25519 signature over everything that gives the request its meaning.
 //
-// Every RPC but Hello carries the metadata `tessera-auth-bin` = encode(AuthHeader). Its signature covers encode() of
-//   "tessera rpc 1", full method name, receiver's id, run id, sender's id, stream, session, sequence, unix_ms,
-//   BLAKE2b-256 of the exact request body.
-// The receiver knows its own id and run, so a request for another node or another run can't be used here. It refuses one
-// that is too old or too new by its clock, and one whose (sender, stream, sequence) it has seen.
+// Every RPC but Hello carries the metadata `tessera-auth-bin` = encode(AuthHeader). Its signature
+// covers encode() of
+//   "tessera rpc 1", full method name, receiver's id, run id, sender's id, stream, session,
+//   sequence, unix_ms, BLAKE2b-256 of the exact request body.
+// The receiver knows its own id and run, so a request for another node or another run can't be used
+// here. It refuses one that is too old or too new by its clock, and one whose (sender, stream,
+// sequence) it has seen.
 //
-// The answer to it carries `tessera-answer-bin`: the receiver's signature over "tessera answer 1", full method name, the
-// request's signature, BLAKE2b-256 of the exact answer body. So nobody on the way can answer for the receiver.
+// The answer to it carries `tessera-answer-bin`: the receiver's signature over "tessera answer 1",
+// full method name, the request's signature, BLAKE2b-256 of the exact answer body. So nobody on the
+// way can answer for the receiver.
 #pragma once
 
 #include <bitset>
@@ -33,12 +36,13 @@ inline constexpr size_t kMaxSessionBytes = 16;
 inline constexpr size_t kMaxRunIdBytes = 16;
 
 struct AuthHeader {
-  NodeId node;             // the sender
-  uint64_t stream = 0;     // random, one per RequestSigner: a restarted sender, or a second process with the same key,
-                           // counts for itself
-  std::string session;     // as given at registration, at most kMaxSessionBytes; empty where none is needed
-  uint64_t sequence = 0;   // within the stream and to this receiver, from 1
-  int64_t unix_ms = 0;     // the sender's clock
+  NodeId node;          // the sender
+  uint64_t stream = 0;  // random, one per RequestSigner: a restarted sender, or a second process
+                        // with the same key, counts for itself
+  std::string
+      session;  // as given at registration, at most kMaxSessionBytes; empty where none is needed
+  uint64_t sequence = 0;  // within the stream and to this receiver, from 1
+  int64_t unix_ms = 0;    // the sender's clock
   Signature signature{};
   template <class A>
   void fields(A& a) {
@@ -88,8 +92,8 @@ class ReplayWindow {
 
 struct AuthLimits {
   TimeMs max_age_ms = 10 * 60 * 1000;  // in either direction
-  // Streams remembered. Over it the least recently used is forgotten: its requests could then be replayed until they
-  // are too old.
+  // Streams remembered. Over it the least recently used is forgotten: its requests could then be
+  // replayed until they are too old.
   size_t max_streams = 16384;
   UnixClock clock = unix_now_ms;
 };

@@ -1,4 +1,5 @@
-// gRPC's own log lines go to the program's log at debug level: what matters to a person is in the statuses.
+// gRPC's own log lines go to the program's log at debug level: what matters to a person is in the
+// statuses.
 #pragma once
 
 namespace tessera::net {

@@ -1,8 +1,9 @@
 // The gRPC servers of the orchestrator and of a miner.
 //
-// Threads: start(), set_run() and shutdown() belong to the owner's thread. Handlers are called on gRPC's threads and must
-// only check and enqueue; their `done` may be called later from any thread, also after shutdown() (then it does nothing).
-// After shutdown() has returned no handler is called any more.
+// Threads: start(), set_run() and shutdown() belong to the owner's thread. Handlers are called on
+// gRPC's threads and must only check and enqueue; their `done` may be called later from any thread,
+// also after shutdown() (then it does nothing). After shutdown() has returned no handler is called
+// any more.
 #pragma once
 
 #include <memory>
@@ -34,27 +35,29 @@ class BlobBackend {
 };
 
 struct OrchestratorServerOptions {
-  std::string listen;        // host:port; port 0 picks a free one
-  KeyPair key;               // the server's identity
-  std::string run_id;        // at most 16 bytes
-  std::string software;      // version, for people
+  std::string listen;    // host:port; port 0 picks a free one
+  KeyPair key;           // the server's identity
+  std::string run_id;    // at most 16 bytes
+  std::string software;  // version, for people
   AuthLimits auth = {};
   size_t max_pending_calls = 4096;  // over it: RESOURCE_EXHAUSTED
   size_t blob_threads = 2;
-  size_t max_queued_blob_calls = 64;  // over it: RESOURCE_EXHAUSTED, and the client tries again later
+  size_t max_queued_blob_calls =
+      64;  // over it: RESOURCE_EXHAUSTED, and the client tries again later
 };
 
 class OrchestratorServer {
  public:
-  // `handler` or `blobs` may be null: its service then answers UNIMPLEMENTED. Both must outlive the server.
+  // `handler` or `blobs` may be null: its service then answers UNIMPLEMENTED. Both must outlive the
+  // server.
   static StatusOr<std::unique_ptr<OrchestratorServer>> start(OrchestratorServerOptions options,
                                                              ports::OrchestratorHandler* handler,
                                                              BlobBackend* blobs);
   virtual ~OrchestratorServer() = default;
   virtual int port() const = 0;
   virtual std::string address() const = 0;  // host:port as listened on, with the real port
-  // Answers what is pending with UNAVAILABLE and closes the connections, within about `deadline_ms`. Idempotent; the
-  // destructor does it too.
+  // Answers what is pending with UNAVAILABLE and closes the connections, within about
+  // `deadline_ms`. Idempotent; the destructor does it too.
   virtual void shutdown(uint32_t deadline_ms = 1000) = 0;
 };
 
@@ -73,7 +76,8 @@ class PeerServer {
   virtual ~PeerServer() = default;
   virtual int port() const = 0;
   virtual std::string address() const = 0;
-  // The run whose frames are accepted. Before the first call frames are refused as for a miner that is not ready.
+  // The run whose frames are accepted. Before the first call frames are refused as for a miner that
+  // is not ready.
   virtual void set_run(std::string run_id) = 0;
   virtual void shutdown(uint32_t deadline_ms = 1000) = 0;
 };

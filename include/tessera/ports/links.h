@@ -30,7 +30,7 @@ class OrchestratorHandler {
                            std::function<void(StatusOr<core::RegisterAnswer>)> done) = 0;
   virtual void on_sync(const Caller& caller, core::SyncRequest request,
                        std::function<void(StatusOr<core::SyncAnswer>)> done) = 0;
-  // A question anyone may ask; the answer is JSON. Topics: "status", "miners", "merges".
+  // A question anyone may ask; the answer is JSON. Topics: "status", "miners".
   virtual void on_query(const Caller& caller, std::string topic, std::string argument,
                         std::function<void(StatusOr<std::string>)> done) = 0;
   // An order of an administrator; the answer is JSON. Commands: "pause", "resume", "stop", "checkpoint".

@@ -1,0 +1,143 @@
+#include "tessera/config/daemon_config.h"
+
+#include "config/field.h"
+#include "config/loader.h"
+
+namespace tessera::config {
+namespace {
+
+constexpr uint64_t kMinBlobLimitBytes = uint64_t{16} << 20;
+constexpr uint64_t kMinMemoryBytes = uint64_t{64} << 20;
+constexpr uint32_t kMaxThreads = 1024;
+constexpr uint32_t kMaxStages = 64;
+
+void add_log(LogConfig* log, FieldTable* table) {
+  const std::vector<std::pair<std::string, std::string>> levels = {{"trace", "trace"},
+                                                                   {"debug", "debug"},
+                                                                   {"info", "info"},
+                                                                   {"warn", "warn"},
+                                                                   {"error", "error"}};
+  table->push_back(field("log.level", Choice<std::string>{&log->level, levels}, "",
+                         "the least grave messages that are logged"));
+  table->push_back(
+      field("log.file", &log->file, "", "rotated and bounded on disk; empty: stderr only"));
+}
+
+FieldTable table_of(OrchestratorConfig* config) {
+  FieldTable table = {
+      field("listen", Address{&config->listen, false, true}, "",
+            "where miners and tools connect; port 0: the system picks one"),
+      field("directory", &config->directory, "not empty", "ledger, blobs and checkpoints"),
+      field("run_config", &config->run_config, "required", "path of the run's YAML"),
+      field("key_file", &config->key_file, "",
+            "the orchestrator's secret key, made if absent; empty: orchestrator.key in the "
+            "directory"),
+      field("blob_limit_bytes", ByteCount{&config->blob_limit_bytes}, "16MiB or more",
+            "of the blob store on disk; what goes beyond is refused"),
+      field("admins", &config->admins, "", "public keys that may pause, stop and assign"),
+  };
+  add_log(&config->log, &table);
+  return table;
+}
+
+FieldTable table_of(MinerConfig* config) {
+  FieldTable table = {
+      field("orchestrator", Address{&config->orchestrator, true, false}, "required",
+            "where the orchestrator listens"),
+      field("listen", Address{&config->listen, false, true}, "",
+            "where peers connect; port 0: the system picks one"),
+      field("advertise", Address{&config->advertise, true, true}, "",
+            "what peers are told instead of listen, behind NAT or when listening on every "
+            "interface; port 0: the "
+            "port of listen; empty: listen"),
+      field("directory", &config->directory, "not empty", "key, local state and caches"),
+      field("key_file", &config->key_file, "",
+            "the miner's secret key, made if absent; empty: miner.key in the directory"),
+      field("device", &config->device, "", "auto: a CUDA device if there is one, else the CPU"),
+      field("threads", &config->threads, "0 to 1024", "compute threads of the CPU; 0: automatic"),
+      field("memory_bytes", ByteCount{&config->memory_bytes}, "0, or 64MiB or more",
+            "device memory that the miner may use; 0: automatic"),
+      field("wanted_stage", NumberOrAny{&config->wanted_stage}, "any, or 0 to 63",
+            "ask for this stage; any: wherever it is needed most"),
+  };
+  add_log(&config->log, &table);
+  return table;
+}
+
+Status check_directory(const std::string& directory) {
+  if (!directory.empty()) return ok_status();
+  return invalid_argument("directory: empty; name a folder, it is made if absent");
+}
+
+Status validate_orchestrator(const OrchestratorConfig& config) {
+  TESSERA_RETURN_IF_ERROR(check_directory(config.directory));
+  if (config.run_config.empty()) {
+    return invalid_argument("run_config: required; give the path of the run's YAML");
+  }
+  if (config.blob_limit_bytes < kMinBlobLimitBytes) {
+    return invalid_argument("blob_limit_bytes: {} is not allowed; it must be 16MiB or more",
+                            config.blob_limit_bytes);
+  }
+  return ok_status();
+}
+
+Status validate_miner(const MinerConfig& config) {
+  if (config.orchestrator.empty()) {
+    return invalid_argument(
+        "orchestrator: required; give the address host:port of the run's orchestrator");
+  }
+  TESSERA_RETURN_IF_ERROR(check_directory(config.directory));
+  if (config.threads > kMaxThreads) {
+    return invalid_argument("threads: {} is not allowed; it must be 0 to {}", config.threads,
+                            kMaxThreads);
+  }
+  if (config.memory_bytes != 0 && config.memory_bytes < kMinMemoryBytes) {
+    return invalid_argument("memory_bytes: {} is not allowed; it must be 0, or 64MiB or more",
+                            config.memory_bytes);
+  }
+  if (config.wanted_stage && *config.wanted_stage >= kMaxStages) {
+    return invalid_argument("wanted_stage: {} is not allowed; it must be any, or 0 to {}",
+                            *config.wanted_stage, kMaxStages - 1);
+  }
+  return ok_status();
+}
+
+}  // namespace
+
+std::string name_of(const Device& device) {
+  if (device.kind == Device::Kind::kAuto) return "auto";
+  if (device.kind == Device::Kind::kCpu) return "cpu";
+  return device.index ? fmt::format("cuda:{}", *device.index) : "cuda";
+}
+
+StatusOr<OrchestratorConfig> load_orchestrator_config(const std::string& path,
+                                                      const std::vector<std::string>& overrides) {
+  OrchestratorConfig config;
+  Loader loader(table_of(&config), path);
+  TESSERA_RETURN_IF_ERROR(loader.load(overrides));
+  TESSERA_RETURN_IF_ERROR(loader.locate(validate_orchestrator(config)));
+  if (config.key_file.empty()) config.key_file = config.directory + "/orchestrator.key";
+  return config;
+}
+
+StatusOr<MinerConfig> load_miner_config(const std::string& path,
+                                        const std::vector<std::string>& overrides) {
+  MinerConfig config;
+  Loader loader(table_of(&config), path);
+  TESSERA_RETURN_IF_ERROR(loader.load(overrides));
+  TESSERA_RETURN_IF_ERROR(loader.locate(validate_miner(config)));
+  if (config.key_file.empty()) config.key_file = config.directory + "/miner.key";
+  return config;
+}
+
+std::string orchestrator_config_reference_markdown() {
+  OrchestratorConfig defaults;
+  return write_reference(table_of(&defaults));
+}
+
+std::string miner_config_reference_markdown() {
+  MinerConfig defaults;
+  return write_reference(table_of(&defaults));
+}
+
+}  // namespace tessera::config

@@ -1,0 +1,266 @@
+#include "tessera/config/run_config.h"
+
+#include "config/field.h"
+#include "config/loader.h"
+
+namespace tessera::config {
+namespace {
+
+using core::BoundaryKind;
+using core::LrDecay;
+using core::OptimizerKind;
+
+constexpr double kMaxValidationShare = 0.5;
+constexpr uint32_t kByteVocab = 256;
+
+// The ranges are core::validate()'s; a test holds the two against each other.
+void add_model(core::ModelSpec* model, FieldTable* table) {
+  table->insert(
+      table->end(),
+      {
+          field("model.layers", &model->layers, "1 to 1024",
+                "transformer layers in all stages together"),
+          field("model.width", &model->width, "2 to 65536",
+                "numbers of a token's hidden state (d); a multiple of model.heads"),
+          field("model.heads", &model->heads, "1 to 1024",
+                "query heads of a layer; model.width / heads must be even"),
+          field("model.kv_heads", &model->kv_heads, "1 to 1024",
+                "key-value heads; divides model.heads"),
+          field("model.ffn_width", &model->ffn_width, "1 to 1048576",
+                "hidden width of the SwiGLU feed-forward part"),
+          field("model.vocab", &model->vocab, "2 to 4194304",
+                "token ids of the tokenizer; 256 for bytes"),
+          field("model.context", &model->context, "1 to 1048576", "tokens of a sequence (T)"),
+          field("model.rope_theta", &model->rope_theta, "1 to 1000000000",
+                "base of the rotary position frequencies"),
+          field("model.norm_epsilon", &model->norm_epsilon, "above 0 and at most 0.1",
+                "added to the mean square in RMSNorm"),
+          field("model.init_std", &model->init_std, "above 0 and at most 1",
+                "standard deviation of the initial weights"),
+          field("model.embedding_norm", &model->embedding_norm, "",
+                "RMS-normalise the token embedding; lowers the loss"),
+      });
+}
+
+void add_pipeline(core::PipelineSpec* pipeline, FieldTable* table) {
+  table->insert(
+      table->end(),
+      {
+          field("pipeline.stages", &pipeline->stages, "1 to 64",
+                "slices that the layers are cut into; at most model.layers"),
+          field("pipeline.miners_per_stage", &pipeline->miners_per_stage, "1 to 1024",
+                "miners of every stage that the run waits for before it starts"),
+          field("pipeline.stage_layers", &pipeline->stage_layers,
+                "one entry a stage, adding up to model.layers",
+                "layers of each stage; [] splits as evenly as possible, earlier stages first"),
+          field("pipeline.max_in_flight", &pipeline->max_in_flight, "1 to 1024",
+                "microbatches that a head miner has under way"),
+          field("pipeline.random_pathway_share", &pipeline->random_pathway_share, "0 to 1",
+                "share of leases whose pathway is drawn uniformly, for attribution; the others "
+                "follow speed"),
+      });
+}
+
+void add_training(core::TrainingSpec* training, FieldTable* table) {
+  table->insert(
+      table->end(),
+      {
+          field("training.seed", &training->seed, "",
+                "of the initial weights, the data order and stochastic rounding"),
+          field("training.steps", &training->steps, "1 to 100000000",
+                "local optimizer steps of one miner, planned"),
+          field("training.microbatch_size", &training->microbatch_size, "1 to 4096",
+                "sequences of a microbatch (B); with model.context at most 1048576 tokens"),
+          field("training.microbatches_per_step", &training->microbatches_per_step, "1 to 4096",
+                "microbatches that a miner accumulates before it steps"),
+          field("training.synchronous", &training->synchronous, "",
+                "lease no microbatch of a step before the step before is complete everywhere; for "
+                "comparisons"),
+          field("training.optimizer",
+                Choice<OptimizerKind>{&training->optimizer, {{"adamw", OptimizerKind::kAdamW}}}, "",
+                "of the local steps"),
+          field("training.learning_rate", &training->learning_rate, "above 0 and at most 10",
+                "peak of the schedule"),
+          field("training.min_learning_rate_ratio", &training->min_learning_rate_ratio, "0 to 1",
+                "what is left of the peak at training.steps"),
+          field("training.warmup_steps", &training->warmup_steps, "0 to 100000000",
+                "steps of linear warm-up"),
+          field("training.decay",
+                Choice<LrDecay>{&training->decay,
+                                {{"constant", LrDecay::kConstant},
+                                 {"linear", LrDecay::kLinear},
+                                 {"cosine", LrDecay::kCosine}}},
+                "", "of the learning rate after the warm-up"),
+          field("training.beta1", &training->beta1, "at least 0 and below 1",
+                "AdamW: decay of the first moment"),
+          field("training.beta2", &training->beta2, "at least 0 and below 1",
+                "AdamW: decay of the second moment"),
+          field("training.epsilon", &training->epsilon, "above 0 and at most 1",
+                "AdamW: added to the denominator"),
+          field("training.weight_decay", &training->weight_decay, "0 to 10",
+                "decoupled, on matrices only"),
+          field("training.clip_norm", &training->clip_norm, "0 to 1000000",
+                "largest global gradient norm over a stage; 0 clips nothing"),
+      });
+}
+
+void add_boundary(core::BoundarySpec* boundary, FieldTable* table) {
+  table->insert(
+      table->end(),
+      {
+          field("boundary.kind",
+                Choice<BoundaryKind>{&boundary->kind,
+                                     {{"none", BoundaryKind::kNone},
+                                      {"iota", BoundaryKind::kIota},
+                                      {"residual", BoundaryKind::kResidual},
+                                      {"anchored", BoundaryKind::kAnchored}}},
+                "",
+                "how activations are compressed between stages; none sends the whole width through "
+                "the codec"),
+          field("boundary.codec",
+                Choice<Codec>{&boundary->codec,
+                              {{"fp32", Codec::kFp32},
+                               {"bf16", Codec::kBf16},
+                               {"int8", Codec::kInt8},
+                               {"int4", Codec::kInt4}}},
+                "", "number format on the wire; int8 and int4 add one fp16 scale a token"),
+          field("boundary.compression", Ratio{&boundary->compression}, "1 to 65536",
+                "wanted ratio of a bf16 tensor of the full width to the payload; picks the rank; "
+                "kind none ignores it"),
+          field("boundary.rank", &boundary->rank, "0 to model.width",
+                "numbers a token on the wire (r); 0 takes them from boundary.compression; kind "
+                "none always sends the width"),
+          field("boundary.anchor_rank", &boundary->anchor_rank, "0 to model.width",
+                "kind anchored: 0 keeps a full token table, a > 0 factors it into vocab x a and a "
+                "x width to save memory"),
+      });
+}
+
+void add_merge(core::MergeSpec* merge, FieldTable* table) {
+  table->insert(
+      table->end(),
+      {
+          field("merge.enabled", &merge->enabled, "",
+                "average the miners of a stage from time to time"),
+          field("merge.min_microbatches", &merge->min_microbatches, "1 to 1000000",
+                "microbatches since its last merge that qualify a miner for the next (B_min)"),
+          field("merge.quorum", &merge->quorum, "above 0 and at most 1",
+                "share of a stage's live miners that must qualify before a merge starts"),
+          field("merge.outer_learning_rate", &merge->outer_learning_rate, "above 0 and at most 10",
+                "of the outer Nesterov step"),
+          field("merge.outer_momentum", &merge->outer_momentum, "at least 0 and below 1",
+                "of the outer Nesterov step"),
+          field("merge.max_staleness", &merge->max_staleness, "1 to 64",
+                "epochs after which work that missed its merges is dropped"),
+          field("merge.block_values", &merge->block_values, "256 to 4194304",
+                "fp32 values of one transfer block"),
+      });
+}
+
+void add_timeouts(core::TimeoutSpec* timeouts, FieldTable* table) {
+  table->insert(
+      table->end(),
+      {
+          field("timeouts.lease_ms", &timeouts->lease_ms, "10 to 86400000",
+                "a microbatch that is not complete by then is issued again"),
+          field("timeouts.miner_lost_ms", &timeouts->miner_lost_ms, "10 to 86400000",
+                "silence after which a miner counts as lost; at least twice timeouts.sync_ms"),
+          field("timeouts.peer_ms", &timeouts->peer_ms, "10 to 86400000",
+                "for one frame to a peer"),
+          field("timeouts.merge_phase_ms", &timeouts->merge_phase_ms, "10 to 86400000",
+                "for each phase of a merge"),
+          field("timeouts.sync_ms", &timeouts->sync_ms, "1 to 86400000",
+                "how often a miner reports to the orchestrator"),
+      });
+}
+
+FieldTable table_of(RunConfig* config) {
+  core::RunSpec* spec = &config->spec;
+  FieldTable table = {field("run.name", &spec->name, "1 to 64 letters, digits, '.', '_' or '-'",
+                            "of folders and metrics; begins with a letter or digit")};
+  add_model(&spec->model, &table);
+  add_pipeline(&spec->pipeline, &table);
+  add_training(&spec->training, &table);
+  add_boundary(&spec->boundary, &table);
+  add_merge(&spec->merge, &table);
+  add_timeouts(&spec->timeouts, &table);
+  DataConfig* data = &config->data;
+  table.insert(
+      table.end(),
+      {
+          field("checkpoint.every_microbatches", &spec->checkpoint.every_microbatches,
+                "0 to 1000000000000", "0: only at the end of the run and when it is stopped"),
+          field("checkpoint.keep", &spec->checkpoint.keep, "1 to 1000",
+                "newest checkpoints that stay on disk"),
+          field("data.path", &data->path, "",
+                "dataset folder; empty: a folder in the program's own directory"),
+          field("data.text", &data->text, "",
+                "text files, folders, .gz or .jsonl files that the dataset is built from"),
+          field("data.sentencepiece_model", &data->sentencepiece_model, "",
+                "tokenizer model for building; empty: bytes are the tokens"),
+          field("data.validation_share", &data->validation_share, "0 to 0.5",
+                "of the tokens, kept out of training"),
+          field("data.jsonl_field", &data->jsonl_field, "not empty",
+                "of each line of a .jsonl file: the text"),
+      });
+  return table;
+}
+
+Status validate_data(const RunConfig& config) {
+  const DataConfig& data = config.data;
+  if (data.validation_share < 0 || data.validation_share > kMaxValidationShare) {
+    return invalid_argument("data.validation_share: {} is not allowed; it must be 0 to {}",
+                            data.validation_share, kMaxValidationShare);
+  }
+  if (data.jsonl_field.empty()) {
+    return invalid_argument(
+        "data.jsonl_field: empty; name the field of a line that holds the text");
+  }
+  const bool bytes = !data.text.empty() && data.sentencepiece_model.empty();
+  if (bytes && config.spec.model.vocab < kByteVocab) {
+    return invalid_argument(
+        "model.vocab: {} is too small for data.text read as bytes; it must be at least {}, or give "
+        "data.sentencepiece_model",
+        config.spec.model.vocab, kByteVocab);
+  }
+  return ok_status();
+}
+
+// A rank in the file silences an overriding compression; nobody would notice that a sweep compares
+// equal runs.
+Status check_compression_counts(const Loader& loader, const core::BoundarySpec& boundary) {
+  const bool silenced = boundary.rank != 0 && boundary.kind != BoundaryKind::kNone &&
+                        loader.is_overridden("boundary.compression") &&
+                        !loader.is_overridden("boundary.rank");
+  if (!silenced) return ok_status();
+  return invalid_argument(
+      "boundary.compression: changes nothing, because boundary.rank is set to {} and goes first; "
+      "add --set "
+      "boundary.rank=0",
+      boundary.rank);
+}
+
+}  // namespace
+
+StatusOr<RunConfig> load_run_config(const std::string& path,
+                                    const std::vector<std::string>& overrides) {
+  RunConfig config;
+  Loader loader(table_of(&config), path);
+  TESSERA_RETURN_IF_ERROR(loader.load(overrides));
+  TESSERA_RETURN_IF_ERROR(loader.locate(check_compression_counts(loader, config.spec.boundary)));
+  TESSERA_RETURN_IF_ERROR(loader.locate(core::validate(&config.spec)));
+  TESSERA_RETURN_IF_ERROR(loader.locate(validate_data(config)));
+  return config;
+}
+
+std::string to_yaml(const RunConfig& config) {
+  RunConfig copy = config;
+  return write_yaml(table_of(&copy));
+}
+
+std::string run_config_reference_markdown() {
+  RunConfig defaults;
+  return write_reference(table_of(&defaults));
+}
+
+}  // namespace tessera::config

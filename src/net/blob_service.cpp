@@ -1,0 +1,174 @@
+#include "net/blob_service.h"
+
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "net/proto_fields.h"
+#include "tessera/base/log.h"
+
+namespace tessera::net {
+namespace {
+
+constexpr std::chrono::milliseconds kIdleWait(1000);
+
+template <class Repeated>
+StatusOr<std::vector<Digest>> checked_digests(const Repeated& digests) {
+  if (digests.size() > static_cast<int>(kMaxBlobsPerCall)) {
+    return invalid_argument("digests: {} entries, at most {} are allowed", digests.size(),
+                            kMaxBlobsPerCall);
+  }
+  std::vector<Digest> result(digests.size());
+  for (int i = 0; i < digests.size(); ++i) {
+    if (!Digest::from(digests[i], &result[i])) {
+      return invalid_argument("digests[{}]: {} bytes, expected 32", i, digests[i].size());
+    }
+  }
+  return result;
+}
+
+Status check_contents(const v1::PutBlobsRequest& request) {
+  if (request.contents_size() > static_cast<int>(kMaxBlobsPerCall)) {
+    return invalid_argument("contents: {} entries, at most {} are allowed", request.contents_size(),
+                            kMaxBlobsPerCall);
+  }
+  for (int i = 0; i < request.contents_size(); ++i) {
+    if (request.contents(i).size() > kMaxBlobBytes) {
+      return invalid_argument("contents[{}]: {} bytes, at most {} are allowed", i,
+                              request.contents(i).size(), kMaxBlobBytes);
+    }
+  }
+  return ok_status();
+}
+
+}  // namespace
+
+BlobService::BlobService(std::shared_ptr<ServerCore> core, BlobBackend* backend, size_t threads,
+                         size_t max_queued)
+    : core_(std::move(core)), backend_(backend), jobs_(max_queued) {
+  for (size_t i = 0; backend_ != nullptr && i < threads; ++i) {
+    threads_.emplace_back([this] { serve(); });
+  }
+}
+
+BlobService::~BlobService() { stop(); }
+
+void BlobService::stop() {
+  stopping_ = true;
+  jobs_.close();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+}
+
+void BlobService::serve() {
+  while (true) {
+    std::optional<Job> job = jobs_.pop(kIdleWait);
+    if (!job) {
+      if (stopping_) return;
+      continue;
+    }
+    if (!job->call->answered()) (this->*job->work)(*job);
+  }
+}
+
+grpc::ServerUnaryReactor* BlobService::enqueue(const char* method,
+                                               grpc::CallbackServerContext* context,
+                                               const grpc::ByteBuffer* request,
+                                               grpc::ByteBuffer* response, bool write,
+                                               void (BlobService::*work)(const Job&)) {
+  return core_->accept(
+      method, context, request, response,
+      [&](const ServerCallPtr& call, const ports::Caller& caller) {
+        if (backend_ == nullptr) {
+          return call->fail(error(absl::StatusCode::kUnimplemented,
+                                  "this server keeps no blobs; use the address of a blob server"));
+        }
+        if (Status refusal = backend_->admit(caller, write); !refusal.ok()) {
+          return call->fail(refusal);
+        }
+        switch (jobs_.push({call, *request, work})) {
+          case PushResult::kOk:
+            return;
+          case PushResult::kFull:
+            return call->fail(error(absl::StatusCode::kResourceExhausted,
+                                    "the blob server's queue is full; try again later"));
+          case PushResult::kClosed:
+            return call->fail(unavailable("this server is shutting down; try again later"));
+        }
+      });
+}
+
+grpc::ServerUnaryReactor* BlobService::HasBlobs(grpc::CallbackServerContext* context,
+                                                const grpc::ByteBuffer* request,
+                                                grpc::ByteBuffer* response) {
+  return enqueue(kHasBlobsMethod, context, request, response, false, &BlobService::has);
+}
+grpc::ServerUnaryReactor* BlobService::PutBlobs(grpc::CallbackServerContext* context,
+                                                const grpc::ByteBuffer* request,
+                                                grpc::ByteBuffer* response) {
+  return enqueue(kPutBlobsMethod, context, request, response, true, &BlobService::put);
+}
+grpc::ServerUnaryReactor* BlobService::GetBlobs(grpc::CallbackServerContext* context,
+                                                const grpc::ByteBuffer* request,
+                                                grpc::ByteBuffer* response) {
+  return enqueue(kGetBlobsMethod, context, request, response, false, &BlobService::get);
+}
+
+void BlobService::has(const Job& job) {
+  v1::HasBlobsRequest request;
+  if (Status status = parse(job.request, &request); !status.ok()) return job.call->fail(status);
+  const auto digests = checked_digests(request.digests());
+  if (!digests.ok()) return job.call->fail(digests.status());
+  v1::HasBlobsAnswer answer;
+  for (const Digest& digest : *digests) answer.add_present(backend_->has(digest));
+  job.call->answer(answer);
+}
+
+void BlobService::put(const Job& job) {
+  v1::PutBlobsRequest request;
+  Status status = parse(job.request, &request);
+  if (status.ok()) status = check_contents(request);
+  if (!status.ok()) return job.call->fail(status);
+  v1::PutBlobsAnswer answer;
+  for (const std::string& content : request.contents()) {
+    const auto digest = backend_->put(content);
+    if (!digest.ok()) return job.call->fail(digest.status());
+    answer.add_digests(bytes_of(*digest));
+  }
+  job.call->answer(answer);
+}
+
+void BlobService::get(const Job& job) {
+  v1::GetBlobsRequest request;
+  if (Status status = parse(job.request, &request); !status.ok()) return job.call->fail(status);
+  const auto digests = checked_digests(request.digests());
+  if (!digests.ok()) return job.call->fail(digests.status());
+  v1::GetBlobsAnswer answer;
+  size_t content_bytes = 0;
+  bool full = false;
+  for (const Digest& digest : *digests) {
+    v1::BlobResult* result = answer.add_blobs();
+    if (full) {
+      result->set_state(v1::BLOB_STATE_DEFERRED);
+      continue;
+    }
+    StatusOr<std::string> content = backend_->get(digest);
+    if (!content.ok()) {
+      const bool missing = absl::IsNotFound(content.status());
+      result->set_state(missing ? v1::BLOB_STATE_MISSING : v1::BLOB_STATE_FAILED);
+      // The reason names files of this machine: it is for its own operator.
+      if (!missing) {
+        spdlog::warn("blob {} can't be read: {}", digest.hex(), message_of(content.status()));
+      }
+    } else if (content_bytes > 0 && content_bytes + content->size() > kMaxBlobCallBytes) {
+      result->set_state(v1::BLOB_STATE_DEFERRED);
+      full = true;
+    } else {
+      content_bytes += content->size();
+      result->set_content(*std::move(content));
+    }
+  }
+  job.call->answer(answer);
+}
+
+}  // namespace tessera::net

@@ -1,0 +1,207 @@
+#include "net/client_channel.h"
+
+#include <grpcpp/alarm.h>
+#include <grpcpp/client_context.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/security/credentials.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <unordered_set>
+#include <utility>
+
+namespace tessera::net {
+namespace {
+
+constexpr int kKeepaliveMs = 15000;
+constexpr int kKeepaliveTimeoutMs = 10000;
+constexpr int kMinReconnectMs = 100;
+constexpr int kMaxReconnectMs = 2000;
+// Hashing more than this takes longer than a caller should wait; it goes to another thread.
+constexpr size_t kInlineHashBytes = 256 << 10;
+
+std::shared_ptr<grpc::Channel> make_channel(const std::string& address, size_t max_message_bytes) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(static_cast<int>(max_message_bytes));
+  arguments.SetMaxSendMessageSize(static_cast<int>(max_message_bytes));
+  // A dead path is noticed without traffic, and a peer that is back is found quickly.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kMinReconnectMs);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kMinReconnectMs);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMs);
+  // Each channel has its own connection: blobs don't stand in front of reports, and the bytes of
+  // each are known.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  // Nodes speak to each other directly; a web proxy of the environment would not carry this.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  // gRPC's own retries would send the same signed request twice, which the receiver takes for a
+  // replay.
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+}  // namespace
+
+void run_soon(std::function<void()> work) {
+  auto* alarm = new grpc::Alarm;
+  alarm->Set(gpr_now(GPR_CLOCK_MONOTONIC), [alarm, work = std::move(work)](bool) {
+    work();
+    delete alarm;
+  });
+}
+
+struct ClientChannel::Call {
+  const char* method = nullptr;
+  grpc::ClientContext context;
+  grpc::ByteBuffer request;
+  grpc::ByteBuffer response;
+  std::optional<CallAuth> auth;
+  Signature signature{};
+  std::function<void(CallResult)> done;
+};
+
+struct ClientChannel::Calls {
+  std::string name;
+  size_t max_message_bytes = 0;
+  std::shared_ptr<grpc::Channel> channel;
+  std::unique_ptr<grpc::GenericStub> stub;
+
+  mutable std::mutex mutex;
+  std::condition_variable idle;
+  bool closed = false;
+  std::unordered_set<std::shared_ptr<Call>> open;
+};
+
+ClientChannel::ClientChannel(std::string role, std::string address, size_t max_message_bytes)
+    : calls_(std::make_shared<Calls>()) {
+  calls_->name = fmt::format("{} {}", role, address);
+  calls_->max_message_bytes = max_message_bytes;
+  calls_->channel = make_channel(address, max_message_bytes);
+  calls_->stub = std::make_unique<grpc::GenericStub>(calls_->channel);
+}
+
+ClientChannel::~ClientChannel() {
+  std::unordered_set<std::shared_ptr<Call>> pending;
+  {
+    std::lock_guard lock(calls_->mutex);
+    calls_->closed = true;
+    pending = calls_->open;
+  }
+  for (const std::shared_ptr<Call>& call : pending) call->context.TryCancel();
+  std::unique_lock lock(calls_->mutex);
+  calls_->idle.wait(lock, [&] { return calls_->open.empty(); });
+  // Here, not in a callback that may still hold `calls_` for a moment.
+  calls_->stub.reset();
+  calls_->channel.reset();
+}
+
+size_t ClientChannel::under_way() const {
+  std::lock_guard lock(calls_->mutex);
+  return calls_->open.size();
+}
+
+std::string ClientChannel::name() const { return calls_->name; }
+
+void ClientChannel::call(const char* method, grpc::ByteBuffer request, std::optional<CallAuth> auth,
+                         uint32_t timeout_ms, std::function<void(CallResult)> done) {
+  auto call = std::make_shared<Call>();
+  call->method = method;
+  call->request = std::move(request);
+  call->auth = std::move(auth);
+  call->done = std::move(done);
+  call->context.set_deadline(std::chrono::system_clock::now() +
+                             std::chrono::milliseconds(timeout_ms));
+  const size_t bytes = call->request.Length();
+  Status refusal;
+  if (bytes > calls_->max_message_bytes) {
+    refusal = invalid_argument("the message has {} bytes, over the limit of {}", bytes,
+                               calls_->max_message_bytes);
+  }
+  if (!enter(call))
+    refusal = Status(absl::StatusCode::kCancelled, "this program is closing the link");
+  if (!refusal.ok()) {
+    run_soon([calls = calls_, call, refusal] { finish(calls, call, to_grpc(refusal)); });
+  } else if (bytes > kInlineHashBytes && call->auth) {
+    run_soon([calls = calls_, call] { start(calls, call); });
+  } else {
+    start(calls_, call);
+  }
+}
+
+void ClientChannel::fail_soon(const Status& status, std::function<void(CallResult)> done) {
+  auto call = std::make_shared<Call>();
+  call->done = std::move(done);
+  enter(call);
+  run_soon([calls = calls_, call, status] { finish(calls, call, to_grpc(status)); });
+}
+
+// False while the destructor waits: a callback may still begin a call then, which fails at once.
+bool ClientChannel::enter(const std::shared_ptr<Call>& call) {
+  std::lock_guard lock(calls_->mutex);
+  calls_->open.insert(call);
+  return !calls_->closed;
+}
+
+void ClientChannel::start(const std::shared_ptr<Calls>& calls, const std::shared_ptr<Call>& call) {
+  if (call->auth) {
+    const CallAuth& auth = *call->auth;
+    const AuthHeader header = auth.signer->sign(call->method, auth.receiver, auth.run_id,
+                                                auth.session, digest_of_buffer(call->request));
+    call->signature = header.signature;
+    call->context.AddMetadata(kAuthMetadata, encode(header));
+  }
+  calls->stub->UnaryCall(
+      &call->context, call->method, grpc::StubOptions(), &call->request, &call->response,
+      [calls, call](const grpc::Status& status) { finish(calls, call, status); });
+}
+
+void ClientChannel::finish(const std::shared_ptr<Calls>& calls, const std::shared_ptr<Call>& call,
+                           const grpc::Status& status) {
+  CallResult result;
+  result.remote = call->context.peer();
+  if (status.ok()) {
+    result.answer = std::move(call->response);
+    if (call->auth) {
+      if (Status problem = check_answer(*call, *result.answer); !problem.ok()) {
+        result.answer = annotate(problem, calls->name);
+      }
+    }
+  } else {
+    result.answer = annotate(from_grpc(status), calls->name);
+  }
+  call->done(std::move(result));
+  call->done = nullptr;
+  std::lock_guard lock(calls->mutex);
+  calls->open.erase(call);
+  if (calls->open.empty()) calls->idle.notify_all();
+}
+
+// The answer must come from the node that was asked, and be to this very request.
+Status ClientChannel::check_answer(const Call& call, const grpc::ByteBuffer& answer) {
+  const auto& metadata = call.context.GetServerTrailingMetadata();
+  const auto found = metadata.find(kAnswerMetadata);
+  Signature signature{};
+  if (found == metadata.end() || found->second.size() != signature.size()) {
+    return Status(absl::StatusCode::kUnauthenticated,
+                  "the answer is not signed; use the same version of Tessera on both sides");
+  }
+  std::copy_n(reinterpret_cast<const uint8_t*>(found->second.data()), signature.size(),
+              signature.begin());
+  if (!verify(call.auth->receiver,
+              signed_answer_bytes(call.method, call.signature, digest_of_buffer(answer)),
+              signature)) {
+    return Status(absl::StatusCode::kUnauthenticated,
+                  fmt::format("the answer is not signed by node {}: another node answers at this "
+                              "address, or it was changed on the way",
+                              call.auth->receiver.brief()));
+  }
+  return ok_status();
+}
+
+}  // namespace tessera::net

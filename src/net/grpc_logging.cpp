@@ -1,0 +1,15 @@
+#include "tessera/net/grpc_logging.h"
+
+#include <grpc/support/log.h>
+
+#include "tessera/base/log.h"
+
+namespace tessera::net {
+
+void quiet_grpc_logging() {
+  gpr_set_log_function([](gpr_log_func_args* line) {
+    spdlog::debug("grpc: {}:{}: {}", line->file, line->line, line->message);
+  });
+}
+
+}  // namespace tessera::net

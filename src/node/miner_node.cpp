@@ -1,0 +1,383 @@
+#include "tessera/node/miner_node.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "background_worker.h"
+#include "compute_worker.h"
+#include "tessera/base/bounded_queue.h"
+#include "tessera/base/log.h"
+#include "tessera/base/prng.h"
+#include "tessera/core/frame.h"
+
+namespace tessera::node {
+namespace {
+
+constexpr size_t kQueueLimit = 16384;
+constexpr size_t kFrameQueueLimit = 4096;      // a frame is refused above it; internal events still fit
+constexpr TimeMs kTickMs = 20;
+constexpr TimeMs kUrgentReportMs = 10;         // shortest interval between reports
+constexpr TimeMs kFirstRetryMs = 200;
+constexpr TimeMs kLastRetryMs = 5000;
+constexpr TimeMs kDrainLimitMs = 3000;
+
+using core::MinerEvent;
+
+// An event of the state machine, or news for the shell itself.
+struct Registered {
+  StatusOr<core::RegisterAnswer> answer;
+};
+struct Answered {
+  StatusOr<core::SyncAnswer> answer;
+};
+struct Fatal {
+  Status status;
+};
+using Input = std::variant<MinerEvent, Registered, Answered, Fatal>;
+
+}  // namespace
+
+class MinerNode::Shell {
+ public:
+  Shell(MinerOptions options, MinerLinks links) : options_(std::move(options)), links_(links) {}
+
+  StatusOr<std::string> run(const std::atomic<bool>& stop);
+  void on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done);
+  void close() {
+    inputs_->close();
+    data_jobs_.close();
+  }
+
+ private:
+  void post(Input input);
+  void handle(Input input);
+  void on_registered(const StatusOr<core::RegisterAnswer>& answer);
+  void on_answered(StatusOr<core::SyncAnswer> answer);
+  Status begin(const core::RegisterAnswer& answer);
+  void step(MinerEvent event);
+  void perform(core::MinerEffect effect);
+  void perform_send(core::miner_effect::SendFrame effect);
+  void report();
+  void read_tokens(core::MicrobatchKey key);
+  void data_loop();
+  void retry_later(const std::string& what, const Status& status);
+
+  const MinerOptions options_;
+  const MinerLinks links_;
+  // Shared with link callbacks, which may outlive run() for a moment.
+  std::shared_ptr<BoundedQueue<Input>> inputs_ = std::make_shared<BoundedQueue<Input>>(kQueueLimit);
+  BoundedQueue<core::MicrobatchKey> data_jobs_{1024};
+
+  // What the frame callbacks read: set once, before frames are let in.
+  struct RunFacts {
+    core::RunSpec spec;
+    uint64_t run_tag = 0;
+  };
+  std::mutex mutex_;
+  std::shared_ptr<const RunFacts> facts_;
+  std::map<uint64_t, std::function<void(core::Admission)>> replies_;
+  uint64_t next_reply_ = 1;
+
+  core::RegisterAnswer registration_;
+  core::RunSpec spec_;
+  core::DataPlan data_;
+  std::unique_ptr<core::Miner> miner_;
+  std::unique_ptr<BackgroundWorker> background_;
+  std::unique_ptr<ComputeWorker> compute_;
+  std::jthread data_thread_;
+
+  bool registering_ = false;
+  bool registered_ = false;
+  bool reporting_ = false;
+  bool orchestrator_answers_ = true;
+  bool draining_ = false;
+  bool farewell_sent_ = false;      // a report that nothing is in flight any more
+  bool farewell_answered_ = false;
+  TimeMs last_tick_ = 0;
+  TimeMs last_report_ = 0;
+  TimeMs retry_at_ = 0;
+  TimeMs retry_ms_ = kFirstRetryMs;
+  Prng jitter_{random_u64()};
+  std::optional<StatusOr<std::string>> over_;
+};
+
+void MinerNode::Shell::post(Input input) {
+  TESSERA_CHECK(inputs_->push(std::move(input)) != PushResult::kFull);
+}
+
+void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
+                                std::function<void(core::Admission)> done) {
+  std::shared_ptr<const RunFacts> facts;
+  {
+    std::lock_guard lock(mutex_);
+    facts = facts_;
+  }
+  if (!facts) return done(core::Admission::kNotReady);
+  core::miner_event::FrameArrived event;
+  std::string why;
+  const core::Admission checked = core::decode_frame(bytes, facts->spec, facts->run_tag, &event.frame, &why);
+  if (checked != core::Admission::kAccepted) {
+    spdlog::warn("frame of {} bytes from {} refused ({}): {}", bytes.size(), caller.node.brief(),
+                 core::name_of(checked), why);
+    return done(checked);
+  }
+  if (inputs_->size() >= kFrameQueueLimit) return done(core::Admission::kFull);
+  event.payload_hash = digest_of(event.frame.payload);
+  event.sender = caller.node;
+  {
+    std::lock_guard lock(mutex_);
+    event.reply = next_reply_++;
+    replies_[event.reply] = done;
+  }
+  const uint64_t reply = event.reply;
+  if (inputs_->push(MinerEvent(std::move(event))) != PushResult::kOk) {
+    std::lock_guard lock(mutex_);
+    if (replies_.erase(reply) > 0) done(core::Admission::kNotReady);
+  }
+}
+
+StatusOr<std::string> MinerNode::Shell::run(const std::atomic<bool>& stop) {
+  TimeMs drain_until = 0;
+  while (!over_) {
+    const TimeMs now = monotonic_now_ms();
+    if (stop.load() && !draining_) {
+      draining_ = true;
+      drain_until = now + kDrainLimitMs;
+      if (!miner_) return std::string("stopped before it had joined a run");
+      step(core::miner_event::DrainRequested{});
+    }
+    if (draining_ && (now >= drain_until || farewell_answered_)) {
+      return fmt::format("stopped; {} microbatches were left in flight", miner_->in_flight());
+    }
+    if (!registered_ && !registering_ && now >= retry_at_) {
+      registering_ = true;
+      links_.orchestrator->register_miner(options_.registration, [queue = inputs_](StatusOr<core::RegisterAnswer> answer) {
+        queue->push(Registered{std::move(answer)});
+      });
+    }
+    if (registered_ && !reporting_ && now >= retry_at_) {
+      const TimeMs since = now - last_report_;
+      if (since >= spec_.timeouts.sync_ms || (miner_->report_is_urgent() && since >= kUrgentReportMs)) report();
+    }
+    std::optional<Input> input = inputs_->pop(std::chrono::milliseconds(kUrgentReportMs));
+    // What waits is handled in one go, so that a report carries all of it.
+    for (int i = 0; input && i < 256; ++i) {
+      handle(std::move(*input));
+      if (over_) break;
+      input = inputs_->try_pop();
+    }
+    if (input) handle(std::move(*input));
+    if (miner_ && now - last_tick_ >= kTickMs) {
+      last_tick_ = now;
+      step(core::miner_event::Ticked{});
+    }
+  }
+  return *over_;
+}
+
+void MinerNode::Shell::handle(Input input) {
+  if (auto* event = std::get_if<MinerEvent>(&input)) {
+    if (miner_) step(std::move(*event));
+  } else if (auto* registered = std::get_if<Registered>(&input)) {
+    on_registered(registered->answer);
+  } else if (auto* answered = std::get_if<Answered>(&input)) {
+    on_answered(std::move(answered->answer));
+  } else {
+    over_ = std::get<Fatal>(input).status;
+  }
+}
+
+void MinerNode::Shell::retry_later(const std::string& what, const Status& status) {
+  if (orchestrator_answers_) {
+    spdlog::warn("{}: {}; trying again until it answers", what, message_of(status));
+    orchestrator_answers_ = false;
+  }
+  retry_at_ = monotonic_now_ms() + retry_ms_ / 2 + static_cast<TimeMs>(jitter_.below(static_cast<uint64_t>(retry_ms_)));
+  retry_ms_ = std::min(2 * retry_ms_, kLastRetryMs);
+}
+
+void MinerNode::Shell::on_registered(const StatusOr<core::RegisterAnswer>& answer) {
+  registering_ = false;
+  if (!answer.ok()) {
+    // Some errors no waiting mends.
+    if (absl::IsInvalidArgument(answer.status()) || absl::IsUnauthenticated(answer.status()) ||
+        absl::IsFailedPrecondition(answer.status())) {
+      over_ = annotate(answer.status(), "registration refused");
+    } else {
+      retry_later("the orchestrator does not answer", answer.status());
+    }
+    return;
+  }
+  if (answer->refusal != core::RegisterRefusal::kNone) {
+    over_ = failed_precondition("registration refused: {}", answer->message);
+    return;
+  }
+  if (!orchestrator_answers_) spdlog::info("the orchestrator answers");
+  orchestrator_answers_ = true;
+  retry_ms_ = kFirstRetryMs;
+  if (miner_) {
+    const bool same = answer->miner == registration_.miner && answer->run_id == registration_.run_id &&
+                      answer->run_spec == registration_.run_spec;
+    if (!same) {
+      over_ = unavailable("the orchestrator has another run now; start again to join it");
+      return;
+    }
+    registered_ = true;
+    return;
+  }
+  const Status status = begin(*answer);
+  if (!status.ok()) {
+    over_ = annotate(status, "the orchestrator's run");
+    return;
+  }
+  registered_ = true;
+}
+
+Status MinerNode::Shell::begin(const core::RegisterAnswer& answer) {
+  registration_ = answer;
+  if (!decode(answer.run_spec, &spec_) || !decode(answer.data_plan, &data_)) {
+    return invalid_argument("its description can't be read; do both sides run the same version of Tessera?");
+  }
+  TESSERA_RETURN_IF_ERROR(core::validate(&spec_));
+  core::MinerIdentity identity{.index = answer.miner,
+                               .incarnation = options_.registration.incarnation,
+                               .run_id = answer.run_id,
+                               .sign = [key = options_.key](std::string_view bytes) { return key->sign(bytes); }};
+  miner_ = std::make_unique<core::Miner>(spec_, std::move(identity));
+  const auto post_event = [this](MinerEvent event) { post(std::move(event)); };
+  background_ = std::make_unique<BackgroundWorker>(spec_, *links_.blobs, options_.directory, post_event);
+  data_thread_ = std::jthread([this] { data_loop(); });
+  {
+    auto facts = std::make_shared<RunFacts>();
+    facts->spec = spec_;
+    facts->run_tag = miner_->run_tag();
+    std::lock_guard lock(mutex_);
+    facts_ = std::move(facts);
+  }
+  spdlog::info("joined run '{}' as miner {}", spec_.name, answer.miner);
+  return ok_status();
+}
+
+void MinerNode::Shell::report() {
+  reporting_ = true;
+  last_report_ = monotonic_now_ms();
+  core::SyncRequest request = miner_->report(unix_now_ms());
+  request.status.peer_bytes_sent = links_.peers->bytes_sent();
+  farewell_sent_ = draining_ && request.status.in_flight == 0 && request.receipts.size() < core::kMaxReceiptsPerSync;
+  links_.orchestrator->sync(std::move(request), [queue = inputs_](StatusOr<core::SyncAnswer> answer) {
+    queue->push(Answered{std::move(answer)});
+  });
+}
+
+void MinerNode::Shell::on_answered(StatusOr<core::SyncAnswer> answer) {
+  reporting_ = false;
+  if (!answer.ok()) {
+    if (absl::IsUnauthenticated(answer.status())) {
+      registered_ = false;  // it was restarted and knows the session no more
+      return;
+    }
+    retry_later("the orchestrator does not answer", answer.status());
+    return;
+  }
+  if (!orchestrator_answers_) spdlog::info("the orchestrator answers again");
+  orchestrator_answers_ = true;
+  retry_ms_ = kFirstRetryMs;
+  farewell_answered_ = farewell_sent_;
+  if (!answer->known) {
+    registered_ = false;
+    return;
+  }
+  step(core::miner_event::AnswerArrived{std::move(*answer)});
+}
+
+void MinerNode::Shell::step(MinerEvent event) {
+  for (core::MinerEffect& effect : miner_->step(monotonic_now_ms(), std::move(event))) perform(std::move(effect));
+}
+
+void MinerNode::Shell::perform(core::MinerEffect effect) {
+  if (auto* reply = std::get_if<core::miner_effect::ReplyAdmission>(&effect)) {
+    std::function<void(core::Admission)> done;
+    {
+      std::lock_guard lock(mutex_);
+      const auto found = replies_.find(reply->reply);
+      if (found == replies_.end()) return;
+      done = std::move(found->second);
+      replies_.erase(found);
+    }
+    done(reply->admission);
+  } else if (auto* send = std::get_if<core::miner_effect::SendFrame>(&effect)) {
+    perform_send(std::move(*send));
+  } else if (auto* read = std::get_if<core::miner_effect::ReadTokens>(&effect)) {
+    if (data_jobs_.push(read->key) != PushResult::kOk) {
+      post(MinerEvent(core::miner_event::TokensRead{read->key, {}, false, "too many microbatches wait for their tokens"}));
+    }
+  } else if (auto* job = std::get_if<core::ComputeJob>(&effect)) {
+    if (!compute_) {
+      const StageIndex stage = miner_->stage().value();
+      compute_ = std::make_unique<ComputeWorker>(
+          [this, stage] { return options_.make_engine(spec_, stage); },
+          [this](MinerEvent event) { post(std::move(event)); }, [this](Status status) { post(Fatal{std::move(status)}); });
+    }
+    compute_->run(std::move(*job));
+  } else if (auto* background = std::get_if<core::BackgroundJob>(&effect)) {
+    background_->run(std::move(*background));
+  } else if (auto* leave = std::get_if<core::miner_effect::Leave>(&effect)) {
+    over_ = leave->reason;
+  } else {
+    const auto& say = std::get<core::miner_effect::Say>(effect);
+    spdlog::log(say.warning ? spdlog::level::warn : spdlog::level::info, "{}", say.text);
+  }
+}
+
+void MinerNode::Shell::perform_send(core::miner_effect::SendFrame effect) {
+  const uint64_t id = effect.send;
+  links_.peers->send(effect.peer, core::encode_frame(effect.frame, spec_.model.vocab), effect.timeout_ms,
+                     [queue = inputs_, id](core::Admission admission) {
+                       queue->push(MinerEvent(core::miner_event::FrameAnswered{id, admission}));
+                     });
+}
+
+void MinerNode::Shell::data_loop() {
+  while (true) {
+    std::optional<core::MicrobatchKey> key = data_jobs_.pop(std::chrono::milliseconds(1000));
+    if (key) {
+      read_tokens(*key);
+    } else if (data_jobs_.closed()) {
+      return;
+    }
+  }
+}
+
+void MinerNode::Shell::read_tokens(core::MicrobatchKey key) {
+  core::miner_event::TokensRead event;
+  event.key = key;
+  const auto windows = core::windows_of(data_.train, spec_.model.context, spec_.training.seed, key.microbatch,
+                                        spec_.training.microbatch_size);
+  for (const core::Window& window : windows) {
+    auto tokens = links_.tokens->read(data_.train[window.shard], window.first_token, spec_.model.context + 1);
+    if (!tokens.ok()) {
+      event.ok = false;
+      event.why = "reading the training data: " + message_of(tokens.status());
+      break;
+    }
+    event.tokens.insert(event.tokens.end(), tokens->begin(), tokens->end());
+  }
+  post(MinerEvent(std::move(event)));
+}
+
+MinerNode::MinerNode(MinerOptions options, MinerLinks links)
+    : shell_(std::make_unique<Shell>(std::move(options), links)) {}
+
+MinerNode::~MinerNode() { shell_->close(); }
+
+StatusOr<std::string> MinerNode::run(const std::atomic<bool>& stop) { return shell_->run(stop); }
+
+void MinerNode::on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done) {
+  shell_->on_frame(caller, std::move(frame), std::move(done));
+}
+
+}  // namespace tessera::node
