@@ -94,6 +94,14 @@ void store_codes(Codec codec, const int32_t* values, int64_t count, uint8_t* cod
   if (count % 2 != 0) codes[count / 2] = static_cast<uint8_t>(values[count - 1] & 0xf);
 }
 
+// Whole blocks for `count` columns, so up to three words more; `quad` is the first block's number.
+void fill_random_words(const EncodeParams& params, uint64_t quad, int64_t count, uint32_t* words) {
+  for (int64_t i = 0; i < count; i += 4, ++quad) {
+    const PhiloxBlock block = rounding_words(params.seed, params.stream, quad);
+    std::memcpy(words + i, block.word, sizeof(block.word));
+  }
+}
+
 // `first_quad` is the number, within the frame, of the first four columns of this row.
 void encode_integer_row(const EncodeParams& params, const float* row, float divisor,
                         float inverse_power, float scale, uint64_t first_quad, uint8_t* codes) {
@@ -107,11 +115,7 @@ void encode_integer_row(const EncodeParams& params, const float* row, float divi
       scaled[i] = clamped(row[start + i] / divisor * inverse_power / scale, levels);
     }
     if (params.stochastic) {
-      for (int64_t i = 0; i < count; i += 4) {
-        const uint64_t quad = first_quad + static_cast<uint64_t>(start + i) / 4;
-        const PhiloxBlock block = rounding_words(params.seed, params.stream, quad);
-        std::memcpy(random_words + i, block.word, sizeof(block.word));
-      }
+      fill_random_words(params, first_quad + static_cast<uint64_t>(start) / 4, count, random_words);
       for (int64_t i = 0; i < count; ++i) {
         values[i] = round_stochastically(scaled[i], random_words[i]);
       }

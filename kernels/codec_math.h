@@ -194,12 +194,14 @@ TESSERA_HOST_DEVICE int32_t round_to_nearest(float v) {
 }
 
 // floor(v) + [u < v - floor(v)]: whole numbers never move, which floor(v + u) would not promise.
-// (Adding a chosen constant, instead of choosing between results, lets compilers vectorise it.)
+// (Comparisons are used as numbers, not to choose between floats: compilers vectorise that.)
 TESSERA_HOST_DEVICE int32_t round_stochastically(float v, uint32_t random_word) {
   const float nearest = (v + kRoundingConstant) - kRoundingConstant;
-  const float floor = nearest - (nearest > v ? 1.0f : 0.0f);
-  const float uniform = static_cast<float>(random_word >> 8) * 5.9604644775390625e-8f;  // 2^-24
-  return static_cast<int32_t>(floor + (uniform < v - floor ? 1.0f : 0.0f));
+  const int32_t floor = static_cast<int32_t>(nearest) - static_cast<int32_t>(nearest > v);
+  const float fraction = v - static_cast<float>(floor);
+  const float uniform =
+      static_cast<float>(static_cast<int32_t>(random_word >> 8)) * 5.9604644775390625e-8f;  // 2^-24
+  return floor + static_cast<int32_t>(uniform < fraction);
 }
 
 TESSERA_HOST_DEVICE float dequantised(int32_t code, float scale, float power) {

@@ -21,9 +21,9 @@ struct Operation {
   TimeMs deadline_ms = 0;
 };
 
-class BlobLink final : public GrpcBlobLink {
+class BlobClient final : public GrpcBlobLink {
  public:
-  explicit BlobLink(BlobLinkOptions options)
+  explicit BlobClient(BlobLinkOptions options)
       : deadline_ms_(options.deadline_ms),
         policy_{kCallsUnderWay, options.call_timeout_ms, options.min_backoff_ms,
                 options.max_backoff_ms},
@@ -252,7 +252,7 @@ class BlobLink final : public GrpcBlobLink {
 StatusOr<std::unique_ptr<GrpcBlobLink>> GrpcBlobLink::create(BlobLinkOptions options) {
   TESSERA_CHECK(options.signer != nullptr);
   TESSERA_RETURN_IF_ERROR(parse_address(options.server).status());
-  return std::unique_ptr<GrpcBlobLink>(std::make_unique<BlobLink>(std::move(options)));
+  return std::unique_ptr<GrpcBlobLink>(std::make_unique<BlobClient>(std::move(options)));
 }
 
 }  // namespace tessera::net

@@ -11,9 +11,9 @@
 namespace tessera::net {
 namespace {
 
-class OrchestratorLink final : public GrpcOrchestratorLink {
+class OrchestratorClient final : public GrpcOrchestratorLink {
  public:
-  explicit OrchestratorLink(OrchestratorLinkOptions options)
+  explicit OrchestratorClient(OrchestratorLinkOptions options)
       : timeout_ms_(options.timeout_ms),
         endpoint_("orchestrator", options.orchestrator, std::move(options.signer),
                   std::move(options.software), options.expected_orchestrator) {}
@@ -132,7 +132,7 @@ StatusOr<std::unique_ptr<GrpcOrchestratorLink>> GrpcOrchestratorLink::create(
   TESSERA_CHECK(options.signer != nullptr);
   TESSERA_RETURN_IF_ERROR(parse_address(options.orchestrator).status());
   return std::unique_ptr<GrpcOrchestratorLink>(
-      std::make_unique<OrchestratorLink>(std::move(options)));
+      std::make_unique<OrchestratorClient>(std::move(options)));
 }
 
 }  // namespace tessera::net

@@ -41,9 +41,9 @@ StatusOr<core::Admission> admission_in(const StatusOr<grpc::ByteBuffer>& answer)
   return admission;
 }
 
-class PeerLink final : public GrpcPeerLink {
+class PeerClient final : public GrpcPeerLink {
  public:
-  explicit PeerLink(PeerLinkOptions options)
+  explicit PeerClient(PeerLinkOptions options)
       : options_(std::move(options)),
         remotes_(std::make_shared<Remotes>()),
         refusals_("peer", "0.0.0.0:0", kFrameEnvelopeBytes) {}
@@ -151,7 +151,7 @@ class PeerLink final : public GrpcPeerLink {
 
 std::unique_ptr<GrpcPeerLink> GrpcPeerLink::create(PeerLinkOptions options) {
   TESSERA_CHECK(options.signer != nullptr && options.max_channels > 0);
-  return std::make_unique<PeerLink>(std::move(options));
+  return std::make_unique<PeerClient>(std::move(options));
 }
 
 }  // namespace tessera::net

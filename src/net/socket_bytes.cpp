@@ -22,6 +22,10 @@ namespace {
 constexpr TimeMs kScanIntervalMs = 200;
 constexpr size_t kMaxRemotes = 8192;
 
+struct FolderCloser {
+  void operator()(DIR* folder) const { closedir(folder); }
+};
+
 std::string key_of(const void* address, size_t size, uint16_t port) {
   std::string key(static_cast<const char*>(address), size);
   key.append(reinterpret_cast<const char*>(&port), sizeof(port));
@@ -104,7 +108,7 @@ uint64_t SocketByteCounter::total(TimeMs now_ms) {
 }
 
 void SocketByteCounter::scan() {
-  const std::unique_ptr<DIR, decltype(&closedir)> folder(opendir("/proc/self/fd"), &closedir);
+  const std::unique_ptr<DIR, FolderCloser> folder(opendir("/proc/self/fd"));
   if (folder == nullptr) return;
   std::map<uint64_t, uint64_t> found;
   while (const dirent* entry = readdir(folder.get())) {

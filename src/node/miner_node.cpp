@@ -47,6 +47,7 @@ class MinerNode::Shell {
 
   StatusOr<std::string> run(const std::atomic<bool>& stop);
   void on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done);
+  void set_address(std::string address) { options_.registration.address = std::move(address); }
   void close() {
     inputs_->close();
     data_jobs_.close();
@@ -66,7 +67,7 @@ class MinerNode::Shell {
   void data_loop();
   void retry_later(const std::string& what, const Status& status);
 
-  const MinerOptions options_;
+  MinerOptions options_;
   const MinerLinks links_;
   // Shared with link callbacks, which may outlive run() for a moment.
   std::shared_ptr<BoundedQueue<Input>> inputs_ = std::make_shared<BoundedQueue<Input>>(kQueueLimit);
@@ -219,6 +220,7 @@ void MinerNode::Shell::on_registered(const StatusOr<core::RegisterAnswer>& answe
   if (!orchestrator_answers_) spdlog::info("the orchestrator answers");
   orchestrator_answers_ = true;
   retry_ms_ = kFirstRetryMs;
+  if (options_.joined) options_.joined(answer->run_id);
   if (miner_) {
     const bool same = answer->miner == registration_.miner && answer->run_id == registration_.run_id &&
                       answer->run_spec == registration_.run_spec;
@@ -373,6 +375,8 @@ MinerNode::MinerNode(MinerOptions options, MinerLinks links)
     : shell_(std::make_unique<Shell>(std::move(options), links)) {}
 
 MinerNode::~MinerNode() { shell_->close(); }
+
+void MinerNode::set_address(std::string address) { shell_->set_address(std::move(address)); }
 
 StatusOr<std::string> MinerNode::run(const std::atomic<bool>& stop) { return shell_->run(stop); }
 

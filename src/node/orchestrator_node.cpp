@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <map>
+#include <mutex>
+#include <set>
 #include <thread>
 #include <variant>
 
@@ -57,6 +59,10 @@ class OrchestratorNode::Shell {
   Status start();
   StatusOr<std::string> run(const std::atomic<bool>& stop, const std::atomic<bool>& abandon);
   const std::string& run_id() const { return core_.state().run_id; }
+  bool is_registered(const NodeId& node) const {
+    std::lock_guard lock(registered_mutex_);
+    return registered_.count(node) > 0;
+  }
 
   // Any thread.
   template <class C>
@@ -90,6 +96,8 @@ class OrchestratorNode::Shell {
   BoundedQueue<BackgroundJob> jobs_{4096};
   std::vector<ports::JournalRecord> batch_;
   std::vector<std::function<void()>> answers_;
+  mutable std::mutex registered_mutex_;
+  std::set<NodeId> registered_;
   std::map<MinerIndex, std::string> sessions_;
   std::map<MinerIndex, TimeMs> heard_;
   std::map<MinerIndex, core::MinerStatus> statuses_;
@@ -209,6 +217,10 @@ Status OrchestratorNode::Shell::handle_register(RegisterCall& call) {
     const core::OrchestratorState& state = core_.state();
     answer.miner = state.by_node.at(call.registration.node);
     answer.session = sessions_[answer.miner] = random_bytes(16);
+    {
+      std::lock_guard lock(registered_mutex_);
+      registered_.insert(call.registration.node);
+    }
     answer.run_id = state.run_id;
     answer.run_spec = encode(state.spec);
     answer.data_plan = encode(state.data);
@@ -387,6 +399,7 @@ OrchestratorNode::OrchestratorNode(std::unique_ptr<Shell> shell) : shell_(std::m
 OrchestratorNode::~OrchestratorNode() = default;
 
 const std::string& OrchestratorNode::run_id() const { return shell_->run_id(); }
+bool OrchestratorNode::is_registered(const NodeId& node) const { return shell_->is_registered(node); }
 
 StatusOr<std::string> OrchestratorNode::run(const std::atomic<bool>& stop, const std::atomic<bool>& abandon) {
   return shell_->run(stop, abandon);

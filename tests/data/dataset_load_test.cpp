@@ -76,8 +76,9 @@ TEST_F(DatasetLoadTest, WithoutAManifest) {
 }
 
 TEST_F(DatasetLoadTest, FileNamesStayInTheFolder) {
-  for (const std::string& name : {"../a.txt", "/etc/passwd", "..", ".", "", "sub/x.tok", ".hidden",
-                                  "a\\b", "a\nb", std::string("a\0b", 3), std::string(256, 'x')}) {
+  for (const std::string& name :
+       std::vector<std::string>{"../a.txt", "/etc/passwd", "..", ".", "", "sub/x.tok", ".hidden",
+                                "a\\b", "a\nb", std::string("a\0b", 3), std::string(256, 'x')}) {
     json manifest = manifest_;
     manifest["train"][1]["file"] = name;
     EXPECT_THAT(refusal_of(manifest), HasSubstr("train[1] has a \"file\" that is not a plain"))

@@ -13,7 +13,9 @@
 namespace tessera::model {
 namespace {
 
-constexpr double kDifferenceStep = 1e-5;
+constexpr double kDifferenceStep = 1e-6;
+// How far iota's ReLU is kept from its kink, which the difference must not straddle.
+constexpr double kKinkDistance = 1e-4;
 
 // A stage as a function of its flat weights and its input, to a number: the loss at the tail, else
 // a fixed linear combination of what it sends.
@@ -33,7 +35,12 @@ class ScalarStage {
     const std::vector<int64_t> shape{spec.training.microbatch_size, spec.model.context,
                                      boundary_width(spec)};
     combination_ = torch::randn(shape, torch::kDouble);
-    if (stage > 0) input_ = torch::randn(shape, torch::kDouble);
+    if (stage == 0) return;
+    const torch::Tensor up = make_stage_weights(spec, stage, flat_, 0, false).receiver.up;
+    do {
+      input_ = torch::randn(shape, torch::kDouble);
+    } while (up.defined() &&
+             torch::matmul(input_, up.t()).abs().min().item<double>() < kKinkDistance);
   }
 
   torch::Tensor evaluate(const StageWeights& weights, const torch::Tensor& input) const {

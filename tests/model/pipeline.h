@@ -23,7 +23,7 @@ using ports::ForwardResult;
 using ports::MicrobatchKey;
 using ports::StageEngine;
 
-// 3 layers (or as many as stages), width 32, grouped-query attention 4/2, context 12, 2 sequences.
+// 4 layers of width 32, grouped-query attention 4/2, context 12, 2 sequences.
 inline RunSpec tiny_spec(BoundaryKind kind, Codec codec, uint32_t stages = 3) {
   RunSpec spec;
   spec.model = {.layers = 4,

@@ -28,7 +28,7 @@ struct TokenShard {
 };
 
 struct DataPlan {
-  std::string tokenizer;      // "bytes" or "sentencepiece"
+  std::string tokenizer;      // "bytes", "sentencepiece", or "external" (imported ids)
   uint32_t vocab = 256;
   uint32_t token_bytes = 2;   // 2 or 4, in the shard files
   std::vector<TokenShard> train;

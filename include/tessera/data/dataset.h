@@ -13,7 +13,7 @@ namespace tessera::data {
 
 struct DatasetManifest {
   std::string folder;
-  std::string tokenizer;  // "bytes" or "sentencepiece"
+  std::string tokenizer;  // "bytes", "sentencepiece", or "external" (imported ids)
   uint32_t vocab = 0;
   uint32_t token_bytes = 2;
   std::vector<core::TokenShard> train;

@@ -25,6 +25,8 @@ struct MinerOptions {
   std::string directory;             // for the copy of the base that this replica holds; empty: none is written
   // Builds the engine of a stage, on the compute thread.
   std::function<StatusOr<std::unique_ptr<ports::StageEngine>>(const core::RunSpec&, StageIndex)> make_engine;
+  // Called on the control thread with every accepted registration's run id, before frames come or go. May be empty.
+  std::function<void(const std::string&)> joined;
 };
 
 // The links outlive the node.
@@ -39,6 +41,9 @@ class MinerNode final : public ports::PeerHandler {
  public:
   MinerNode(MinerOptions options, MinerLinks links);
   ~MinerNode() override;
+
+  // Where peers reach this miner; before run(), for who learns it only after the node exists.
+  void set_address(std::string address);
 
   // Registers (waiting for the orchestrator as long as it takes), works until the run is over or `stop` is true, drains,
   // and returns why it ended. An error status is one a restart may mend.

@@ -41,6 +41,8 @@ class OrchestratorNode final : public ports::OrchestratorHandler {
   ~OrchestratorNode() override;
 
   const std::string& run_id() const;
+  // Any thread: has this key ever registered a miner here (since the process began)?
+  bool is_registered(const NodeId& node) const;
 
   // Serves until `stop` is true (then the run is drained and checkpointed first; a second stop request, `abandon`, ends at
   // once) or the run is over and exit_when_over is set. Returns why.

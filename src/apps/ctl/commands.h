@@ -1,0 +1,18 @@
+// The commands of tesseractl. Each registers its flags and returns nothing; the chosen one sets `run`.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace tessera::apps {
+
+// What the chosen subcommand does; its value is the exit code.
+using Action = std::function<int()>;
+
+void add_config_commands(CLI::App& app, Action& action);
+void add_data_commands(CLI::App& app, Action& action);
+void add_checkpoint_commands(CLI::App& app, Action& action);
+void add_run_commands(CLI::App& app, Action& action);
+void add_swarm_commands(CLI::App& app, Action& action);
+
+}  // namespace tessera::apps

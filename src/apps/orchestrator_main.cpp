@@ -1,0 +1,85 @@
+// tessera-orchestrator: the hub of a run.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "common/daemon.h"
+#include "common/local_blobs.h"
+#include "common/training_data.h"
+#include "tessera/base/files.h"
+#include "tessera/base/log.h"
+#include "tessera/config/daemon_config.h"
+#include "tessera/net/grpc_logging.h"
+#include "tessera/net/server.h"
+#include "tessera/node/orchestrator_node.h"
+#include "tessera/store/checkpoint.h"
+#include "tessera/store/journal.h"
+
+namespace tessera::apps {
+namespace {
+
+struct Flags {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::string resume;
+  bool exit_when_over = false;
+};
+
+Status serve(const Flags& flags, StopFlags& signals) {
+  const SplitOverrides overrides = split_overrides(flags.overrides);
+  TESSERA_ASSIGN_OR_RETURN(const auto daemon, config::load_orchestrator_config(flags.config, overrides.daemon));
+  TESSERA_ASSIGN_OR_RETURN(const auto run, config::load_run_config(daemon.run_config, overrides.run));
+  start_logging({.name = "orchestrator", .file = daemon.log.file, .level = daemon.log.level});
+  net::quiet_grpc_logging();
+  const std::string& directory = daemon.directory;
+  TESSERA_RETURN_IF_ERROR(make_directories(directory));
+  TESSERA_ASSIGN_OR_RETURN(const KeyPair key, KeyPair::load_or_create(daemon.key_file));
+  TESSERA_ASSIGN_OR_RETURN(const auto store, store::BlobStore::open(directory + "/blobs", daemon.blob_limit_bytes));
+  LocalBlobs blobs(*store);
+  TESSERA_ASSIGN_OR_RETURN(const auto dataset, open_dataset(run, directory + "/data"));
+  TESSERA_ASSIGN_OR_RETURN(const auto journal, store::open_journal(directory + "/journal.sqlite"));
+  store::CheckpointFolder checkpoints(directory + "/checkpoint");
+
+  node::OrchestratorOptions options;
+  options.spec = run.spec;
+  TESSERA_ASSIGN_OR_RETURN(options.data, publish_dataset(dataset, blobs));
+  if (!flags.resume.empty()) {
+    TESSERA_ASSIGN_OR_RETURN(options.resume_from, store::read_checkpoint(flags.resume));
+  }
+  options.admins = daemon.admins;
+  options.admins.push_back(key.id());
+  options.exit_when_over = flags.exit_when_over;
+  TESSERA_ASSIGN_OR_RETURN(const auto node, node::OrchestratorNode::open(std::move(options), {journal.get(), &blobs, &checkpoints}));
+  blobs.set_writer_check([&node](const NodeId& id) { return node->is_registered(id); });
+  TESSERA_ASSIGN_OR_RETURN(const auto server, net::OrchestratorServer::start({.listen = daemon.listen, .key = key, .run_id = node->run_id(), .software = version()}, node.get(), &blobs));
+  const nlohmann::json about = {{"address", server->address()}, {"node", key.id().hex()}, {"pid", ::getpid()}, {"run_id", to_hex(node->run_id())}};
+  TESSERA_RETURN_IF_ERROR(write_file_atomic(directory + "/orchestrator.json", about.dump(2) + "\n"));
+  spdlog::info("run '{}' on {}: {} stages, {} miners a stage", run.spec.name, server->address(), run.spec.pipeline.stages, run.spec.pipeline.miners_per_stage);
+  const StatusOr<std::string> ended = node->run(signals.stop, signals.abandon);
+  server->shutdown();
+  TESSERA_RETURN_IF_ERROR(ended.status());
+  spdlog::info("{}", *ended);
+  return ok_status();
+}
+
+}  // namespace
+}  // namespace tessera::apps
+
+int main(int argc, char** argv) {
+  using namespace tessera::apps;
+  CLI::App app("The hub of a Tessera run: admits miners, leases microbatches, plans merges, keeps the ledger.");
+  Flags flags;
+  app.set_version_flag("--version", version());
+  app.add_option("--config", flags.config, "The orchestrator's YAML")->required();
+  app.add_option("--set", flags.overrides, "key=value over a key of either YAML")->allow_extra_args(false);
+  app.add_option("--resume", flags.resume, "Go on from this checkpoint (a folder of checkpoints: its latest)");
+  app.add_flag("--exit-when-over", flags.exit_when_over, "End when the run is finished or stopped");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  const tessera::Status status = serve(flags, catch_signals());
+  return status.ok() ? kExitOk : fail("tessera-orchestrator", status);
+}

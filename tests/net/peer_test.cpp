@@ -1,0 +1,240 @@
+// Frames over loopback.
+#include <gmock/gmock.h>
+
+#include <thread>
+
+#include "net/net_fixture.h"
+#include "net/socket_bytes.h"
+#include "net/wire.h"
+
+namespace tessera::net {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Peers : testing::Test {
+  SteeredPeer handler;
+  KeyPair receiver_key = key_of('r');
+  KeyPair sender_key = key_of('s');
+  std::unique_ptr<PeerServer> server = started();
+  std::unique_ptr<GrpcPeerLink> link = linked(PeerLinkOptions{});
+
+  std::unique_ptr<PeerServer> started(const std::string& listen = kLoopback,
+                                      size_t max_frame_bytes = kDefaultMaxFrameBytes) {
+    auto result = PeerServer::start(
+        PeerServerOptions{
+            .listen = listen, .key = receiver_key, .max_frame_bytes = max_frame_bytes},
+        &handler);
+    EXPECT_TRUE(result.ok()) << result.status();
+    (*result)->set_run(kRun);
+    return *std::move(result);
+  }
+  std::unique_ptr<GrpcPeerLink> linked(PeerLinkOptions options) {
+    options.signer = std::make_shared<RequestSigner>(sender_key);
+    auto result = GrpcPeerLink::create(options);
+    result->set_run(kRun);
+    return result;
+  }
+  core::Peer receiver() const {
+    core::Peer peer;
+    peer.miner = 3;
+    peer.node = receiver_key.id();
+    peer.address = server->address();
+    return peer;
+  }
+  core::Admission send(const core::Peer& peer, std::string frame, uint32_t timeout_ms = 20000) {
+    Answer<core::Admission> answer;
+    link->send(peer, std::move(frame), timeout_ms, answer.callback());
+    return answer.get();
+  }
+};
+
+std::string patterned(size_t size) {
+  std::string bytes(size, '\0');
+  for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<char>(i * 2654435761u >> 13);
+  return bytes;
+}
+
+TEST_F(Peers, FramesArriveWhole) {
+  for (const size_t size : {size_t{0}, size_t{1}, size_t{5000}, size_t{20} << 20}) {
+    Answer<Digest> arrived;
+    handler.arrived = [&](const ports::Caller& caller, std::string frame, auto done) {
+      EXPECT_EQ(caller.node, sender_key.id());
+      arrived.callback()(digest_of(frame));
+      done(core::Admission::kAccepted);
+    };
+    const std::string frame = patterned(size);
+    EXPECT_EQ(send(receiver(), frame), core::Admission::kAccepted);
+    EXPECT_EQ(arrived.get(), digest_of(frame));
+  }
+}
+
+TEST_F(Peers, EveryAdmissionTravels) {
+  for (int value = 0; value < static_cast<int>(core::Admission::kUnreachable); ++value) {
+    const auto admission = static_cast<core::Admission>(value);
+    handler.arrived = [&](const ports::Caller&, std::string, auto done) { done(admission); };
+    EXPECT_EQ(send(receiver(), "frame"), admission);
+  }
+}
+
+TEST_F(Peers, APeerThatNeverAnswersIsUnreachableAfterTheDeadline) {
+  std::vector<SteeredPeer::Done> kept;
+  handler.arrived = [&](const ports::Caller&, std::string, auto done) {
+    kept.push_back(std::move(done));
+  };
+  EXPECT_EQ(send(receiver(), "frame", 200), core::Admission::kUnreachable);
+  server->shutdown();
+  for (const auto& done : kept) done(core::Admission::kAccepted);
+}
+
+TEST_F(Peers, NobodyListens) {
+  const core::Peer peer = receiver();
+  server.reset();
+  EXPECT_EQ(send(peer, "frame"), core::Admission::kUnreachable);
+  core::Peer nonsense = peer;
+  nonsense.address = "unix:/tmp/socket";
+  EXPECT_EQ(send(nonsense, "frame"), core::Admission::kUnreachable);
+}
+
+TEST_F(Peers, AReturnedPeerIsFoundAgain) {
+  const core::Peer peer = receiver();
+  ASSERT_EQ(send(peer, "frame"), core::Admission::kAccepted);
+  server.reset();
+  EXPECT_EQ(send(peer, "frame"), core::Admission::kUnreachable);
+  server = started(peer.address);
+  const TimeMs deadline = monotonic_now_ms() + 10000;
+  core::Admission admission = core::Admission::kUnreachable;
+  while (admission != core::Admission::kAccepted && monotonic_now_ms() < deadline) {
+    admission = send(peer, "frame", 500);
+  }
+  EXPECT_EQ(admission, core::Admission::kAccepted);
+}
+
+TEST_F(Peers, AnotherKeyThanThePeerTablesIsNotTrusted) {
+  core::Peer peer = receiver();
+  peer.node = key_of('x').id();
+  EXPECT_EQ(send(peer, "frame"), core::Admission::kUnauthenticated);
+}
+
+TEST_F(Peers, AnotherRunIsRefused) {
+  link->set_run("another run");
+  EXPECT_EQ(send(receiver(), "frame"), core::Admission::kUnauthenticated);
+}
+
+TEST_F(Peers, BeforeItsRegistrationAPeerIsNotReady) {
+  server =
+      *PeerServer::start(PeerServerOptions{.listen = kLoopback, .key = receiver_key}, &handler);
+  EXPECT_EQ(send(receiver(), "frame"), core::Admission::kNotReady);
+  server->set_run(kRun);
+  EXPECT_EQ(send(receiver(), "frame"), core::Admission::kAccepted);
+}
+
+TEST_F(Peers, AFrameOverTheLimitIsNotSent) {
+  PeerLinkOptions options;
+  options.max_frame_bytes = 1000;
+  link = linked(options);
+  EXPECT_EQ(send(receiver(), std::string(1000, 'f')), core::Admission::kAccepted);
+  EXPECT_EQ(send(receiver(), std::string(2000, 'f')), core::Admission::kCorrupt);
+}
+
+TEST_F(Peers, AFrameOverTheReceiversLimitIsRefused) {
+  server = started(kLoopback, 1000);
+  EXPECT_EQ(send(receiver(), std::string(1000, 'f')), core::Admission::kAccepted);
+  EXPECT_NE(send(receiver(), std::string(2000, 'f')), core::Admission::kAccepted);
+}
+
+TEST_F(Peers, TheIdlestConnectionMakesRoom) {
+  PeerLinkOptions options;
+  options.max_channels = 2;
+  link = linked(options);
+  std::vector<std::unique_ptr<PeerServer>> servers;
+  for (int i = 0; i < 4; ++i) {
+    servers.push_back(started());
+    core::Peer peer = receiver();
+    peer.address = servers.back()->address();
+    EXPECT_EQ(send(peer, "frame"), core::Admission::kAccepted);
+  }
+}
+
+TEST_F(Peers, BusyConnectionsAreNotClosedForRoom) {
+  PeerLinkOptions options;
+  options.max_channels = 1;
+  link = linked(options);
+  Answer<SteeredPeer::Done> held;
+  handler.arrived = [&](const ports::Caller&, std::string, auto done) {
+    held.callback()(std::move(done));
+  };
+  Answer<core::Admission> first;
+  link->send(receiver(), "frame", 20000, first.callback());
+  const auto done = held.get();
+  const auto other = started();
+  core::Peer peer = receiver();
+  peer.address = other->address();
+  EXPECT_EQ(send(peer, "frame"), core::Admission::kUnreachable);
+  done(core::Admission::kFull);
+  EXPECT_EQ(first.get(), core::Admission::kFull);
+}
+
+TEST_F(Peers, ManyAtOnce) {
+  std::vector<Answer<core::Admission>> answers(200);
+  for (auto& answer : answers) {
+    link->send(receiver(), std::string(1000, 'f'), 20000, answer.callback());
+  }
+  for (auto& answer : answers) EXPECT_EQ(answer.get(), core::Admission::kAccepted);
+}
+
+TEST_F(Peers, DestroyingTheLinkEndsItsCalls) {
+  Answer<bool> arrived;
+  handler.arrived = [&](const ports::Caller&, std::string, auto) { arrived.callback()(true); };
+  Answer<core::Admission> answer;
+  link->send(receiver(), "frame", 20000, answer.callback());
+  arrived.get();
+  link.reset();
+  EXPECT_EQ(answer.get(), core::Admission::kUnreachable);
+}
+
+TEST_F(Peers, BytesSentCountsThePayloadAndNeverShrinks) {
+  EXPECT_EQ(link->bytes_sent(), 0u);
+  constexpr size_t kFrame = 1 << 20;
+  ASSERT_EQ(send(receiver(), patterned(kFrame)), core::Admission::kAccepted);
+  const auto counted = [&](uint64_t at_least) {
+    // The sockets are looked at every 200 ms: ask until then.
+    const TimeMs deadline = monotonic_now_ms() + 5000;
+    uint64_t bytes = 0;
+    while ((bytes = link->bytes_sent()) < at_least && monotonic_now_ms() < deadline) {
+      std::this_thread::yield();
+    }
+    return bytes;
+  };
+  const uint64_t first = counted(kFrame);
+  EXPECT_GE(first, kFrame);
+  EXPECT_LT(first, kFrame + kFrame / 10);
+  ASSERT_EQ(send(receiver(), patterned(kFrame)), core::Admission::kAccepted);
+  const uint64_t second = counted(2 * kFrame);
+  EXPECT_GE(second, 2 * kFrame);
+  // Of a closed connection what was seen stays, and a new one adds to it.
+  const core::Peer peer = receiver();
+  server.reset();
+  server = started(peer.address);
+  while (send(peer, patterned(kFrame), 5000) != core::Admission::kAccepted) {
+  }
+  EXPECT_GE(counted(second + kFrame), second + kFrame);
+}
+
+TEST(SocketByteCounter, NamesThatAreNoAddressesAreLeftOut) {
+  SocketByteCounter counter;
+  for (const char* name : {"", "ipv4:", "ipv4:1.2.3.4", "ipv6:%5B::1%5D", "ipv4:1.2.3.4:99999",
+                           "unix:/tmp/x", "dns:///host:1", "ipv6:%5Bfe80::1%25eth0%5D:1"}) {
+    counter.watch(name);
+  }
+  EXPECT_EQ(counter.total(1), 0u);
+}
+
+TEST_F(Peers, PortInUseSaysSo) {
+  const auto second = PeerServer::start(
+      PeerServerOptions{.listen = server->address(), .key = receiver_key}, &handler);
+  EXPECT_THAT(message_of(second.status()), HasSubstr("address already in use"));
+}
+
+}  // namespace
+}  // namespace tessera::net
