@@ -43,6 +43,7 @@ if(NOT TESSERA_CUDA STREQUAL "OFF")
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
       set(CMAKE_CUDA_ARCHITECTURES 80 90 CACHE STRING "GPU architectures")
     endif()
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # one CUDA runtime in a process: the torch wheel brings the other user of it
     enable_language(CUDA)
     set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 does not know C++20 for nvcc 13
     set(TESSERA_WITH_CUDA ON)

@@ -28,7 +28,13 @@ std::vector<MinerEffect> Miner::step(TimeMs now, MinerEvent event) {
   return std::move(effects_);
 }
 
-SyncRequest Miner::report(TimeMs) const {
+// (Not inline: GCC 12 then warns of members of the variant's other alternatives.)
+void Miner::emit(MinerEffect effect) { effects_.push_back(std::move(effect)); }
+
+void Miner::say(std::string text, bool warning) { emit(miner_effect::Say{std::move(text), warning}); }
+
+SyncRequest Miner::report() {
+  urgent_ = false;
   SyncRequest request;
   request.miner = identity_.index;
   request.incarnation = identity_.incarnation;
@@ -64,7 +70,6 @@ bool Miner::report_is_urgent() const {
 
 void Miner::on(miner_event::AnswerArrived& event) {
   SyncAnswer& answer = event.answer;
-  urgent_ = false;
   while (!receipts_.empty() && receipts_.front().sequence <= answer.receipts_acknowledged) receipts_.pop_front();
   if (!receipts_.empty() && receipts_.size() >= kMaxReceiptsPerSync / 2) urgent_ = true;
   if (answer.peers) {
@@ -105,8 +110,18 @@ void Miner::on(miner_event::AnswerArrived& event) {
   }
 }
 
+// The answer to a report that was on its way when the stage was loaded still asks for it.
+bool Miner::holds(const Assignment& assignment) const {
+  return phase_ == MinerPhase::kReady && epoch_ == assignment.epoch && assignment_->epoch == assignment.epoch &&
+         assignment_->stage == assignment.stage && asked_state_ == assignment.state;
+}
+
 void Miner::take_assignment(const Assignment& assignment) {
-  if (loading_ || now_ < load_retry_at_) return;
+  if (loading_ || now_ < load_retry_at_ || phase_ == MinerPhase::kDraining || holds(assignment)) return;
+  if (assignment.stage >= spec_.pipeline.stages) {
+    emit(miner_effect::Leave{fmt::format("assigned to stage {} of a run with {}", assignment.stage, spec_.pipeline.stages)});
+    return;
+  }
   if (assignment_ && assignment_->stage != assignment.stage) {
     // The engine is built for one stage: a new process takes the new one.
     emit(miner_effect::Leave{fmt::format("assigned to stage {} instead of {}", assignment.stage, assignment_->stage)});
@@ -116,8 +131,10 @@ void Miner::take_assignment(const Assignment& assignment) {
   for (const auto& [key, work] : works_) keys.push_back(key);
   for (const MicrobatchKey& key : keys) drop(key, "the stage is loaded anew");
   loading_ = true;
+  resuming_ = !assignment.local_state.is_zero();
   phase_ = MinerPhase::kLoading;
   assignment_ = assignment;
+  asked_state_ = assignment.state;
   applied_.reset();
   upload_.reset();
   shards_.clear();
@@ -151,6 +168,7 @@ void Miner::on(miner_event::StateInstalled& event) {
   weight_version_ = event.weight_version;
   accumulated_ = event.accumulated;
   schedule_step_ = assignment_->schedule_step;
+  if (resuming_) local_steps_ = std::max<uint64_t>(local_steps_, 1);
   if (event.initial_masters) {
     emit(BackgroundJob(miner_effect::AdoptBase{event.initial_masters}));
   } else {
@@ -162,7 +180,7 @@ void Miner::on(miner_event::BaseAdopted& event) { become_ready(event.state); }
 
 void Miner::become_ready(const Digest& state) {
   loading_ = false;
-  phase_ = MinerPhase::kReady;
+  if (phase_ == MinerPhase::kLoading) phase_ = MinerPhase::kReady;
   epoch_ = assignment_->epoch;
   step_due_ = accumulated_ >= spec_.training.microbatches_per_step;
   applied_ = MergeApplied{.epoch = epoch_, .state = state, .version_after = weight_version_, .local_step = local_steps_};
@@ -199,6 +217,7 @@ void Miner::on(miner_event::LocalStateUploaded& event) {
   if (!event.ok) {
     say(fmt::format("checkpoint {}: this miner's state could not be stored: {}", event.id, event.why), true);
     pending_checkpoint_.reset();
+    checkpoint_begun_ = 0;  // tried again if it is still asked for
     return;
   }
   checkpoint_ = pending_checkpoint_;

@@ -1,5 +1,5 @@
-// Registration, phases and checkpoints. Leases are in orchestrator_leases.cpp, merges in orchestrator_merge.cpp, answers
-// to miners in orchestrator_answers.cpp.
+// Phases and checkpoints. Miners' coming and going is in orchestrator_miners.cpp, leases are in orchestrator_leases.cpp,
+// merges in orchestrator_merge.cpp, answers to miners in orchestrator_answers.cpp.
 #include "tessera/core/orchestrator.h"
 
 #include <fmt/format.h>
@@ -13,12 +13,6 @@ namespace {
 constexpr TimeMs kDrainMs = 3000;
 
 }  // namespace
-
-uint32_t MinerRecord::fresh_total() const {
-  uint32_t total = 0;
-  for (const auto& [step, count] : fresh) total += count;
-  return total;
-}
 
 Effects Orchestrator::step(TimeMs now, const Event& event) {
   TESSERA_CHECK(now >= now_);
@@ -62,7 +56,9 @@ void Orchestrator::on(const RunResumed& event) {
   state_.reissue.clear();
   for (MinerRecord& miner : state_.miners) {
     miner.live = miner.ready = false;
+    if (miner.registration.incarnation != 0) miner.retired_incarnation = miner.registration.incarnation;
     miner.registration.incarnation = 0;
+    miner.resumed.reset();
     miner.fresh.clear();
     miner.in_flight = 0;
     miner.why = "the run was resumed";
@@ -73,6 +69,8 @@ void Orchestrator::on(const RunResumed& event) {
     stage.epoch = event.stages[s].epoch;
     stage.state = event.stages[s].state;
     stage.state_published = !stage.state.is_zero();
+    stage.published_epoch = stage.epoch;
+    stage.published_state = stage.state;
     stage.merges = event.stages[s].merges;
     state_.stages[s] = stage;
   }
@@ -92,132 +90,6 @@ void Orchestrator::on(const RunResumed& event) {
   enter(RunPhase::kWaiting, 0);
   say(fmt::format("resumed at microbatch {} ({} done, {} to issue again)", event.next_microbatch, event.done,
                   event.open.size()));
-}
-
-StageIndex Orchestrator::choose_stage(const Registration& registration) const {
-  if (const auto resumed = state_.resumable.find(registration.node); resumed != state_.resumable.end()) {
-    return resumed->second.stage;
-  }
-  if (registration.wanted_stage && *registration.wanted_stage < state_.stages.size()) {
-    return *registration.wanted_stage;
-  }
-  std::vector<uint32_t> live(state_.stages.size(), 0);
-  for (const MinerRecord& miner : state_.miners) {
-    if (miner.live && miner.registration.node != registration.node) live[miner.stage]++;
-  }
-  return static_cast<StageIndex>(std::min_element(live.begin(), live.end()) - live.begin());
-}
-
-void Orchestrator::on(const MinerRegistered& event) {
-  const Registration& registration = event.registration;
-  const auto known = state_.by_node.find(registration.node);
-  MinerIndex index = 0;
-  if (known == state_.by_node.end()) {
-    index = static_cast<MinerIndex>(state_.miners.size());
-    state_.miners.emplace_back();
-    state_.miners.back().index = index;
-    state_.by_node[registration.node] = index;
-  } else {
-    index = known->second;
-  }
-  MinerRecord& miner = state_.miners[index];
-  const bool same_process = known != state_.by_node.end() && miner.registration.incarnation == registration.incarnation;
-  if (!same_process) {
-    if (known != state_.by_node.end()) {
-      hurry(index);
-      drop_from_merge(index);
-    }
-    const bool stayed = known != state_.by_node.end() && state_.resumable.count(registration.node) == 0;
-    const StageIndex stage = stayed && ready_count(miner.stage) < state_.spec.pipeline.miners_per_stage
-                                 ? miner.stage
-                                 : choose_stage(registration);
-    const uint64_t counted = miner.counted;
-    MinerRecord fresh;
-    fresh.index = index;
-    fresh.stage = stage;
-    fresh.counted = counted;
-    fresh.in_flight = miner.in_flight;
-    if (const auto resumed = state_.resumable.find(registration.node); resumed != state_.resumable.end()) {
-      fresh.resumed = resumed->second;
-      if (resumed->second.fresh > 0) fresh.fresh[0] = resumed->second.fresh;
-      state_.resumable.erase(resumed);
-    }
-    miner = std::move(fresh);
-  }
-  miner.registration = registration;
-  miner.live = true;
-  miner.why = miner.ready ? "registered again" : "loading its stage";
-  state_.peers_version++;
-  say(fmt::format("miner {} ({}) at {} on {}: stage {}{}", index, registration.node.brief(), registration.address,
-                  registration.device, miner.stage, same_process ? ", same process again" : ""));
-}
-
-void Orchestrator::on(const MinerLost& event) {
-  if (event.miner >= state_.miners.size()) return;
-  MinerRecord& miner = state_.miners[event.miner];
-  if (!miner.live) return;
-  miner.live = false;
-  miner.why = event.reason;
-  state_.peers_version++;
-  say(fmt::format("miner {} of stage {} lost: {}", event.miner, miner.stage, event.reason), true);
-  hurry(event.miner);
-  drop_from_merge(event.miner);
-}
-
-// The open microbatches of a miner that is gone may already be on their way through another one: they get a short while,
-// then a new attempt.
-void Orchestrator::hurry(MinerIndex miner) {
-  const TimeMs soon = now_ + state_.spec.timeouts.peer_ms;
-  for (auto& [id, microbatch] : state_.open) {
-    if (!microbatch.leased) continue;
-    const auto& pathway = microbatch.pathway;
-    if (std::find(pathway.begin(), pathway.end(), miner) == pathway.end()) continue;
-    microbatch.deadline = std::min(microbatch.deadline, soon);
-  }
-}
-
-void Orchestrator::on(const MinerReturned& event) {
-  if (event.miner >= state_.miners.size() || state_.miners[event.miner].live) return;
-  MinerRecord& miner = state_.miners[event.miner];
-  miner.live = true;
-  miner.why = "answers again";
-  state_.peers_version++;
-  say(fmt::format("miner {} of stage {} answers again", event.miner, miner.stage));
-}
-
-void Orchestrator::on(const StateHeld& event) {
-  if (event.miner >= state_.miners.size()) return;
-  MinerRecord& miner = state_.miners[event.miner];
-  StageRecord& stage = state_.stages[miner.stage];
-  if (event.applied.epoch > stage.epoch) return;
-  // Only the newest epoch's name is kept; an older one is checked when the miner has caught up.
-  if (event.applied.epoch == stage.epoch) {
-    if (stage.state.is_zero()) {
-      stage.state = event.applied.state;
-    } else if (stage.state != event.applied.state) {
-      stage.replica_mismatches++;
-      miner.ready = false;
-      miner.must_download = true;
-      miner.why = fmt::format("its base at epoch {} differs from the stage's; it must load it again", stage.epoch);
-      say(fmt::format("miner {} of stage {}: {}", miner.index, miner.stage, miner.why), true);
-      return;
-    }
-  }
-  miner.epoch = event.applied.epoch;
-  if (!miner.ready) {
-    miner.ready = true;
-    miner.must_download = false;
-    miner.why = "ready";
-    state_.peers_version++;
-    say(fmt::format("miner {} of stage {} is ready at epoch {}", miner.index, miner.stage, miner.epoch));
-  }
-}
-
-void Orchestrator::on(const StatePublished& event) {
-  if (event.miner >= state_.miners.size()) return;
-  StageRecord& stage = state_.stages[state_.miners[event.miner].stage];
-  if (event.epoch != stage.epoch || event.state != stage.state) return;
-  stage.state_published = true;
 }
 
 bool Orchestrator::stage_has_ready(StageIndex stage) const { return ready_count(stage) > 0; }
@@ -289,6 +161,10 @@ void Orchestrator::begin_checkpoint(RunPhase after) {
   state_.checkpoint_id++;
   state_.checkpoint_writing = false;
   for (MinerRecord& miner : state_.miners) miner.checkpoint.reset();
+  // No stage changes its epoch between its miners' commitments: what is still merging then merges again later.
+  for (StageIndex s = 0; s < state_.stages.size(); ++s) {
+    if (state_.stages[s].merge) abort_merge(s, "a checkpoint can wait for it no longer");
+  }
   enter(RunPhase::kCheckpointing, now_ + state_.spec.timeouts.merge_phase_ms);
   try_write_checkpoint();
 }
@@ -358,8 +234,8 @@ void Orchestrator::on(const Commanded& event) {
       if (state_.phase == RunPhase::kStopped) enter(RunPhase::kWaiting, 0);
       break;
     case Command::kStop:
-      if (state_.phase == RunPhase::kWaiting && state_.done == 0) {
-        enter(RunPhase::kStopped, 0);
+      if (state_.phase == RunPhase::kWaiting) {
+        enter(RunPhase::kStopped, 0);  // nothing was done since the run, or its checkpoint, began
       } else if (active || state_.phase == RunPhase::kDraining) {
         state_.after_checkpoint = RunPhase::kStopped;
         enter(RunPhase::kDraining, now_ + kDrainMs);

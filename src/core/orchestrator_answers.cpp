@@ -54,10 +54,25 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
   return directive;
 }
 
-bool can_catch_up(const StageRecord& stage, const MinerRecord& miner) {
-  return miner.epoch == stage.epoch ||
-         std::any_of(stage.past.begin(), stage.past.end(),
-                     [&](const PastMerge& past) { return past.target == miner.epoch + 1; });
+// What a miner that is not ready can start from: the newest published state from which the merges since then are still
+// known, or the run's seed.
+std::optional<Assignment> assignment_for(const OrchestratorState& state, const MinerRecord& miner) {
+  const StageRecord& stage = state.stages[miner.stage];
+  Assignment assignment;
+  assignment.stage = miner.stage;
+  if (!stage.published_state.is_zero() && stage.state_at(stage.published_epoch)) {
+    assignment.epoch = stage.published_epoch;
+    assignment.state = stage.published_state;
+  } else if (miner.must_download || !stage.state_at(0)) {
+    return std::nullopt;
+  }
+  const uint64_t per_step = uint64_t{state.spec.training.microbatches_per_step} * state.spec.pipeline.miners_per_stage;
+  assignment.schedule_step = state.done / per_step;
+  if (miner.resumed) {
+    assignment.local_state = miner.resumed->local_state;
+    assignment.schedule_step = miner.resumed->schedule_step;
+  }
+  return assignment;
 }
 
 // The lowest-numbered live miner that is at the stage's epoch puts the stage's state into the blob store.
@@ -85,6 +100,12 @@ RegisterAnswer Orchestrator::refusal_for(const Registration& registration) const
     answer.refusal = RegisterRefusal::kRunFinished;
     answer.message = fmt::format("run '{}' is finished; join another orchestrator, or resume this run with more training.steps",
                                  state_.spec.name);
+  } else if (const auto known = state_.by_node.find(registration.node);
+             known != state_.by_node.end() && registration.incarnation != 0 &&
+             state_.miners[known->second].retired_incarnation == registration.incarnation) {
+    // Its weights, receipts and step count are of the time after the checkpoint.
+    answer.refusal = RegisterRefusal::kRunFinished;
+    answer.message = "the run was resumed from a checkpoint since this miner joined; start the miner again";
   } else if (registration.address.rfind(':') == std::string::npos || registration.address.size() > 255) {
     answer.refusal = RegisterRefusal::kBadAddress;
     answer.message = fmt::format("advertised address '{}' is not host:port; set 'advertise' in the miner's YAML",
@@ -108,12 +129,7 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
   } else if (!miner.live) {
     news.emplace_back(MinerReturned{miner.index});
   }
-  if (request.applied) {
-    const MergeApplied& applied = *request.applied;
-    const bool checked = miner.ready && miner.epoch == applied.epoch &&
-                         (applied.epoch != stage.epoch || stage.state == applied.state);
-    if (!checked && applied.epoch <= stage.epoch) news.emplace_back(StateHeld{miner.index, applied});
-  }
+  if (request.applied && is_news(miner, *request.applied)) news.emplace_back(StateHeld{miner.index, *request.applied});
   ReceiptsArrived receipts{miner.index, {}};
   uint64_t next = miner.receipts_through + 1;
   for (const Receipt& receipt : request.receipts) {
@@ -144,11 +160,16 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
       !miner.checkpoint) {
     news.emplace_back(CheckpointCommitted{miner.index, *request.checkpoint});
   }
-  if (request.lease_request > miner.lease_request && request.leases_wanted > 0 && lease_refusal(miner).empty() &&
-      miner.in_flight < lease_limit() && next_to_lease().has_value()) {
-    news.emplace_back(LeasesRequested{miner.index, request.lease_request, request.leases_wanted});
-  }
   return news;
+}
+
+std::optional<Event> Orchestrator::lease_request_in(const SyncRequest& request) const {
+  const MinerRecord& miner = state_.miners[request.miner];
+  if (request.lease_request <= miner.lease_request || request.leases_wanted == 0 || !lease_refusal(miner).empty() ||
+      miner.in_flight >= lease_limit() || !next_to_lease()) {
+    return std::nullopt;
+  }
+  return LeasesRequested{miner.index, request.lease_request, request.leases_wanted};
 }
 
 SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
@@ -169,21 +190,9 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
     }
     answer.peers = std::move(peers);
   }
-  const bool loads = !miner.ready || !can_catch_up(stage, miner);
-  if (loads) {
-    if (stage.state_published || (stage.epoch == 0 && !miner.must_download)) {
-      Assignment assignment;
-      assignment.stage = miner.stage;
-      assignment.epoch = stage.epoch;
-      if (stage.state_published) assignment.state = stage.state;
-      if (miner.resumed) assignment.local_state = miner.resumed->local_state;
-      const uint64_t per_step = uint64_t{state_.spec.training.microbatches_per_step} * state_.spec.pipeline.miners_per_stage;
-      assignment.schedule_step = miner.resumed ? miner.resumed->schedule_step : state_.done / per_step;
-      answer.assignment = assignment;
-      answer.reason = "load the stage";
-    } else {
-      answer.reason = "waiting until a replica has published the stage's state";
-    }
+  if (!miner.ready) {
+    answer.assignment = assignment_for(state_, miner);
+    answer.reason = answer.assignment ? "load the stage" : "waiting until a replica has published the stage's state";
     return answer;
   }
   if (request.lease_request == miner.lease_request) {
@@ -193,7 +202,10 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
   if (request.leases_wanted > 0 && answer.leases.empty()) answer.reason = lease_refusal(miner);
   answer.merge = merge_directive(state_, miner);
   answer.publish_state = publishes(state_, miner);
-  if (state_.phase == RunPhase::kCheckpointing && !miner.checkpoint) answer.checkpoint = state_.checkpoint_id;
+  // One that is behind first catches up: its local state must belong to the stage's.
+  if (state_.phase == RunPhase::kCheckpointing && !miner.checkpoint && miner.epoch == stage.epoch) {
+    answer.checkpoint = state_.checkpoint_id;
+  }
   return answer;
 }
 

@@ -83,14 +83,16 @@ void Orchestrator::on(const LeasesRequested& event) {
   if (event.miner >= state_.miners.size()) return;
   MinerRecord& miner = state_.miners[event.miner];
   if (event.request <= miner.lease_request) return;
-  miner.lease_request = event.request;
-  miner.granted.clear();
   if (!lease_refusal(miner).empty()) return;
-  while (miner.granted.size() < event.count && miner.in_flight < lease_limit()) {
+  std::vector<Lease> granted;
+  while (granted.size() < event.count && miner.in_flight < lease_limit()) {
     const std::optional<MicrobatchId> id = next_to_lease();
     if (!id) break;
-    miner.granted.push_back(grant(*id, miner));
+    granted.push_back(grant(*id, miner));
   }
+  if (granted.empty()) return;  // the request stays open: the miner repeats it
+  miner.lease_request = event.request;
+  miner.granted = std::move(granted);
 }
 
 void Orchestrator::release(OpenMicrobatch& microbatch) {
@@ -114,6 +116,7 @@ void Orchestrator::on(const ReceiptsArrived& event) {
   for (const Receipt& receipt : event.receipts) {
     if (receipt.sequence != miner.receipts_through + 1) continue;  // seen already, or out of order: it will be repeated
     miner.receipts_through = receipt.sequence;
+    miner.local_steps = std::max(miner.local_steps, receipt.local_step);
     count_receipt(miner, receipt);
   }
 }

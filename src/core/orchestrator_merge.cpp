@@ -27,7 +27,8 @@ void Orchestrator::consider_merges() {
       ++live;
       if (miner.epoch != stage.epoch) {
         behind = true;
-      } else if (miner.fresh_total() >= (final ? 1 : state_.spec.merge.min_microbatches)) {
+      } else if (miner.stepped_total(state_.spec.training.microbatches_per_step) >=
+                 (final ? 1 : state_.spec.merge.min_microbatches)) {
         qualified.insert(miner.index);
       }
     }
@@ -213,6 +214,12 @@ void Orchestrator::on(const ShardRecomputed& event) {
   MergeShard& shard = merge.shards[event.commit.shard];
   if (shard.accepted) return;
   if (event.commit.object.is_zero()) {
+    // The same upload would spoil the next merge too: whoever committed it starts again from the stage's state.
+    for (const auto& [index, upload] : merge.uploads) {
+      const auto& unreadable = event.unreadable;
+      if (std::find(unreadable.begin(), unreadable.end(), upload.object) == unreadable.end()) continue;
+      must_load(state_.miners[index], fmt::format("its upload {} can't be read", upload.object.brief()));
+    }
     abort_merge(event.stage, fmt::format("the uploads of shard {} are not all readable", event.commit.shard));
     return;
   }
@@ -235,7 +242,7 @@ void Orchestrator::complete_merge(StageIndex s) {
   if (!std::all_of(merge.shards.begin(), merge.shards.end(), [](const MergeShard& shard) { return shard.accepted; })) {
     return;
   }
-  PastMerge past{.target = merge.target, .participants = merge.participants, .results = {}};
+  PastMerge past{.target = merge.target, .from = stage.state, .participants = merge.participants, .results = {}};
   for (const MergeShard& shard : merge.shards) {
     if (shard.plan.block_count == 0) continue;
     past.results.push_back({shard.plan.first_block, shard.plan.block_count, *shard.accepted});
@@ -255,6 +262,10 @@ void Orchestrator::complete_merge(StageIndex s) {
   if (merge.final) stage.final_merge_done = true;
   say(fmt::format("stage {} is at epoch {}", s, stage.epoch));
   stage.merge.reset();
+  for (MinerRecord& miner : state_.miners) {
+    if (miner.stage != s || !miner.ready || stage.state_at(miner.epoch)) continue;
+    must_load(miner, fmt::format("it is at epoch {}, too old to catch up to {}", miner.epoch, stage.epoch));
+  }
 }
 
 void Orchestrator::abort_merge(StageIndex s, const std::string& reason) {
@@ -265,12 +276,14 @@ void Orchestrator::abort_merge(StageIndex s, const std::string& reason) {
   stage.merge.reset();
 }
 
-// A miner is gone, or starts anew: nothing waits for it.
-void Orchestrator::drop_from_merge(MinerIndex index) {
+// A miner is gone, or starts anew: nothing waits for it. What a lost one uploaded still counts. A new process has other
+// masters than the one whose upload it was, and counts its steps anew.
+void Orchestrator::drop_from_merge(MinerIndex index, bool restarted) {
   const StageIndex s = state_.miners[index].stage;
   auto& merge = state_.stages[s].merge;
   if (!merge) return;
   if (merge->phase == MergePhase::kSnapshot) {
+    if (restarted) merge->uploads.erase(index);
     if (merge->uploads.count(index) > 0) return;
     if (merge->invited.erase(index) == 0) return;
     if (merge->invited.empty()) {
@@ -279,6 +292,9 @@ void Orchestrator::drop_from_merge(MinerIndex index) {
       freeze_if_complete(s);
     }
     return;
+  }
+  if (const auto upload = merge->uploads.find(index); restarted && upload != merge->uploads.end()) {
+    upload->second.snapshot_step = 0;
   }
   for (uint32_t i = 0; i < merge->shards.size(); ++i) accept_if_settled(s, i);
 }

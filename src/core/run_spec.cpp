@@ -6,6 +6,8 @@
 #include <numbers>
 #include <numeric>
 
+#include "tessera/core/object.h"
+
 namespace tessera::core {
 namespace {
 
@@ -13,6 +15,8 @@ namespace {
 constexpr uint32_t kMaxStages = 64;
 constexpr uint32_t kMaxMicrobatchTokens = 1u << 20;
 constexpr uint64_t kMaxBoundaryPayloadBytes = uint64_t{1} << 30;
+// A block of a merge travels as one chunk of an object.
+constexpr uint32_t kMaxBlockValues = kMaxChunkBytes / sizeof(float);
 constexpr size_t kMaxNameBytes = 64;
 constexpr uint32_t kDayMs = 86400000;
 
@@ -176,7 +180,7 @@ Status check_merge(const MergeSpec& merge) {
   TESSERA_RETURN_IF_ERROR(
       check_whole({{"merge.min_microbatches", merge.min_microbatches, 1, 1000000},
                    {"merge.max_staleness", merge.max_staleness, 1, 64},
-                   {"merge.block_values", merge.block_values, 256, 4194304}}));
+                   {"merge.block_values", merge.block_values, 256, kMaxBlockValues}}));
   return check_real(
       {{"merge.quorum", merge.quorum, 0, 1, Ends::kOpenLow},
        {"merge.outer_learning_rate", merge.outer_learning_rate, 0, 10, Ends::kOpenLow},

@@ -1,8 +1,8 @@
 #include "data/shard_writer.h"
 
 #include <algorithm>
+#include <cstring>
 
-#include "tessera/base/bytes.h"
 #include "tessera/data/token_shard.h"
 
 namespace tessera::data {
@@ -23,16 +23,13 @@ Status ShardWriter::append(const uint32_t* ids, size_t count) {
     if (file_ == nullptr) TESSERA_RETURN_IF_ERROR(open_shard());
     core::TokenShard& shard = shards_.back();
     const size_t now = std::min<uint64_t>(count, shard_tokens_ - shard.tokens);
-    ByteWriter bytes;
+    // Little-endian: the low bytes of an id come first.
+    std::string bytes(now * token_bytes_, '\0');
     for (size_t i = 0; i < now; ++i) {
       TESSERA_CHECK(ids[i] < vocab_);
-      if (token_bytes_ == 2) {
-        bytes.number(static_cast<uint16_t>(ids[i]));
-      } else {
-        bytes.number(ids[i]);
-      }
+      std::memcpy(bytes.data() + i * token_bytes_, &ids[i], token_bytes_);
     }
-    TESSERA_RETURN_IF_ERROR(file_->append(bytes.bytes()));
+    TESSERA_RETURN_IF_ERROR(file_->append(bytes));
     shard.tokens += now;
     tokens_ += now;
     ids += now;

@@ -131,7 +131,7 @@ std::string TextNormalizer::normalize(std::string_view text) const {
     text.remove_prefix(consumed);
   }
   if (remove_extra_whitespaces_) {
-    while (out.ends_with(space)) out.resize(out.size() - space.size());
+    while (out.ends_with(space)) out.erase(out.size() - space.size());
   }
   return out;
 }

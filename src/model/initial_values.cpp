@@ -39,9 +39,9 @@ double natural_log(double x) {
   return 2 * s * sum + exponent * 0.69314718055994530942;
 }
 
-// The standard normal number that is exceeded with probability 1 - p; |error| < 1e-15 relative. p
-// >= 2^-36 and 1 - p >= 2^-36, which keeps sqrt(-ln p) below 5, where the second approximation
-// ends.
+// The standard normal number that is exceeded with probability 1 - p; good to about 1e-16 relative,
+// says the paper. p >= 2^-36 and 1 - p >= 2^-36, which keeps sqrt(-ln p) below 5, where the second
+// approximation ends.
 double normal_quantile(double p) {
   static constexpr double kCentreTop[] = {3.3871328727963666080e0, 1.3314166789178437745e2,
                                           1.9715909503065514427e3, 1.3731693765509461125e4,
@@ -148,7 +148,7 @@ std::vector<float> initial_values(const RunSpec& spec, StageIndex stage, int thr
   const std::vector<TensorLayout> layout = stage_layout(spec, stage);
   const uint64_t count = value_count(layout);
   std::vector<float> values(count);
-  // A thread is worth its start for about a million values (10 ms).
+  // A thread is worth its start for about a million values.
   const uint64_t processors = std::max(1u, std::thread::hardware_concurrency());
   const uint64_t wanted =
       threads > 0 ? static_cast<uint64_t>(threads) : std::min<uint64_t>(processors, 64);

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <unordered_set>
 #include <utility>
+#include <vector>
 
 namespace tessera::net {
 namespace {
@@ -58,7 +59,9 @@ void run_soon(std::function<void()> work) {
 
 struct ClientChannel::Call {
   const char* method = nullptr;
-  grpc::ClientContext context;
+  // It holds the channel, which may not end in a callback: so it goes before `open` forgets the
+  // call.
+  std::shared_ptr<grpc::ClientContext> context = std::make_shared<grpc::ClientContext>();
   grpc::ByteBuffer request;
   grpc::ByteBuffer response;
   std::optional<CallAuth> auth;
@@ -87,13 +90,14 @@ ClientChannel::ClientChannel(std::string role, std::string address, size_t max_m
 }
 
 ClientChannel::~ClientChannel() {
-  std::unordered_set<std::shared_ptr<Call>> pending;
+  std::vector<std::shared_ptr<grpc::ClientContext>> pending;
   {
     std::lock_guard lock(calls_->mutex);
     calls_->closed = true;
-    pending = calls_->open;
+    for (const std::shared_ptr<Call>& call : calls_->open) pending.push_back(call->context);
   }
-  for (const std::shared_ptr<Call>& call : pending) call->context.TryCancel();
+  for (const auto& context : pending) context->TryCancel();
+  pending.clear();
   std::unique_lock lock(calls_->mutex);
   calls_->idle.wait(lock, [&] { return calls_->open.empty(); });
   // Here, not in a callback that may still hold `calls_` for a moment.
@@ -115,8 +119,8 @@ void ClientChannel::call(const char* method, grpc::ByteBuffer request, std::opti
   call->request = std::move(request);
   call->auth = std::move(auth);
   call->done = std::move(done);
-  call->context.set_deadline(std::chrono::system_clock::now() +
-                             std::chrono::milliseconds(timeout_ms));
+  call->context->set_deadline(std::chrono::system_clock::now() +
+                              std::chrono::milliseconds(timeout_ms));
   const size_t bytes = call->request.Length();
   Status refusal;
   if (bytes > calls_->max_message_bytes) {
@@ -154,17 +158,17 @@ void ClientChannel::start(const std::shared_ptr<Calls>& calls, const std::shared
     const AuthHeader header = auth.signer->sign(call->method, auth.receiver, auth.run_id,
                                                 auth.session, digest_of_buffer(call->request));
     call->signature = header.signature;
-    call->context.AddMetadata(kAuthMetadata, encode(header));
+    call->context->AddMetadata(kAuthMetadata, encode(header));
   }
   calls->stub->UnaryCall(
-      &call->context, call->method, grpc::StubOptions(), &call->request, &call->response,
+      call->context.get(), call->method, grpc::StubOptions(), &call->request, &call->response,
       [calls, call](const grpc::Status& status) { finish(calls, call, status); });
 }
 
 void ClientChannel::finish(const std::shared_ptr<Calls>& calls, const std::shared_ptr<Call>& call,
                            const grpc::Status& status) {
   CallResult result;
-  result.remote = call->context.peer();
+  result.remote = call->context->peer();
   if (status.ok()) {
     result.answer = std::move(call->response);
     if (call->auth) {
@@ -178,13 +182,14 @@ void ClientChannel::finish(const std::shared_ptr<Calls>& calls, const std::share
   call->done(std::move(result));
   call->done = nullptr;
   std::lock_guard lock(calls->mutex);
+  call->context.reset();
   calls->open.erase(call);
   if (calls->open.empty()) calls->idle.notify_all();
 }
 
 // The answer must come from the node that was asked, and be to this very request.
 Status ClientChannel::check_answer(const Call& call, const grpc::ByteBuffer& answer) {
-  const auto& metadata = call.context.GetServerTrailingMetadata();
+  const auto& metadata = call.context->GetServerTrailingMetadata();
   const auto found = metadata.find(kAnswerMetadata);
   Signature signature{};
   if (found == metadata.end() || found->second.size() != signature.size()) {

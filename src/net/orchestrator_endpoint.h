@@ -20,8 +20,8 @@ class OrchestratorEndpoint {
                        std::optional<NodeId> expected);
 
   // Asks who is there and remembers it. FAILED_PRECONDITION for another protocol version (see
-  // `refused_version`) and for another node than expected or met before; UNAUTHENTICATED if it has
-  // not the key of the id it tells.
+  // is_version_refusal()) and for another node than expected or met before; UNAUTHENTICATED if it
+  // has not the key of the id it tells.
   using HelloDone = std::function<void(StatusOr<HelloInfo>)>;
   void hello(uint32_t timeout_ms, HelloDone done);
   StatusOr<HelloInfo> hello_and_wait(uint32_t timeout_ms);

@@ -19,12 +19,18 @@ ServerCall::ServerCall(std::shared_ptr<ServerCore> core, const char* method,
                        grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
     : core_(std::move(core)), method_(method), context_(context), response_(response) {}
 
+bool ServerCall::claim() {
+  if (answered_.exchange(true)) return false;
+  --core_->unanswered_;  // before the caller can know of the answer, and call again
+  return true;
+}
+
 void ServerCall::fail(const Status& status) {
-  if (!answered_.exchange(true)) Finish(to_grpc(status));
+  if (claim()) Finish(to_grpc(status));
 }
 
 void ServerCall::answer(const google::protobuf::MessageLite& message) {
-  if (answered()) return;  // spares the work below; the exchange decides
+  if (answered()) return;  // spares the work below; claim() decides
   std::string bytes = serialize(message);
   if (bytes.size() > kMaxControlBytes) {
     return fail(error(absl::StatusCode::kResourceExhausted,
@@ -37,7 +43,7 @@ void ServerCall::answer(const google::protobuf::MessageLite& message) {
         core_->key().sign(signed_answer_bytes(method_, request_signature_, digest_of(bytes)));
     signature.assign(reinterpret_cast<const char*>(raw.data()), raw.size());
   }
-  if (answered_.exchange(true)) return;
+  if (!claim()) return;
   if (signed_request_) context_->AddTrailingMetadata(kAnswerMetadata, signature);
   *response_ = buffer_of(std::move(bytes));
   Finish(grpc::Status::OK);
@@ -61,10 +67,11 @@ ServerCallPtr ServerCore::open(const char* method, grpc::CallbackServerContext* 
     std::lock_guard lock(mutex_);
     if (closed_) {
       refusal = unavailable("this server is shutting down; try again later");
-    } else if (calls_.size() >= max_pending_calls_) {
+    } else if (unanswered_ >= max_pending_calls_) {
       refusal = error(absl::StatusCode::kResourceExhausted,
-                      "{} calls are under way here already; try again later", calls_.size());
+                      "{} calls are under way here already; try again later", unanswered_.load());
     }
+    ++unanswered_;
     calls_.emplace(call.get(), call);  // a refused one too: it must live until OnDone
   }
   if (!refusal.ok()) call->fail(refusal);

@@ -36,6 +36,7 @@ class ServerCall final : public grpc::ServerUnaryReactor {
 
  private:
   friend class ServerCore;
+  bool claim();  // true for the first who answers
   void OnCancel() override;
   void OnDone() override;
 
@@ -85,6 +86,7 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
   RequestVerifier verifier_;
   std::mutex mutex_;
   bool closed_ = false;
+  std::atomic<size_t> unanswered_{0};
   std::unordered_map<ServerCall*, ServerCallPtr> calls_;
 };
 

@@ -51,6 +51,13 @@ class MinerNode::Shell {
   void close() {
     inputs_->close();
     data_jobs_.close();
+    // Nobody will handle them any more; whoever sent them goes to another miner.
+    std::map<uint64_t, std::function<void(core::Admission)>> unanswered;
+    {
+      std::lock_guard lock(mutex_);
+      unanswered.swap(replies_);
+    }
+    for (const auto& [reply, done] : unanswered) done(core::Admission::kNotReady);
   }
 
  private:
@@ -126,7 +133,9 @@ void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
                  core::name_of(checked), why);
     return done(checked);
   }
-  if (inputs_->size() >= kFrameQueueLimit) return done(core::Admission::kFull);
+  // A gradient is never refused for want of room: there are not more of them than microbatches let in.
+  const bool forward = event.frame.direction == core::Direction::kForward;
+  if (forward && inputs_->size() >= kFrameQueueLimit) return done(core::Admission::kFull);
   event.payload_hash = digest_of(event.frame.payload);
   event.sender = caller.node;
   {
@@ -135,10 +144,13 @@ void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
     replies_[event.reply] = done;
   }
   const uint64_t reply = event.reply;
-  if (inputs_->push(MinerEvent(std::move(event))) != PushResult::kOk) {
+  if (inputs_->push(MinerEvent(std::move(event))) == PushResult::kOk) return;
+  bool unanswered = false;
+  {
     std::lock_guard lock(mutex_);
-    if (replies_.erase(reply) > 0) done(core::Admission::kNotReady);
+    unanswered = replies_.erase(reply) > 0;
   }
+  if (unanswered) done(core::Admission::kNotReady);
 }
 
 StatusOr<std::string> MinerNode::Shell::run(const std::atomic<bool>& stop) {
@@ -168,7 +180,7 @@ StatusOr<std::string> MinerNode::Shell::run(const std::atomic<bool>& stop) {
     // What waits is handled in one go, so that a report carries all of it.
     for (int i = 0; input && i < 256; ++i) {
       handle(std::move(*input));
-      if (over_) break;
+      if (over_) return *over_;
       input = inputs_->try_pop();
     }
     if (input) handle(std::move(*input));
@@ -245,9 +257,13 @@ Status MinerNode::Shell::begin(const core::RegisterAnswer& answer) {
     return invalid_argument("its description can't be read; do both sides run the same version of Tessera?");
   }
   TESSERA_RETURN_IF_ERROR(core::validate(&spec_));
+  if (core::window_count(data_.train, spec_.model.context) == 0) {
+    return invalid_argument("its training data has no window of model.context {} tokens", spec_.model.context);
+  }
   core::MinerIdentity identity{.index = answer.miner,
                                .incarnation = options_.registration.incarnation,
                                .run_id = answer.run_id,
+                               .unix_offset_ms = unix_now_ms() - monotonic_now_ms(),
                                .sign = [key = options_.key](std::string_view bytes) { return key->sign(bytes); }};
   miner_ = std::make_unique<core::Miner>(spec_, std::move(identity));
   const auto post_event = [this](MinerEvent event) { post(std::move(event)); };
@@ -267,7 +283,7 @@ Status MinerNode::Shell::begin(const core::RegisterAnswer& answer) {
 void MinerNode::Shell::report() {
   reporting_ = true;
   last_report_ = monotonic_now_ms();
-  core::SyncRequest request = miner_->report(unix_now_ms());
+  core::SyncRequest request = miner_->report();
   request.status.peer_bytes_sent = links_.peers->bytes_sent();
   farewell_sent_ = draining_ && request.status.in_flight == 0 && request.receipts.size() < core::kMaxReceiptsPerSync;
   links_.orchestrator->sync(std::move(request), [queue = inputs_](StatusOr<core::SyncAnswer> answer) {
@@ -378,7 +394,11 @@ MinerNode::~MinerNode() { shell_->close(); }
 
 void MinerNode::set_address(std::string address) { shell_->set_address(std::move(address)); }
 
-StatusOr<std::string> MinerNode::run(const std::atomic<bool>& stop) { return shell_->run(stop); }
+StatusOr<std::string> MinerNode::run(const std::atomic<bool>& stop) {
+  StatusOr<std::string> why = shell_->run(stop);
+  shell_->close();
+  return why;
+}
 
 void MinerNode::on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done) {
   shell_->on_frame(caller, std::move(frame), std::move(done));

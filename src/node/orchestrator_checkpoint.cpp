@@ -84,16 +84,18 @@ StatusOr<core::RunResumed> publish_checkpoint(ports::BlobLink& blobs, const port
   for (StageIndex s = 0; s < checkpoint.stages.size(); ++s) {
     const ports::CheckpointStage& stage = checkpoint.stages[s];
     const uint64_t values = core::stage_value_count(spec, s);
-    if (stage.base.size() != values || stage.momentum.size() != values) {
+    if (stage.base.size() != values || stage.momentum.size() != values || stage.weights.size() != values) {
       return failed_precondition("stage {} has {} values in the checkpoint and {} by these settings: model, boundary and "
                                  "stages must be the checkpoint's", s, stage.base.size(), values);
     }
-    TESSERA_ASSIGN_OR_RETURN(const Digest state, put_object(blobs, encode_stage_state(stage.base, stage.momentum)));
+    // With merges the weights are the base. Without them they are what a replica without a state of its own begins with.
+    TESSERA_ASSIGN_OR_RETURN(const Digest state, put_object(blobs, encode_stage_state(stage.weights, stage.momentum)));
     resumed.stages.push_back({stage.epoch, state, stage.merges});
   }
   for (const ports::CheckpointMiner& miner : checkpoint.miners) {
     TESSERA_ASSIGN_OR_RETURN(const Digest object, put_object(blobs, encode_local_state(miner.state)));
-    resumed.miners.push_back({miner.node, miner.stage, object, miner.schedule_step, miner.fresh});
+    resumed.miners.push_back({miner.node, miner.stage, object, miner.schedule_step, miner.fresh,
+                              miner.state.gradient_microbatches});
   }
   return resumed;
 }

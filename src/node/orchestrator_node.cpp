@@ -1,112 +1,23 @@
+// Starting, the control loop and the background thread. Calls are handled in orchestrator_calls.cpp.
 #include "tessera/node/orchestrator_node.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
-#include <mutex>
-#include <set>
-#include <thread>
-#include <variant>
 
-#include "orchestrator_checkpoint.h"
-#include "orchestrator_views.h"
-#include "tessera/base/bounded_queue.h"
+#include "orchestrator_shell.h"
 #include "tessera/base/log.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/node/merge_reduce.h"
-#include "tessera/node/objects.h"
 
 namespace tessera::node {
 namespace {
 
-constexpr size_t kQueueLimit = 65536;
-constexpr size_t kBatchLimit = 512;            // requests that share one journal transaction
+constexpr size_t kBatchLimit = 512;  // requests that share one journal transaction
 constexpr auto kWait = std::chrono::milliseconds(20);
-constexpr double kLossWeight = 0.05;
-constexpr TimeMs kGoodbyeMs = 2000;            // for the miners to hear that the run is over
-
-struct RegisterCall {
-  ports::Caller caller;
-  core::Registration registration;
-  std::function<void(StatusOr<core::RegisterAnswer>)> done;
-};
-struct SyncCall {
-  ports::Caller caller;
-  core::SyncRequest request;
-  std::function<void(StatusOr<core::SyncAnswer>)> done;
-};
-struct QueryCall {
-  std::string topic;
-  std::string argument;
-  std::function<void(StatusOr<std::string>)> done;
-};
-struct CommandCall {
-  NodeId node;
-  std::string command;
-  std::function<void(StatusOr<std::string>)> done;
-};
-using Call = std::variant<RegisterCall, SyncCall, QueryCall, CommandCall, core::Event>;
-using BackgroundJob = std::variant<core::RecomputeShard, CheckpointJob>;
+constexpr TimeMs kGoodbyeMs = 2000;  // for the miners to hear that the run is over
 
 }  // namespace
-
-class OrchestratorNode::Shell {
- public:
-  Shell(OrchestratorOptions options, OrchestratorPorts ports)
-      : options_(std::move(options)), ports_(ports) {}
-
-  Status start();
-  StatusOr<std::string> run(const std::atomic<bool>& stop, const std::atomic<bool>& abandon);
-  const std::string& run_id() const { return core_.state().run_id; }
-  bool is_registered(const NodeId& node) const {
-    std::lock_guard lock(registered_mutex_);
-    return registered_.count(node) > 0;
-  }
-
-  // Any thread.
-  template <class C>
-  void enqueue(C call) {
-    auto done = call.done;
-    if (calls_.push(std::move(call)) != PushResult::kOk) {
-      done(error(absl::StatusCode::kResourceExhausted, "the orchestrator is overloaded or stopping; try again"));
-    }
-  }
-
- private:
-  Status replay();
-  Status begin_or_resume();
-  Status apply(core::Event event);        // steps and adds to the batch
-  void perform(core::Effects effects);
-  Status commit();                        // the batch, then its answers
-  Status handle(Call call);
-  Status handle_register(RegisterCall& call);
-  Status handle_sync(SyncCall& call);
-  Status handle_command(CommandCall& call);
-  Status watch_time();
-  bool over(TimeMs now);
-  void background_loop(const std::stop_token& stop);
-  void note_loss(const core::ReceiptsArrived& arrived);
-  TimeMs now() { return last_time_ = std::max(last_time_, unix_now_ms()); }
-
-  const OrchestratorOptions options_;
-  const OrchestratorPorts ports_;
-  core::Orchestrator core_;
-  BoundedQueue<Call> calls_{kQueueLimit};
-  BoundedQueue<BackgroundJob> jobs_{4096};
-  std::vector<ports::JournalRecord> batch_;
-  std::vector<std::function<void()>> answers_;
-  mutable std::mutex registered_mutex_;
-  std::set<NodeId> registered_;
-  std::map<MinerIndex, std::string> sessions_;
-  std::map<MinerIndex, TimeMs> heard_;
-  std::map<MinerIndex, core::MinerStatus> statuses_;
-  std::map<MinerIndex, bool> told_to_leave_;
-  double loss_ = 0;                       // moving average of the tail's losses since this process began; 0: none yet
-  TimeMs last_time_ = 0;
-  TimeMs over_since_ = 0;
-  std::jthread background_;
-};
 
 Status OrchestratorNode::Shell::replay() {
   const auto visit = [this](const ports::JournalRecord& record) -> Status {
@@ -204,113 +115,6 @@ Status OrchestratorNode::Shell::commit() {
   return ok_status();
 }
 
-Status OrchestratorNode::Shell::handle_register(RegisterCall& call) {
-  if (call.caller.node != call.registration.node) {
-    answers_.emplace_back([done = std::move(call.done)] {
-      done(invalid_argument("a registration must name the key that signed it"));
-    });
-    return ok_status();
-  }
-  core::RegisterAnswer answer = core_.refusal_for(call.registration);
-  if (answer.refusal == core::RegisterRefusal::kNone) {
-    TESSERA_RETURN_IF_ERROR(apply(core::MinerRegistered{call.registration}));
-    const core::OrchestratorState& state = core_.state();
-    answer.miner = state.by_node.at(call.registration.node);
-    answer.session = sessions_[answer.miner] = random_bytes(16);
-    {
-      std::lock_guard lock(registered_mutex_);
-      registered_.insert(call.registration.node);
-    }
-    answer.run_id = state.run_id;
-    answer.run_spec = encode(state.spec);
-    answer.data_plan = encode(state.data);
-    heard_[answer.miner] = monotonic_now_ms();
-    told_to_leave_[answer.miner] = false;
-  } else {
-    spdlog::warn("registration of {} from {} refused: {}", call.caller.node.brief(), call.caller.address, answer.message);
-  }
-  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
-  return ok_status();
-}
-
-Status OrchestratorNode::Shell::handle_sync(SyncCall& call) {
-  const core::MinerRecord* miner = core_.find(call.caller.node, call.request.incarnation);
-  const auto session = miner == nullptr ? sessions_.end() : sessions_.find(miner->index);
-  if (miner == nullptr || session == sessions_.end() || session->second != call.caller.session) {
-    core::SyncAnswer answer;
-    answer.known = false;
-    answer.reason = "register again";
-    answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
-    return ok_status();
-  }
-  const MinerIndex index = miner->index;
-  call.request.miner = index;
-  heard_[index] = monotonic_now_ms();
-  statuses_[index] = call.request.status;
-  const std::string& run_id = core_.state().run_id;
-  const auto forged = [&](const core::Receipt& receipt) {
-    return receipt.miner != index || receipt.incarnation != call.request.incarnation || receipt.stage != miner->stage ||
-           !verify(call.caller.node, receipt.signed_bytes(run_id), receipt.signature);
-  };
-  for (const core::Receipt& receipt : call.request.receipts) {
-    if (receipt.sequence <= miner->receipts_through || !forged(receipt)) continue;
-    // The rest of its report is ignored with it: a miner that signs one thing and sends another gets no further.
-    spdlog::warn("miner {}: receipt {} is not signed by it or not about it; report refused", index, receipt.sequence);
-    answers_.emplace_back([done = std::move(call.done)] { done(invalid_argument("a receipt's signature or author is wrong")); });
-    return ok_status();
-  }
-  for (core::Event& event : core_.news_in(call.request)) {
-    if (const auto* arrived = std::get_if<core::ReceiptsArrived>(&event)) note_loss(*arrived);
-    TESSERA_RETURN_IF_ERROR(apply(std::move(event)));
-  }
-  core::SyncAnswer answer = core_.answer_for(call.request);
-  if (answer.leave && !told_to_leave_[index]) {
-    told_to_leave_[index] = true;
-    TESSERA_RETURN_IF_ERROR(apply(core::MinerReported{index, call.request.status}));
-  }
-  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
-  return ok_status();
-}
-
-void OrchestratorNode::Shell::note_loss(const core::ReceiptsArrived& arrived) {
-  for (const core::Receipt& receipt : arrived.receipts) {
-    if (receipt.stage + 1 != core_.state().stages.size()) continue;
-    loss_ = loss_ == 0 ? receipt.loss : loss_ + kLossWeight * (receipt.loss - loss_);
-  }
-}
-
-Status OrchestratorNode::Shell::handle_command(CommandCall& call) {
-  const auto& admins = options_.admins;
-  StatusOr<std::string> answer = std::string("{\"ok\":true}");
-  if (std::find(admins.begin(), admins.end(), call.node) == admins.end()) {
-    answer = error(absl::StatusCode::kPermissionDenied,
-                   "key {} may not give orders; add it to 'admins' in the orchestrator's YAML", call.node.hex());
-  } else if (call.command == "pause") {
-    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kPause}));
-  } else if (call.command == "resume") {
-    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kResume}));
-  } else if (call.command == "stop") {
-    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kStop}));
-  } else if (call.command == "checkpoint") {
-    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kCheckpoint}));
-  } else {
-    answer = invalid_argument("unknown command '{}'; known: pause, resume, stop, checkpoint", call.command);
-  }
-  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
-  return ok_status();
-}
-
-Status OrchestratorNode::Shell::handle(Call call) {
-  if (auto* registration = std::get_if<RegisterCall>(&call)) return handle_register(*registration);
-  if (auto* sync = std::get_if<SyncCall>(&call)) return handle_sync(*sync);
-  if (auto* command = std::get_if<CommandCall>(&call)) return handle_command(*command);
-  if (auto* event = std::get_if<core::Event>(&call)) return apply(std::move(*event));
-  auto& query = std::get<QueryCall>(call);
-  StatusOr<std::string> answer = view(core_.state(), statuses_, loss_, query.topic);
-  answers_.emplace_back([done = std::move(query.done), answer = std::move(answer)] { done(answer); });
-  return ok_status();
-}
-
 // Silence and deadlines become events.
 Status OrchestratorNode::Shell::watch_time() {
   const TimeMs monotonic = monotonic_now_ms();
@@ -340,6 +144,17 @@ bool OrchestratorNode::Shell::over(TimeMs now) {
   return all_told || now - over_since_ > kGoodbyeMs;
 }
 
+void OrchestratorNode::Shell::close() {
+  calls_.close();
+  while (std::optional<Call> call = calls_.try_pop()) {
+    std::visit(
+        [](auto& waiting) {
+          if constexpr (requires { waiting.done; }) waiting.done(unavailable("the orchestrator is stopping"));
+        },
+        *call);
+  }
+}
+
 StatusOr<std::string> OrchestratorNode::Shell::run(const std::atomic<bool>& stop, const std::atomic<bool>& abandon) {
   bool stopping = false;
   while (true) {
@@ -362,24 +177,32 @@ StatusOr<std::string> OrchestratorNode::Shell::run(const std::atomic<bool>& stop
   }
 }
 
+core::ShardRecomputed OrchestratorNode::Shell::recompute(const core::RecomputeShard& shard) {
+  const ReduceInputs inputs{.uploads = shard.uploads,
+                            .first_block = shard.first_block,
+                            .block_count = shard.block_count,
+                            .block_values = options_.spec.merge.block_values,
+                            .stage_values = core::stage_value_count(options_.spec, shard.stage)};
+  core::ShardRecomputed done{.stage = shard.stage, .commit = {shard.target, shard.shard, Digest{}}, .unreadable = {}};
+  const StatusOr<Digest> object = reduce_shard(*ports_.blobs, inputs);
+  if (object.ok()) {
+    done.commit.object = *object;
+  } else {
+    spdlog::warn("recomputing a shard: {}", message_of(object.status()));
+    done.unreadable = unreadable_uploads(*ports_.blobs, inputs);
+  }
+  return done;
+}
+
 void OrchestratorNode::Shell::background_loop(const std::stop_token& stop) {
   while (true) {
-    std::optional<BackgroundJob> job = jobs_.pop(std::chrono::milliseconds(200));
+    std::optional<OrchestratorJob> job = jobs_.pop(std::chrono::milliseconds(200));
     if (!job) {
       if (stop.stop_requested()) return;
       continue;
     }
     if (auto* shard = std::get_if<core::RecomputeShard>(&*job)) {
-      const core::RunSpec& spec = options_.spec;
-      const StatusOr<Digest> object = reduce_shard(
-          *ports_.blobs, {.uploads = shard->uploads,
-                          .first_block = shard->first_block,
-                          .block_count = shard->block_count,
-                          .block_values = spec.merge.block_values,
-                          .stage_values = core::stage_value_count(spec, shard->stage)});
-      if (!object.ok()) spdlog::warn("recomputing a shard: {}", message_of(object.status()));
-      calls_.push(core::Event(core::ShardRecomputed{
-          shard->stage, {shard->target, shard->shard, object.ok() ? *object : Digest{}}}));
+      calls_.push(core::Event(recompute(*shard)));
     } else {
       const auto& checkpoint = std::get<CheckpointJob>(*job);
       const StatusOr<std::string> where = write_checkpoint(*ports_.blobs, *ports_.checkpoints, checkpoint);
@@ -402,7 +225,9 @@ const std::string& OrchestratorNode::run_id() const { return shell_->run_id(); }
 bool OrchestratorNode::is_registered(const NodeId& node) const { return shell_->is_registered(node); }
 
 StatusOr<std::string> OrchestratorNode::run(const std::atomic<bool>& stop, const std::atomic<bool>& abandon) {
-  return shell_->run(stop, abandon);
+  StatusOr<std::string> why = shell_->run(stop, abandon);
+  shell_->close();
+  return why;
 }
 
 void OrchestratorNode::on_register(const ports::Caller& caller, core::Registration registration,

@@ -4,8 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <zlib.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -22,7 +24,8 @@ class DataTest : public testing::Test {
  protected:
   void SetUp() override {
     const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    root_ = testing::TempDir() + "tessera-data-" + info->test_suite_name() + "-" + info->name();
+    root_ = fmt::format("{}tessera-data-{}-{}-{}", testing::TempDir(), ::getpid(),
+                        info->test_suite_name(), info->name());
     std::filesystem::remove_all(root_);
     std::filesystem::create_directories(root_);
   }

@@ -30,9 +30,8 @@ struct SentencePieceOracle::State {
 
 std::string SentencePieceOracle::train(const std::vector<std::string>& sentences,
                                        std::map<std::string, std::string> options) {
-  options["minloglevel"] = "4";  // quiet
-  options["num_threads"] = "1";
-  options["hard_vocab_limit"] = "false";
+  options.merge(std::map<std::string, std::string>{
+      {"minloglevel", "4"}, {"num_threads", "1"}, {"hard_vocab_limit", "false"}});
   Sentences iterator(sentences);
   std::string model;
   const auto status = sentencepiece::SentencePieceTrainer::Train(

@@ -40,10 +40,12 @@ struct ResumedMiner {
   StageIndex stage = 0;
   Digest local_state;
   uint64_t schedule_step = 0;
-  uint32_t fresh = 0;  // counted microbatches since its last merge
+  uint32_t fresh = 0;    // counted microbatches since its last merge
+  uint32_t partial = 0;  // microbatches in local_state's partial gradient
   template <class A>
   void fields(A& a) {
-    a("node", node)("stage", stage)("local_state", local_state)("schedule_step", schedule_step)("fresh", fresh);
+    a("node", node)("stage", stage)("local_state", local_state)("schedule_step", schedule_step)("fresh", fresh)(
+        "partial", partial);
   }
 };
 struct OpenAtCheckpoint {
@@ -140,9 +142,10 @@ struct ShardRecomputed {
   static constexpr const char* kName = "shard_recomputed";
   StageIndex stage = 0;
   ShardCommit commit;
+  std::vector<Digest> unreadable;  // uploads that are not in the blob store, or are not of this stage
   template <class A>
   void fields(A& a) {
-    a("stage", stage)("commit", commit);
+    a("stage", stage)("commit", commit)("unreadable", unreadable);
   }
 };
 // A miner holds this stage state: after loading it (the miner is ready then) or after a merge.

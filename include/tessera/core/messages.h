@@ -81,7 +81,9 @@ struct Receipt {
   Epoch epoch = 0;
   uint64_t weight_version = 0;  // of forward and backward: a microbatch keeps the weights it began with
   bool accumulated = false;
-  uint64_t local_step = 0;      // the optimizer step this gradient goes into, counted from 0 within the incarnation
+  // The optimizer step this gradient goes into, counted from 0 within the incarnation; from 1 in one that began with the
+  // state of a checkpoint, whose steps are all together its step 0.
+  uint64_t local_step = 0;
   uint32_t order = 0;           // place within that step's sum
   Digest input_hash;            // activation received; zero at the head
   Digest output_hash;           // activation sent; zero at the tail

@@ -103,6 +103,7 @@ struct DeltaUploaded {
   std::string why;
 };
 struct ShardReduced {
+  uint64_t reduction = 0;  // as in ReduceShard
   ShardCommit commit;
   bool ok = true;
   std::string why;
@@ -210,6 +211,7 @@ struct UploadDelta {
   uint64_t snapshot_version = 0;
 };
 struct ReduceShard {
+  uint64_t reduction = 0;  // of which manifest: an aborted merge is begun again with another one
   Epoch target = 0;
   ShardTask task;
   std::vector<UploadRef> uploads;
@@ -249,6 +251,7 @@ struct MinerIdentity {
   MinerIndex index = kNoMiner;
   uint64_t incarnation = 0;
   std::string run_id;
+  TimeMs unix_offset_ms = 0;  // unix time less the time that step() is given
   std::function<Signature(std::string_view)> sign;
 };
 
@@ -258,12 +261,10 @@ class Miner {
 
   std::vector<MinerEffect> step(TimeMs now, MinerEvent event);
 
-  // The report to send now.
-  SyncRequest report(TimeMs unix_ms) const;
+  // The report to send now. What was urgent is in it.
+  SyncRequest report();
   // True when a report should not wait for the usual interval.
   bool report_is_urgent() const;
-
-  bool ready() const { return phase_ == MinerPhase::kReady; }
   MinerPhase phase() const { return phase_; }
   std::optional<StageIndex> stage() const { return assignment_ ? std::optional(assignment_->stage) : std::nullopt; }
   size_t in_flight() const { return works_.size(); }
@@ -313,24 +314,27 @@ class Miner {
   void on(miner_event::Ticked& event);
   void take_assignment(const Assignment& assignment);
   void become_ready(const Digest& state);
+  bool holds(const Assignment& assignment) const;
   // miner_work.cpp
-  void on(miner_event::FrameArrived& event);
-  void on(miner_event::FrameAnswered& event);
   void on(miner_event::TokensRead& event);
   void on(miner_event::ForwardDone& event);
   void on(miner_event::BackwardDone& event);
   void on(miner_event::ComputeFailed& event);
   void on(miner_event::StepDone& event);
-  Admission admit_forward(miner_event::FrameArrived& event);
-  Admission admit_backward(miner_event::FrameArrived& event);
   void take_leases(const SyncAnswer& answer);
   void schedule();
-  void send_onward(const MicrobatchKey& key, Work& work);
-  void send_back(const MicrobatchKey& key, Work& work);
-  MinerIndex choose_downstream(const Work& work) const;
   void finish(const MicrobatchKey& key);
   void drop(const MicrobatchKey& key, const std::string& reason);
   void retry_and_expire();
+  // miner_frames.cpp
+  void on(miner_event::FrameArrived& event);
+  void on(miner_event::FrameAnswered& event);
+  Admission admit_forward(miner_event::FrameArrived& event);
+  Admission admit_backward(miner_event::FrameArrived& event);
+  std::optional<Admission> meet_held(const MicrobatchKey& key, MinerIndex sender);
+  void send_onward(const MicrobatchKey& key, Work& work);
+  void send_back(const MicrobatchKey& key, Work& work);
+  MinerIndex choose_downstream(const Work& work) const;
   Frame frame_of(const MicrobatchKey& key, const Work& work, Direction direction) const;
   bool is_head() const { return assignment_->stage == 0; }
   bool is_tail() const { return assignment_->stage + 1 == spec_.pipeline.stages; }
@@ -342,8 +346,8 @@ class Miner {
   void on(miner_event::BaseApplied& event);
   void take_merge_directive(const std::optional<MergeDirective>& directive);
 
-  void emit(MinerEffect effect) { effects_.push_back(std::move(effect)); }
-  void say(std::string text, bool warning = false) { emit(miner_effect::Say{std::move(text), warning}); }
+  void emit(MinerEffect effect);
+  void say(std::string text, bool warning = false);
 
   const RunSpec spec_;
   const MinerIdentity identity_;
@@ -352,7 +356,9 @@ class Miner {
 
   MinerPhase phase_ = MinerPhase::kJoining;
   std::optional<Assignment> assignment_;
+  Digest asked_state_;                         // as it was assigned
   bool loading_ = false;
+  bool resuming_ = false;                      // the state being loaded has this miner's own part
   TimeMs load_retry_at_ = 0;
   std::map<MinerIndex, PeerState> peers_;
   uint64_t peers_version_ = 0;
@@ -383,6 +389,8 @@ class Miner {
   Epoch snapshot_target_ = 0;                  // of the snapshot taken or being taken; 0: none
   std::optional<UploadCommit> upload_;
   Epoch reduce_target_ = 0;
+  uint64_t reduction_ = 0;                     // counts the manifests reduced from
+  std::string manifest_;                       // encode(uploads) of the present one
   std::set<uint32_t> reducing_;
   std::vector<ShardCommit> shards_;
   Epoch preparing_ = 0;

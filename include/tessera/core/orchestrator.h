@@ -28,20 +28,24 @@ struct MinerRecord {
   StageIndex stage = 0;
   bool live = false;
   bool ready = false;                      // holds its stage's state and takes work
-  bool must_download = false;              // its own initialisation did not match the stage's
+  bool must_download = false;              // what it holds did not match the stage's, or is too old
   Epoch epoch = 0;
   uint64_t receipts_through = 0;
   uint64_t lease_request = 0;
   std::vector<Lease> granted;              // answer to lease_request, repeated if asked again
   std::map<uint64_t, uint32_t> fresh;      // counted gradients since its last merge, by local step
+  uint64_t local_steps = 0;                // optimizer steps it is known to have done; step n has gradients of `fresh[n]`
   uint64_t counted = 0;                    // of its whole life in the run
   uint32_t in_flight = 0;                  // open microbatches whose proposed pathway has it
   std::optional<ResumedMiner> resumed;     // state of its own to start from
   uint64_t checkpoint_done = 0;            // id of the last checkpoint it committed to
   std::optional<CheckpointCommit> checkpoint;
+  uint64_t retired_incarnation = 0;        // the process that was registered when the run was resumed; 0: none
   std::string why;                         // of its present state, for people
 
   uint32_t fresh_total() const;
+  // Those of `fresh` that are in its masters, not only in a partial gradient.
+  uint32_t stepped_total(uint32_t microbatches_per_step) const;
 };
 
 struct OpenMicrobatch {
@@ -77,6 +81,7 @@ struct Merge {
 
 struct PastMerge {
   Epoch target = 0;
+  Digest from;                             // the stage's state before it
   std::vector<MinerIndex> participants;
   std::vector<ShardResult> results;
 };
@@ -86,6 +91,8 @@ struct StageRecord {
   Epoch epoch = 0;
   Digest state;                            // object name of base | momentum at `epoch`; zero until someone holds it
   bool state_published = false;
+  Epoch published_epoch = 0;               // the newest state in the blob store; a newcomer goes on from it through `past`
+  Digest published_state;                  // zero: none yet
   std::optional<Merge> merge;
   std::deque<PastMerge> past;              // the last max_staleness merges
   uint64_t merges = 0;
@@ -93,6 +100,8 @@ struct StageRecord {
   uint64_t shards_recomputed = 0;
   uint64_t replica_mismatches = 0;
   bool final_merge_done = false;
+
+  std::optional<Digest> state_at(Epoch at) const;
 };
 
 struct OrchestratorState {
@@ -161,6 +170,9 @@ class Orchestrator {
   RegisterAnswer refusal_for(const Registration& registration) const;  // kNone: would be admitted
   // The events that are news in a report, in order (receipts already checked by the shell).
   std::vector<Event> news_in(const SyncRequest& request) const;
+  // The request for leases in a report, if it can be met now: asked after the report's other news was stepped, which may
+  // have made room.
+  std::optional<Event> lease_request_in(const SyncRequest& request) const;
   SyncAnswer answer_for(const SyncRequest& request) const;
   // The recomputations under way: after a replay the shell begins them again.
   std::vector<RecomputeShard> pending_recomputations(StageIndex stage) const;
@@ -184,14 +196,17 @@ class Orchestrator {
   void on(const Ticked& event);
   void on(const Commanded& event);
 
-  // orchestrator.cpp
   void say(std::string text, bool warning = false);
+  // orchestrator_miners.cpp
   StageIndex choose_stage(const Registration& registration) const;
+  bool is_news(const MinerRecord& miner, const MergeApplied& applied) const;
+  void must_load(MinerRecord& miner, const std::string& reason);
+  void hurry(MinerIndex miner);
+  // orchestrator.cpp
   bool stage_has_ready(StageIndex stage) const;
   uint32_t ready_count(StageIndex stage) const;
   void enter(RunPhase phase, TimeMs deadline);
   void advance_phase();
-  void hurry(MinerIndex miner);
   void begin_checkpoint(RunPhase after);
   void try_write_checkpoint();
   bool stages_settled() const;
@@ -218,7 +233,7 @@ class Orchestrator {
   RecomputeShard recomputation_of(StageIndex stage, uint32_t shard) const;
   void complete_merge(StageIndex stage);
   void abort_merge(StageIndex stage, const std::string& reason);
-  void drop_from_merge(MinerIndex miner);
+  void drop_from_merge(MinerIndex miner, bool restarted);
 
   OrchestratorState state_;
   TimeMs now_ = 0;

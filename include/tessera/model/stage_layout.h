@@ -1,7 +1,6 @@
 // What a stage's flat vector of fp32 values holds, and what it holds at the start of a run. Pure
 // functions of the run's specification; no torch, so that programs which only read, write or export
 // checkpoints can use them (library tessera_model_layout).
-//
 #pragma once
 
 #include <cstdint>

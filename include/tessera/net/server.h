@@ -35,15 +35,15 @@ class BlobBackend {
 };
 
 struct OrchestratorServerOptions {
-  std::string listen;    // host:port; port 0 picks a free one
-  KeyPair key;           // the server's identity
-  std::string run_id;    // at most 16 bytes
-  std::string software;  // version, for people
+  std::string listen;         // host:port; port 0 picks a free one
+  KeyPair key;                // the server's identity
+  std::string run_id = {};    // at most 16 bytes
+  std::string software = {};  // version, for people
   AuthLimits auth = {};
   size_t max_pending_calls = 4096;  // over it: RESOURCE_EXHAUSTED
   size_t blob_threads = 2;
-  size_t max_queued_blob_calls =
-      64;  // over it: RESOURCE_EXHAUSTED, and the client tries again later
+  // Over it: RESOURCE_EXHAUSTED, and the client tries again later.
+  size_t max_queued_blob_calls = 64;
 };
 
 class OrchestratorServer {

@@ -21,4 +21,7 @@ struct ReduceInputs {
 // that is missing or does not fit is an error: never a mean of fewer.
 StatusOr<Digest> reduce_shard(ports::BlobLink& blobs, const ReduceInputs& inputs);
 
+// After it failed: the uploads to blame. One that merely could not be fetched now is not.
+std::vector<Digest> unreadable_uploads(ports::BlobLink& blobs, const ReduceInputs& inputs);
+
 }  // namespace tessera::node

@@ -1,0 +1,127 @@
+// What miners, administrators and the curious ask of an orchestrator. On the control thread.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "orchestrator_shell.h"
+#include "orchestrator_views.h"
+#include "tessera/base/log.h"
+
+namespace tessera::node {
+namespace {
+
+constexpr double kLossWeight = 0.05;  // of the newest loss in the moving average
+
+}  // namespace
+
+Status OrchestratorNode::Shell::handle_register(RegisterCall& call) {
+  if (call.caller.node != call.registration.node) {
+    answers_.emplace_back([done = std::move(call.done)] {
+      done(invalid_argument("a registration must name the key that signed it"));
+    });
+    return ok_status();
+  }
+  core::RegisterAnswer answer = core_.refusal_for(call.registration);
+  if (answer.refusal == core::RegisterRefusal::kNone) {
+    TESSERA_RETURN_IF_ERROR(apply(core::MinerRegistered{call.registration}));
+    const core::OrchestratorState& state = core_.state();
+    answer.miner = state.by_node.at(call.registration.node);
+    answer.session = sessions_[answer.miner] = random_bytes(16);
+    {
+      std::lock_guard lock(registered_mutex_);
+      registered_.insert(call.registration.node);
+    }
+    answer.run_id = state.run_id;
+    answer.run_spec = encode(state.spec);
+    answer.data_plan = encode(state.data);
+    heard_[answer.miner] = monotonic_now_ms();
+    told_to_leave_[answer.miner] = false;
+  } else {
+    spdlog::warn("registration of {} from {} refused: {}", call.caller.node.brief(), call.caller.address, answer.message);
+  }
+  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
+  return ok_status();
+}
+
+Status OrchestratorNode::Shell::handle_sync(SyncCall& call) {
+  const core::MinerRecord* miner = core_.find(call.caller.node, call.request.incarnation);
+  const auto session = miner == nullptr ? sessions_.end() : sessions_.find(miner->index);
+  if (miner == nullptr || session == sessions_.end() || session->second != call.caller.session) {
+    core::SyncAnswer answer;
+    answer.known = false;
+    answer.reason = "register again";
+    answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
+    return ok_status();
+  }
+  const MinerIndex index = miner->index;
+  call.request.miner = index;
+  heard_[index] = monotonic_now_ms();
+  statuses_[index] = call.request.status;
+  const std::string& run_id = core_.state().run_id;
+  const auto forged = [&](const core::Receipt& receipt) {
+    return receipt.miner != index || receipt.incarnation != call.request.incarnation || receipt.stage != miner->stage ||
+           !verify(call.caller.node, receipt.signed_bytes(run_id), receipt.signature);
+  };
+  for (const core::Receipt& receipt : call.request.receipts) {
+    if (receipt.sequence <= miner->receipts_through || !forged(receipt)) continue;
+    // The rest of its report is ignored with it: a miner that signs one thing and sends another gets no further.
+    spdlog::warn("miner {}: receipt {} is not signed by it or not about it; report refused", index, receipt.sequence);
+    answers_.emplace_back([done = std::move(call.done)] { done(invalid_argument("a receipt's signature or author is wrong")); });
+    return ok_status();
+  }
+  for (core::Event& event : core_.news_in(call.request)) {
+    if (const auto* arrived = std::get_if<core::ReceiptsArrived>(&event)) note_loss(*arrived);
+    TESSERA_RETURN_IF_ERROR(apply(std::move(event)));
+  }
+  if (std::optional<core::Event> leases = core_.lease_request_in(call.request)) {
+    TESSERA_RETURN_IF_ERROR(apply(std::move(*leases)));
+  }
+  core::SyncAnswer answer = core_.answer_for(call.request);
+  if (answer.leave && !told_to_leave_[index]) {
+    told_to_leave_[index] = true;
+    TESSERA_RETURN_IF_ERROR(apply(core::MinerReported{index, call.request.status}));
+  }
+  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
+  return ok_status();
+}
+
+void OrchestratorNode::Shell::note_loss(const core::ReceiptsArrived& arrived) {
+  for (const core::Receipt& receipt : arrived.receipts) {
+    if (receipt.stage + 1 != core_.state().stages.size()) continue;
+    loss_ = loss_ == 0 ? receipt.loss : loss_ + kLossWeight * (receipt.loss - loss_);
+  }
+}
+
+Status OrchestratorNode::Shell::handle_command(CommandCall& call) {
+  const auto& admins = options_.admins;
+  StatusOr<std::string> answer = std::string("{\"ok\":true}");
+  if (std::find(admins.begin(), admins.end(), call.node) == admins.end()) {
+    answer = error(absl::StatusCode::kPermissionDenied,
+                   "key {} may not give orders; add it to 'admins' in the orchestrator's YAML", call.node.hex());
+  } else if (call.command == "pause") {
+    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kPause}));
+  } else if (call.command == "resume") {
+    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kResume}));
+  } else if (call.command == "stop") {
+    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kStop}));
+  } else if (call.command == "checkpoint") {
+    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kCheckpoint}));
+  } else {
+    answer = invalid_argument("unknown command '{}'; known: pause, resume, stop, checkpoint", call.command);
+  }
+  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
+  return ok_status();
+}
+
+Status OrchestratorNode::Shell::handle(Call call) {
+  if (auto* registration = std::get_if<RegisterCall>(&call)) return handle_register(*registration);
+  if (auto* sync = std::get_if<SyncCall>(&call)) return handle_sync(*sync);
+  if (auto* command = std::get_if<CommandCall>(&call)) return handle_command(*command);
+  if (auto* event = std::get_if<core::Event>(&call)) return apply(std::move(*event));
+  auto& query = std::get<QueryCall>(call);
+  StatusOr<std::string> answer = view(core_.state(), statuses_, loss_, query.topic);
+  answers_.emplace_back([done = std::move(query.done), answer = std::move(answer)] { done(answer); });
+  return ok_status();
+}
+
+}  // namespace tessera::node

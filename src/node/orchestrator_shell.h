@@ -1,0 +1,106 @@
+// What is behind OrchestratorNode: its calls, its state, its threads.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <variant>
+#include <vector>
+
+#include "orchestrator_checkpoint.h"
+#include "tessera/base/bounded_queue.h"
+#include "tessera/node/orchestrator_node.h"
+
+namespace tessera::node {
+
+struct RegisterCall {
+  ports::Caller caller;
+  core::Registration registration;
+  std::function<void(StatusOr<core::RegisterAnswer>)> done;
+};
+struct SyncCall {
+  ports::Caller caller;
+  core::SyncRequest request;
+  std::function<void(StatusOr<core::SyncAnswer>)> done;
+};
+struct QueryCall {
+  std::string topic;
+  std::string argument;
+  std::function<void(StatusOr<std::string>)> done;
+};
+struct CommandCall {
+  NodeId node;
+  std::string command;
+  std::function<void(StatusOr<std::string>)> done;
+};
+using Call = std::variant<RegisterCall, SyncCall, QueryCall, CommandCall, core::Event>;
+using OrchestratorJob = std::variant<core::RecomputeShard, CheckpointJob>;
+
+class OrchestratorNode::Shell {
+ public:
+  Shell(OrchestratorOptions options, OrchestratorPorts ports)
+      : options_(std::move(options)), ports_(ports) {}
+  ~Shell() { close(); }
+
+  Status start();
+  StatusOr<std::string> run(const std::atomic<bool>& stop, const std::atomic<bool>& abandon);
+  const std::string& run_id() const { return core_.state().run_id; }
+  bool is_registered(const NodeId& node) const {
+    std::lock_guard lock(registered_mutex_);
+    return registered_.count(node) > 0;
+  }
+
+  // No call is taken any more, and those that wait are told so.
+  void close();
+
+  // Any thread.
+  template <class C>
+  void enqueue(C call) {
+    auto done = call.done;
+    if (calls_.push(std::move(call)) != PushResult::kOk) {
+      done(error(absl::StatusCode::kResourceExhausted, "the orchestrator is overloaded or stopping; try again"));
+    }
+  }
+
+ private:
+  Status replay();
+  Status begin_or_resume();
+  Status apply(core::Event event);        // steps and adds to the batch
+  void perform(core::Effects effects);
+  Status commit();                        // the batch, then its answers
+  Status handle(Call call);
+  Status handle_register(RegisterCall& call);
+  Status handle_sync(SyncCall& call);
+  Status handle_command(CommandCall& call);
+  Status watch_time();
+  bool over(TimeMs now);
+  void background_loop(const std::stop_token& stop);
+  core::ShardRecomputed recompute(const core::RecomputeShard& shard);
+  void note_loss(const core::ReceiptsArrived& arrived);
+  // Unix time, but it never goes back: neither with the clock nor behind what the journal has.
+  TimeMs now() { return last_time_ = std::max(last_time_, unix_now_ms()); }
+
+  const OrchestratorOptions options_;
+  const OrchestratorPorts ports_;
+  core::Orchestrator core_;
+  BoundedQueue<Call> calls_{65536};
+  BoundedQueue<OrchestratorJob> jobs_{4096};
+  std::vector<ports::JournalRecord> batch_;
+  std::vector<std::function<void()>> answers_;
+  mutable std::mutex registered_mutex_;
+  std::set<NodeId> registered_;
+  std::map<MinerIndex, std::string> sessions_;
+  std::map<MinerIndex, TimeMs> heard_;
+  std::map<MinerIndex, core::MinerStatus> statuses_;
+  std::map<MinerIndex, bool> told_to_leave_;
+  double loss_ = 0;                       // moving average of the tail's losses since this process began; 0: none yet
+  TimeMs last_time_ = 0;
+  TimeMs over_since_ = 0;
+  std::jthread background_;
+};
+
+}  // namespace tessera::node

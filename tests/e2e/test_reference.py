@@ -1,0 +1,78 @@
+"""A swarm equals a single process, microbatch for microbatch (fp32 on the wire, boundary kind none).
+
+Tolerances: losses 2e-5, weights 2e-4 absolute. Both sides are fp32 and sum in different orders (attention, GEMM blocking);
+AdamW divides by the root of small second moments, which enlarges those last bits.
+"""
+
+import unittest
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+import reference
+from swarm import TINY, Swarm, merged
+
+LOSS_TOLERANCE = 2e-5
+WEIGHT_TOLERANCE = 2e-4
+
+
+def checkpoint_weights(swarm, config, stage):
+    root = swarm.out / "checkpoint"
+    tensors = load_file(root / (root / "latest").read_text().strip() / f"stage-{stage}.safetensors")
+    return torch.cat([torch.from_numpy(np.array(tensors[name])).flatten() for name, _ in reference.layout(config, stage)])
+
+
+class Reference(unittest.TestCase):
+    def setUp(self):
+        torch.set_num_threads(1)
+
+    def prepare(self, swarm, config):
+        data = reference.Data(swarm.out / "data", config["model"]["context"], config["training"]["seed"],
+                              config["training"]["microbatch_size"])
+        events = swarm.events()
+        return data, events, reference.initial_weights(swarm.out, events, config["pipeline"]["stages"])
+
+    def assert_weights(self, ours, theirs):
+        error = (ours - theirs).abs().max().item()
+        self.assertLess(error, WEIGHT_TOLERANCE)
+        return error
+
+    def test_one_miner_a_stage_is_ordinary_training(self):
+        config = merged(TINY, {"training": {"synchronous": True, "steps": 10}, "merge": {"enabled": False}})
+        with Swarm(config) as swarm:
+            summary = swarm.start("--no-validate").wait()
+            data, events, initial = self.prepare(swarm, config)
+            losses, weights = reference.train_in_order(config, data, initial, config["training"]["steps"])
+            seen = {r["microbatch"]: r["loss"] for _, kind, e in events if kind == "receipts"
+                    for r in e["receipts"] if r["stage"] == 2}
+            self.assertEqual(sorted(seen), list(range(len(losses))))
+            worst = max(abs(seen[n] - loss) for n, loss in enumerate(losses))
+            self.assertLess(worst, LOSS_TOLERANCE)
+            errors = [self.assert_weights(checkpoint_weights(swarm, config, s), w) for s, w in enumerate(weights)]
+            moved = max((w - i).abs().max().item() for w, i in zip(weights, initial))
+            self.assertGreater(moved, 20 * WEIGHT_TOLERANCE)  # so that the comparison says something
+            self.assertEqual(summary["microbatches"]["done"], len(losses))
+            print(f"losses within {worst:.1e}, weights within {max(errors):.1e}, weights moved {moved:.1e}")
+
+    def test_two_miners_a_stage_with_merges_is_the_same_schedule(self):
+        config = merged(TINY, {"pipeline": {"miners_per_stage": 2}, "training": {"steps": 8}})
+        with Swarm(config) as swarm:
+            summary = swarm.start("--no-validate").wait()
+            self.assertTrue(summary["replicas_identical"])
+            self.assertEqual(summary["miners"], 6)
+            data, events, initial = self.prepare(swarm, config)
+            replay = reference.Replay(config, data, initial, events)
+            epochs = [max(e for (m, _), e in replay.applied.items() if replay.stage_of[m] == s) for s in range(3)]
+            self.assertGreaterEqual(min(epochs), 2)
+            worst = 0
+            for (microbatch, attempt, stage), receipt in replay.receipts.items():
+                if stage == 2:
+                    worst = max(worst, abs(receipt["loss"] - replay.gradient(microbatch, attempt)[0]))
+            self.assertLess(worst, LOSS_TOLERANCE)
+            errors = [self.assert_weights(checkpoint_weights(swarm, config, s), replay.base_at(s, epochs[s])) for s in range(3)]
+            print(f"epochs {epochs}, losses within {worst:.1e}, weights within {max(errors):.1e}")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
