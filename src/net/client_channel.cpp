@@ -21,6 +21,8 @@ constexpr int kKeepaliveMs = 15000;
 constexpr int kKeepaliveTimeoutMs = 10000;
 constexpr int kMinReconnectMs = 100;
 constexpr int kMaxReconnectMs = 2000;
+// What gRPC calls its minimal reconnect back-off is the time it gives one attempt to connect.
+constexpr int kConnectTimeoutMs = 5000;
 // Hashing more than this takes longer than a caller should wait; it goes to another thread.
 constexpr size_t kInlineHashBytes = 256 << 10;
 
@@ -34,7 +36,7 @@ std::shared_ptr<grpc::Channel> make_channel(const std::string& address, size_t m
   arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kMinReconnectMs);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kMinReconnectMs);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMs);
   // Each channel has its own connection: blobs don't stand in front of reports, and the bytes of
   // each are known.

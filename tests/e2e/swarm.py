@@ -74,6 +74,8 @@ class Swarm:
         path.write_text(json.dumps(yaml, indent=1))  # JSON is YAML
         command = [BIN / "tesseractl", "swarm", "local", "--config", path, "--out", self.out, "--device", "cpu",
                    "--threads", "1", *arguments]
+        if self.log:
+            self.log.close()
         self.log = open(self.folder / "swarm.log", "ab")
         self.process = subprocess.Popen([str(word) for word in command], stdout=self.log, stderr=subprocess.STDOUT)
         return self

@@ -54,8 +54,8 @@ class Resume(unittest.TestCase):
             self.assertLess(abs(answer["loss"] - longer["val_loss"]), 1.0)
             generate = [BIN / "tesseractl", "generate", "--checkpoint", swarm.out / "checkpoint", "--prompt", "the ",
                         "--tokens", "20", "--seed", "3"]
-            first = subprocess.run(generate, capture_output=True, text=True, check=True).stdout
-            self.assertEqual(first, subprocess.run(generate, capture_output=True, text=True, check=True).stdout)
+            first = subprocess.run(generate, capture_output=True, check=True).stdout
+            self.assertEqual(first, subprocess.run(generate, capture_output=True, check=True).stdout)
 
 
 if __name__ == "__main__":

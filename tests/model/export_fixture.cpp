@@ -1,9 +1,11 @@
 // hf_export_fixture FOLDER: a small random model without boundary modules as FOLDER/checkpoint and,
-// exported, as FOLDER/hf. For export_logits.py.
+// exported, as FOLDER/hf; and a dataset of several shards as FOLDER/dataset. For export_logits.py.
 #include <cstdio>
 #include <string>
 
+#include "tessera/base/files.h"
 #include "tessera/base/prng.h"
+#include "tessera/data/dataset.h"
 #include "tessera/model/stage_layout.h"
 #include "tessera/store/checkpoint.h"
 #include "tessera/store/hf_export.h"
@@ -54,6 +56,20 @@ Status make(const std::string& folder) {
   return store::export_hugging_face(read, folder + "/hf", /*force=*/false);
 }
 
+// Shards that are no whole number of windows: what is left of each must be dropped.
+Status make_dataset(const std::string& folder) {
+  std::string text;
+  Prng prng(8);
+  while (text.size() < 1000) text += static_cast<char>('a' + prng.below(26));
+  TESSERA_RETURN_IF_ERROR(write_file_atomic(folder + "/dataset.txt", text));
+  data::BuildOptions options;
+  options.inputs = {folder + "/dataset.txt"};
+  options.out = folder + "/dataset";
+  options.validation_share = 0.2;
+  options.shard_tokens = 150;
+  return data::build_dataset(options).status();
+}
+
 }  // namespace
 }  // namespace tessera
 
@@ -62,7 +78,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: hf_export_fixture FOLDER\n");
     return 2;
   }
-  const tessera::Status status = tessera::make(argv[1]);
+  tessera::Status status = tessera::make(argv[1]);
+  if (status.ok()) status = tessera::make_dataset(argv[1]);
   if (!status.ok()) std::fprintf(stderr, "%s\n", tessera::message_of(status).c_str());
   return status.ok() ? 0 : 1;
 }

@@ -74,20 +74,47 @@ def compare_logits(program, model, folder):
               f"logits of {length} ids differ by {difference:.1e}, of a size up to {theirs.abs().max():.1f}")
 
 
-def compare_loss(program, model, folder):
+def loss_in_transformers(model, windows):
+    windows = torch.tensor(windows)
+    logits = model(windows[:, :-1]).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item()
+
+
+def windows_of(tokens):
+    return [tokens[w * CONTEXT:(w + 1) * CONTEXT + 1] for w in range((len(tokens) - 1) // CONTEXT)]
+
+
+def compare_loss(program, model, windows, *arguments):
+    result = json.loads(program.run("eval", "--json", *arguments))
+    loss = loss_in_transformers(model, windows)
+    check(result["tokens"] == len(windows) * CONTEXT and abs(result["loss"] - loss) <= LOSS_TOLERANCE,
+          f"loss {result['loss']:.6f} over {len(windows)} windows, {loss:.6f} in transformers")
+
+
+def compare_text_loss(program, model, folder):
     generator = random.Random(2)
     text = bytes(generator.randrange(VOCAB) for _ in range(5 * CONTEXT + 3))
     path = os.path.join(folder, "text")
     with open(path, "wb") as file:
         file.write(text)
-    windows = torch.stack([torch.tensor(list(text[w * CONTEXT:(w + 1) * CONTEXT + 1])) for w in range(5)])
-    for limit, count in ((0, 5), (2 * CONTEXT + 1, 2)):
-        result = json.loads(program.run("eval", "--text", path, "--max-tokens", limit, "--json"))
-        logits = model(windows[:count, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:count, 1:].flatten()).item()
-        check(result["tokens"] == count * CONTEXT and abs(result["loss"] - loss) <= LOSS_TOLERANCE,
-              f"loss {result['loss']:.6f} over {count} windows, {loss:.6f} in transformers")
+    windows = windows_of(list(text))
+    compare_loss(program, model, windows, "--text", path)
+    compare_loss(program, model, windows[:2], "--text", path, "--max-tokens", 2 * CONTEXT + 1)
+    compare_loss(program, model, windows, "--text", path, "--batch", 3)
     program.run("eval", "--text", path, "--max-tokens", CONTEXT - 1, expected=1)
+
+
+def compare_dataset_loss(program, model, dataset):
+    with open(os.path.join(dataset, "manifest.json"), encoding="utf-8") as file:
+        manifest = json.load(file)
+    for split in ("validation", "train"):
+        windows = []
+        for shard in manifest[split]:
+            with open(os.path.join(dataset, shard["file"]), "rb") as file:
+                ids = torch.frombuffer(bytearray(file.read()[32:]), dtype=torch.uint16).tolist()
+            windows += windows_of(ids)
+        check(split == "validation" or len(manifest[split]) > 1, f"{len(manifest[split])} {split} shards")
+        compare_loss(program, model, windows, "--data", dataset, "--split", split)
 
 
 def greedy(model, ids, count):
@@ -150,7 +177,8 @@ def main():
         program = Program(options.program, os.path.join(folder, "checkpoint"))
         model = load(os.path.join(folder, "hf"))
         compare_logits(program, model, folder)
-        compare_loss(program, model, folder)
+        compare_text_loss(program, model, folder)
+        compare_dataset_loss(program, model, os.path.join(folder, "dataset"))
         compare_text(program, model)
         check_refusals(program, folder)
 

@@ -31,7 +31,7 @@ class Progress {
 StatusOr<std::unique_ptr<WindowSource>> open_source(const LoadedModel& loaded,
                                                     const EvalOptions& options) {
   if (!options.dataset.empty()) {
-    return open_dataset(options.dataset, options.split, loaded.spec.model);
+    return open_dataset(options.dataset, options.split, loaded.spec.model, loaded.data);
   }
   TESSERA_ASSIGN_OR_RETURN(const std::unique_ptr<data::Tokenizer> tokenizer,
                            load_model_tokenizer(loaded, options.model));

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "tessera/base/files.h"
-#include "tessera/core/data_plan.h"
 #include "tessera/data/dataset.h"
 #include "tessera/data/token_shard.h"
 
@@ -87,9 +86,16 @@ StatusOr<std::unique_ptr<WindowSource>> open_text(const std::string& path,
 
 StatusOr<std::unique_ptr<WindowSource>> open_dataset(const std::string& folder,
                                                      const std::string& split,
-                                                     const core::ModelSpec& model) {
+                                                     const core::ModelSpec& model,
+                                                     const core::DataPlan& trained_on) {
   TESSERA_ASSIGN_OR_RETURN(data::DatasetManifest manifest,
                            data::load_dataset(folder, /*verify_hashes=*/false));
+  if (!trained_on.tokenizer.empty() && manifest.tokenizer != trained_on.tokenizer) {
+    return failed_precondition(
+        "{}: its tokenizer is '{}', but the model was trained on tokens of '{}'; evaluate on a "
+        "dataset made like the training data",
+        folder, manifest.tokenizer, trained_on.tokenizer);
+  }
   if (manifest.vocab > model.vocab) {
     return failed_precondition(
         "{}: a vocabulary of {}, but model.vocab is {}: the dataset is not of this model", folder,

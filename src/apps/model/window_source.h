@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tessera/base/status.h"
+#include "tessera/core/data_plan.h"
 #include "tessera/core/run_spec.h"
 #include "tessera/data/tokenizer.h"
 
@@ -25,9 +26,11 @@ class WindowSource {
 StatusOr<std::unique_ptr<WindowSource>> open_text(const std::string& path,
                                                   const data::Tokenizer& tokenizer,
                                                   uint32_t context);
-// `split`: "train" or "validation".
+// `split`: "train" or "validation". `trained_on`: what the model was; tokens of another tokenizer
+// are refused.
 StatusOr<std::unique_ptr<WindowSource>> open_dataset(const std::string& folder,
                                                      const std::string& split,
-                                                     const core::ModelSpec& model);
+                                                     const core::ModelSpec& model,
+                                                     const core::DataPlan& trained_on);
 
 }  // namespace tessera::apps

@@ -1,0 +1,488 @@
+// Merges: when they begin, who takes part, what becomes of faults.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "support/scripted_swarm.h"
+
+namespace tessera::test {
+namespace {
+
+using core::MergePhase;
+using core::RunPhase;
+
+// One stage is enough for most of it: a head that is the tail too.
+core::RunSpec one_stage(uint32_t miners) {
+  core::RunSpec spec = small_spec(1, miners);
+  spec.training.steps = 1000;
+  return spec;
+}
+
+void finish_recomputation(OrchestratorWorld& world) {
+  ASSERT_FALSE(world.recomputations.empty());
+  const core::RecomputeShard job = world.recomputations.front();
+  world.recomputations.pop_front();
+  const Digest object = reduced(job.uploads, {job.shard, job.first_block, job.block_count});
+  world.step(core::ShardRecomputed{job.stage, {job.target, job.shard, object}, {}});
+}
+
+TEST(Merge, BeginsWhenTheQuorumHasItsMicrobatches) {
+  core::RunSpec spec = one_stage(4);
+  spec.merge.quorum = 0.75;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  const auto train_first = [&](uint32_t miners) {
+    for (int i = 0; i < 4; ++i) swarm.train_one(miners);
+    swarm.at(0, miners).sync();
+  };
+  train_first(0);
+  train_first(1);
+  EXPECT_FALSE(swarm.world.stage(0).merge);
+  swarm.at(0, 2).habits.uploads = false;
+  train_first(2);
+  ASSERT_TRUE(swarm.world.stage(0).merge);
+  const core::Merge& merge = *swarm.world.stage(0).merge;
+  EXPECT_EQ(merge.target, 1u);
+  EXPECT_EQ(merge.phase, MergePhase::kSnapshot);
+  EXPECT_EQ(merge.invited, (std::set<MinerIndex>{swarm.at(0, 0).index(), swarm.at(0, 1).index(), swarm.at(0, 2).index()}));
+}
+
+// Gradients that no optimizer step has taken up yet are not in any snapshot.
+TEST(Merge, APartialGradientDoesNotQualify) {
+  core::RunSpec spec = one_stage(1);
+  spec.training.microbatches_per_step = 3;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  swarm.train(5);
+  EXPECT_EQ(swarm.at(0, 0).record().fresh_total(), 5u);
+  EXPECT_FALSE(swarm.world.stage(0).merge);
+  swarm.train(1);
+  swarm.sync_all();
+  swarm.sync_all();
+  EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
+}
+
+TEST(Merge, ThreeMinersReachTheNextEpochWithOneState) {
+  ScriptedSwarm swarm(one_stage(3));
+  swarm.start();
+  swarm.train(4);
+  const core::StageRecord& stage = swarm.world.stage(0);
+  ASSERT_TRUE(swarm.sync_until([&] { return stage.epoch == 1 && stage.state_published; }));
+  EXPECT_EQ(stage.merges, 1u);
+  EXPECT_EQ(stage.merges_aborted, 0u);
+  EXPECT_EQ(stage.replica_mismatches, 0u);
+  EXPECT_FALSE(stage.state.is_zero());
+  ASSERT_EQ(stage.past.size(), 1u);
+  EXPECT_EQ(stage.past[0].from, seed_state(0));
+  EXPECT_EQ(stage.past[0].results.size(), 3u);  // one a pair
+  for (const auto& miner : swarm.miners) {
+    EXPECT_EQ(miner->record().epoch, 1u);
+    EXPECT_EQ(miner->record().fresh_total(), 0u);
+    EXPECT_TRUE(miner->record().ready);
+  }
+}
+
+TEST(Merge, AnOwnerSeesOnlyItsOwnShards) {
+  ScriptedSwarm swarm(one_stage(3));
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->habits.reduces = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
+  std::map<uint32_t, int> owners;
+  for (const auto& miner : swarm.miners) {
+    const core::MergeDirective& directive = *miner->sync().merge;
+    EXPECT_EQ(directive.tasks.size(), 2u);
+    EXPECT_EQ(directive.uploads.size(), 3u);
+    for (const core::ShardTask& task : directive.tasks) owners[task.shard]++;
+  }
+  EXPECT_EQ(owners, (std::map<uint32_t, int>{{0, 2}, {1, 2}, {2, 2}}));
+}
+
+TEST(Merge, WeightsAreTheCountedMicrobatchesUpToTheSnapshot) {
+  core::RunSpec spec = one_stage(2);
+  spec.merge.quorum = 0.5;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->habits.uploads = miner->habits.reduces = false;
+  for (int i = 0; i < 9; ++i) swarm.train_one(1);
+  for (int i = 0; i < 4; ++i) swarm.train_one(0);
+  swarm.sync_all();
+  ASSERT_TRUE(swarm.world.stage(0).merge);
+  EXPECT_EQ(swarm.world.stage(0).merge->invited, (std::set<MinerIndex>{1}));  // the quorum was there with it
+  swarm.at(0, 1).habits.uploads = true;
+  swarm.at(0, 1).sync();  // takes the snapshot: 8 gradients in 4 steps, one more in the next
+  swarm.at(0, 1).sync();
+  const core::Merge& merge = *swarm.world.stage(0).merge;
+  ASSERT_EQ(merge.phase, MergePhase::kReduce);
+  EXPECT_EQ(merge.counts, (std::vector<uint32_t>{8}));
+  swarm.at(0, 1).habits.reduces = true;
+  swarm.at(0, 1).sync();
+  swarm.at(0, 1).sync();
+  EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
+  EXPECT_EQ(swarm.at(0, 1).record().fresh_total(), 1u);
+  EXPECT_EQ(swarm.at(0, 0).record().fresh_total(), 4u);  // it took no part: its work counts in the next
+  swarm.sync_all();
+  swarm.sync_all();
+  EXPECT_EQ(swarm.at(0, 0).record().epoch, 1u);
+}
+
+TEST(Merge, TheDeadlineFreezesWithTheUploadsThatAreThere) {
+  ScriptedSwarm swarm(one_stage(3));
+  swarm.start();
+  swarm.at(0, 2).habits.uploads = false;
+  swarm.at(0, 0).habits.reduces = swarm.at(0, 1).habits.reduces = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).merge && swarm.world.stage(0).merge->uploads.size() == 2; }));
+  swarm.world.pass(499);
+  EXPECT_EQ(swarm.world.stage(0).merge->phase, MergePhase::kSnapshot);
+  swarm.world.pass(1);
+  ASSERT_EQ(swarm.world.stage(0).merge->phase, MergePhase::kReduce);
+  EXPECT_EQ(swarm.world.stage(0).merge->participants.size(), 2u);
+  EXPECT_EQ(swarm.world.stage(0).merge->shards.size(), 1u);
+  swarm.at(0, 0).habits.reduces = swarm.at(0, 1).habits.reduces = true;
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.at(0, 2).record().epoch == 1; }));
+  EXPECT_EQ(swarm.at(0, 2).record().fresh_total(), 4u);
+}
+
+TEST(Merge, NoUploadInTimeAbortsAndKeepsTheCounts) {
+  ScriptedSwarm swarm(one_stage(2));
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->habits.uploads = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.world.stage(0).merge);
+  swarm.world.pass(500);
+  EXPECT_EQ(swarm.world.stage(0).merges_aborted, 1u);
+  EXPECT_EQ(swarm.world.stage(0).epoch, 0u);
+  for (const auto& miner : swarm.miners) EXPECT_EQ(miner->record().fresh_total(), 4u);
+  for (const auto& miner : swarm.miners) miner->habits.uploads = true;
+  for (int i = 0; i < 5; ++i) swarm.sync_all();
+  EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
+}
+
+TEST(Merge, OneMinerMergesAlone) {
+  ScriptedSwarm swarm(one_stage(1));
+  swarm.start();
+  swarm.train(4);
+  for (int i = 0; i < 3; ++i) swarm.sync_all();
+  EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
+  EXPECT_EQ(swarm.world.stage(0).past[0].results.size(), 1u);
+  EXPECT_TRUE(swarm.world.recomputations.empty());
+}
+
+TEST(Merge, OwnersThatDisagreeAreJudgedByARecomputation) {
+  ScriptedSwarm swarm(one_stage(2));
+  swarm.start();
+  swarm.at(0, 1).habits.lies = true;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.recomputations.size() == 1; }));
+  EXPECT_EQ(swarm.world.stage(0).epoch, 0u);
+  EXPECT_EQ(swarm.world.recomputations[0].uploads.size(), 2u);
+  finish_recomputation(swarm.world);
+  EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
+  EXPECT_EQ(swarm.world.stage(0).shards_recomputed, 1u);
+  EXPECT_TRUE(swarm.world.said("miner 1 committed a wrong reduction"));
+  EXPECT_FALSE(swarm.world.said("miner 0 committed a wrong reduction"));
+  swarm.sync_all();
+  swarm.sync_all();
+  EXPECT_EQ(swarm.at(0, 1).record().epoch, 1u);
+}
+
+TEST(Merge, ADeadOwnersShardsAreRecomputedAtOnceAndASilentOnesAtTheDeadline) {
+  ScriptedSwarm swarm(one_stage(3));
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->habits.reduces = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
+  swarm.world.step(core::MinerLost{swarm.at(0, 2).index(), "silent"});
+  EXPECT_EQ(swarm.world.recomputations.size(), 2u);
+  swarm.at(0, 0).habits.reduces = true;  // the other owner of the third shard stays silent
+  swarm.at(0, 0).sync();
+  swarm.at(0, 0).sync();
+  EXPECT_EQ(swarm.world.recomputations.size(), 2u);
+  swarm.world.pass(500);
+  ASSERT_EQ(swarm.world.recomputations.size(), 3u);
+  swarm.world.pass(500);  // not twice
+  EXPECT_EQ(swarm.world.recomputations.size(), 3u);
+  while (!swarm.world.recomputations.empty()) finish_recomputation(swarm.world);
+  EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
+  EXPECT_EQ(swarm.world.stage(0).shards_recomputed, 3u);
+  EXPECT_EQ(swarm.world.stage(0).past[0].participants.size(), 3u);  // its upload was in time
+}
+
+TEST(Merge, TheLastOwnerOfAMergeOfOneMayDie) {
+  ScriptedSwarm swarm(one_stage(1));
+  swarm.start();
+  swarm.at(0, 0).habits.reduces = false;
+  swarm.train(4);
+  swarm.sync_all();
+  swarm.world.step(core::MinerLost{0, "silent"});
+  ASSERT_EQ(swarm.world.recomputations.size(), 1u);
+  finish_recomputation(swarm.world);
+  EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
+  swarm.sync_all();
+  swarm.sync_all();
+  EXPECT_EQ(swarm.at(0, 0).record().epoch, 1u);
+}
+
+TEST(Merge, AnUnreadableUploadAbortsAndItsAuthorLoadsAgain) {
+  ScriptedSwarm swarm(one_stage(2));
+  swarm.start();
+  swarm.at(0, 1).habits.lies = true;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.recomputations.size() == 1; }));
+  const core::RecomputeShard job = swarm.world.recomputations.front();
+  const auto liar = swarm.world.stage(0).merge->uploads.at(swarm.at(0, 1).index());
+  swarm.world.step(core::ShardRecomputed{0, {job.target, job.shard, Digest{}}, {liar.object}});
+  EXPECT_EQ(swarm.world.stage(0).merges_aborted, 1u);
+  EXPECT_FALSE(swarm.at(0, 1).record().ready);
+  EXPECT_EQ(swarm.at(0, 0).record().fresh_total(), 4u);
+  swarm.at(0, 1).habits.lies = false;
+  for (int i = 0; i < 6; ++i) swarm.sync_all();
+  EXPECT_EQ(swarm.world.stage(0).epoch, 1u);  // the honest one alone was the quorum of the ready
+  EXPECT_EQ(swarm.world.stage(0).past[0].participants, (std::vector<MinerIndex>{0}));
+  EXPECT_EQ(swarm.at(0, 1).record().fresh_total(), 0u);  // what it had trained went with its masters
+  EXPECT_TRUE(swarm.at(0, 1).record().ready);
+}
+
+// A merge that fails at its uploads begins again with another manifest: shards of the first must not count in it.
+TEST(Merge, CommitsOfAnAbortedMergeDoNotCountInTheNext) {
+  ScriptedSwarm swarm(one_stage(3));
+  swarm.start();
+  swarm.at(0, 2).habits.reduces = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
+  swarm.sync_all();
+  swarm.world.pass(500);
+  ASSERT_FALSE(swarm.world.recomputations.empty());
+  const core::RecomputeShard job = swarm.world.recomputations.front();
+  const Digest broken = swarm.world.stage(0).merge->uploads.at(2).object;
+  swarm.world.step(core::ShardRecomputed{0, {job.target, job.shard, Digest{}}, {broken}});
+  swarm.world.recomputations.clear();
+  swarm.at(0, 2).habits.loads = false;
+  for (int i = 0; i < 5; ++i) swarm.sync_all();
+  ASSERT_EQ(swarm.world.stage(0).epoch, 1u);
+  const core::PastMerge& past = swarm.world.stage(0).past[0];
+  ASSERT_EQ(past.participants, (std::vector<MinerIndex>{0, 1}));
+  ASSERT_EQ(past.results.size(), 1u);
+  EXPECT_TRUE(swarm.world.recomputations.empty());
+}
+
+TEST(Merge, EveryParticipantGoneAborts) {
+  ScriptedSwarm swarm(one_stage(2));
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->habits.uploads = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.world.stage(0).merge);
+  swarm.world.step(core::MinerLost{0, "silent"});
+  EXPECT_TRUE(swarm.world.stage(0).merge);
+  swarm.world.step(core::MinerLost{1, "silent"});
+  EXPECT_FALSE(swarm.world.stage(0).merge);
+  EXPECT_TRUE(swarm.world.said("every participant is gone"));
+}
+
+TEST(Merge, ALostMinersUploadCountsButARestartedOnesDoesNot) {
+  for (const bool restarts : {false, true}) {
+    ScriptedSwarm swarm(one_stage(3));
+    swarm.start();
+    swarm.at(0, 2).habits.uploads = false;
+    swarm.train(4);
+    swarm.at(0, 0).sync();
+    swarm.at(0, 0).sync();
+    swarm.at(0, 1).sync();
+    swarm.at(0, 1).sync();
+    ASSERT_EQ(swarm.world.stage(0).merge->uploads.size(), 2u);
+    if (restarts) {
+      swarm.at(0, 0).restart();
+      swarm.at(0, 0).join();
+    } else {
+      swarm.world.step(core::MinerLost{0, "silent"});
+    }
+    swarm.world.pass(500);
+    ASSERT_TRUE(swarm.world.stage(0).merge);
+    EXPECT_EQ(swarm.world.stage(0).merge->participants,
+              restarts ? (std::vector<MinerIndex>{1}) : (std::vector<MinerIndex>{0, 1}));
+  }
+}
+
+// The steps of a new process are counted from 0 again: the end of the old one's merge must not take them for its own.
+TEST(Merge, AProcessThatRestartsDuringTheReductionKeepsItsNewCounts) {
+  ScriptedSwarm swarm(one_stage(2));
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->habits.reduces = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
+  swarm.at(0, 1).restart();
+  swarm.at(0, 1).sync();
+  ASSERT_EQ(swarm.world.recomputations.size(), 1u);  // nothing waits for it
+  swarm.at(0, 1).sync();
+  ASSERT_TRUE(swarm.at(0, 1).record().ready);
+  swarm.train_one(1);
+  swarm.train_one(1);
+  swarm.at(0, 1).sync();
+  EXPECT_EQ(swarm.at(0, 1).record().fresh_total(), 2u);
+  finish_recomputation(swarm.world);
+  EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
+  EXPECT_EQ(swarm.at(0, 1).record().fresh_total(), 2u);
+  EXPECT_EQ(swarm.at(0, 0).record().fresh_total(), 0u);
+}
+
+TEST(Merge, AStragglerCatchesUpEpochByEpoch) {
+  core::RunSpec spec = one_stage(3);
+  spec.merge.quorum = 0.6;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  ScriptedMiner& straggler = swarm.at(0, 2);
+  straggler.habits.applies = false;
+  const auto merge_once = [&] {
+    for (int i = 0; i < 4; ++i) {
+      swarm.train_one(0);
+      swarm.train_one(1);
+    }
+    for (int i = 0; i < 4; ++i) {
+      swarm.at(0, 0).sync();
+      swarm.at(0, 1).sync();
+    }
+  };
+  for (int i = 0; i < 3; ++i) merge_once();
+  ASSERT_EQ(swarm.world.stage(0).epoch, 3u);
+  EXPECT_EQ(straggler.record().epoch, 0u);
+  straggler.habits.applies = true;
+  for (Epoch epoch = 1; epoch <= 3; ++epoch) {
+    const core::MergeDirective directive = *straggler.sync().merge;
+    EXPECT_EQ(directive.phase, MergePhase::kApply);
+    EXPECT_EQ(directive.target, epoch);
+    EXPECT_FALSE(directive.participant);
+  }
+  straggler.sync();
+  EXPECT_EQ(straggler.record().epoch, 3u);
+  EXPECT_EQ(swarm.world.stage(0).replica_mismatches, 0u);
+}
+
+TEST(Merge, AStragglerThatIsTooOldLoadsTheStageAgain) {
+  core::RunSpec spec = one_stage(3);
+  spec.merge.quorum = 0.6;
+  spec.merge.max_staleness = 2;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  ScriptedMiner& straggler = swarm.at(0, 2);
+  straggler.habits.applies = straggler.habits.loads = false;
+  swarm.train_one(2);
+  straggler.sync();
+  for (int merge = 0; merge < 3; ++merge) {
+    for (int i = 0; i < 4; ++i) {
+      swarm.train_one(0);
+      swarm.train_one(1);
+    }
+    for (int i = 0; i < 4; ++i) {
+      swarm.at(0, 0).sync();
+      swarm.at(0, 1).sync();
+    }
+  }
+  ASSERT_EQ(swarm.world.stage(0).epoch, 3u);
+  EXPECT_FALSE(straggler.record().ready);
+  swarm.at(0, 0).sync();
+  swarm.at(0, 0).sync();
+  EXPECT_EQ(straggler.sync().assignment->epoch, 3u);
+  straggler.habits.applies = straggler.habits.loads = true;
+  straggler.sync();
+  straggler.sync();
+  EXPECT_TRUE(straggler.record().ready);
+  EXPECT_EQ(straggler.record().epoch, 3u);
+}
+
+TEST(Newcomers, GetTheNewestPublishedStateAndCatchUpFromThere) {
+  ScriptedSwarm swarm(one_stage(2));
+  swarm.start();
+  swarm.sync_all();
+  ASSERT_TRUE(swarm.world.stage(0).state_published);
+  for (const auto& miner : swarm.miners) miner->habits.publishes = false;
+  swarm.train(4);
+  for (int i = 0; i < 4; ++i) swarm.sync_all();
+  ASSERT_EQ(swarm.world.stage(0).epoch, 1u);
+  EXPECT_FALSE(swarm.world.stage(0).state_published);
+  ScriptedMiner newcomer(swarm.world, 50, 0);
+  const core::Assignment assignment = *newcomer.sync().assignment;
+  EXPECT_EQ(assignment.epoch, 0u);
+  EXPECT_EQ(assignment.state, seed_state(0));
+  EXPECT_EQ(newcomer.sync().merge->phase, MergePhase::kApply);
+  newcomer.sync();
+  EXPECT_EQ(newcomer.record().epoch, 1u);
+  EXPECT_EQ(swarm.world.stage(0).replica_mismatches, 0u);
+  for (const auto& miner : swarm.miners) miner->habits.publishes = true;
+  swarm.sync_all();
+  swarm.sync_all();
+  ScriptedMiner next(swarm.world, 51, 0);
+  EXPECT_EQ(next.sync().assignment->epoch, 1u);
+  EXPECT_EQ(next.answer().assignment->schedule_step, 2u);
+}
+
+TEST(Newcomers, WaitWhileNothingTheyCouldStartFromIsPublished) {
+  core::RunSpec spec = one_stage(2);
+  spec.merge.max_staleness = 1;
+  ScriptedSwarm swarm(spec);
+  for (const auto& miner : swarm.miners) miner->habits.publishes = false;
+  swarm.start();
+  for (int merge = 0; merge < 2; ++merge) {
+    swarm.train(4);
+    for (int i = 0; i < 4; ++i) swarm.sync_all();
+  }
+  ASSERT_EQ(swarm.world.stage(0).epoch, 2u);
+  ScriptedMiner newcomer(swarm.world, 50, 0);
+  EXPECT_FALSE(newcomer.sync().assignment);
+  EXPECT_EQ(newcomer.answer().reason, "waiting until a replica has published the stage's state");
+  EXPECT_TRUE(swarm.at(0, 0).sync().publish_state);  // the first of them is asked, and only it
+  EXPECT_FALSE(swarm.at(0, 1).sync().publish_state);
+  swarm.at(0, 0).habits.publishes = true;
+  swarm.at(0, 0).sync();
+  swarm.at(0, 0).sync();
+  EXPECT_EQ(newcomer.sync().assignment->epoch, 2u);
+}
+
+TEST(Replicas, OneWhoseStateDiffersLoadsAgainAndIsCountedOnce) {
+  ScriptedSwarm swarm(one_stage(2));
+  swarm.at(0, 1).spoiled_state = digest_of("another seed");
+  swarm.sync_all();
+  swarm.sync_all();
+  swarm.at(0, 1).habits.loads = false;
+  EXPECT_EQ(swarm.world.stage(0).replica_mismatches, 1u);
+  for (int i = 0; i < 5; ++i) swarm.sync_all();
+  EXPECT_EQ(swarm.world.stage(0).replica_mismatches, 1u);
+  EXPECT_FALSE(swarm.at(0, 1).record().ready);
+  swarm.at(0, 1).habits.loads = true;
+  swarm.sync_all();
+  swarm.sync_all();
+  EXPECT_TRUE(swarm.at(0, 1).record().ready);
+  EXPECT_EQ(swarm.world.state().phase, RunPhase::kRunning);
+}
+
+TEST(Replicas, ADriftAtAMergeIsFoundAlsoWhenTheStageHasMovedOn) {
+  core::RunSpec spec = one_stage(3);
+  spec.merge.quorum = 0.6;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  ScriptedMiner& drifter = swarm.at(0, 2);
+  drifter.habits.applies = false;
+  for (int merge = 0; merge < 2; ++merge) {
+    for (int i = 0; i < 4; ++i) {
+      swarm.train_one(0);
+      swarm.train_one(1);
+    }
+    for (int i = 0; i < 4; ++i) {
+      swarm.at(0, 0).sync();
+      swarm.at(0, 1).sync();
+    }
+  }
+  ASSERT_EQ(swarm.world.stage(0).epoch, 2u);
+  drifter.habits.applies = true;
+  drifter.spoiled_state = digest_of("a cosmic ray");
+  drifter.sync();  // applies the first merge, wrongly
+  drifter.sync();
+  EXPECT_EQ(swarm.world.stage(0).replica_mismatches, 1u);
+  EXPECT_FALSE(drifter.record().ready);
+  drifter.sync();
+  drifter.sync();
+  EXPECT_TRUE(drifter.record().ready);
+  EXPECT_EQ(drifter.record().epoch, 2u);
+}
+
+}  // namespace
+}  // namespace tessera::test

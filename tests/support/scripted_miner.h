@@ -1,0 +1,82 @@
+// A miner that only reports and obeys: it computes nothing, and does what the test tells it. Names of states, uploads and
+// shards are hashes of what they would be made from, so that two miners agree exactly when real ones would.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "support/orchestrator_world.h"
+
+namespace tessera::test {
+
+Digest seed_state(StageIndex stage);
+Digest state_after(const Digest& before, const std::vector<core::ShardResult>& results);
+Digest reduced(const std::vector<core::UploadRef>& uploads, const core::ShardTask& task);
+
+class ScriptedMiner {
+ public:
+  ScriptedMiner(OrchestratorWorld& world, uint64_t number, std::optional<StageIndex> stage = std::nullopt);
+
+  struct Habits {
+    bool loads = true;
+    bool uploads = true;
+    bool reduces = true;
+    bool lies = false;    // commits a wrong reduction
+    bool applies = true;
+    bool publishes = true;
+    bool checkpoints = true;
+    bool leases = true;
+  } habits;
+
+  // One report; then it does what the answer says. The answer stays readable.
+  const core::SyncAnswer& sync();
+  // A new process of the same miner.
+  void restart();
+  // Adds a receipt for its next report; the optimizer steps when it is due.
+  void receipt(MicrobatchId microbatch, uint32_t attempt = 0, bool accumulated = true);
+  // A report with nothing done in between, to send by hand.
+  core::SyncRequest report() const;
+  core::RegisterAnswer join();
+
+  MinerIndex index() const { return index_; }
+  const NodeId& node() const { return registration_.node; }
+  const core::SyncAnswer& answer() const { return answer_; }
+  const core::MinerRecord& record() const { return world_.miner(index_); }
+  uint64_t incarnation() const { return registration_.incarnation; }
+  Epoch epoch() const { return epoch_; }
+  uint64_t local_steps() const { return local_steps_; }
+
+  std::vector<core::Lease> leases;  // taken and not used yet
+  std::optional<core::CheckpointCommit> checkpoint;
+  std::optional<Digest> spoiled_state;  // reported instead of what it should hold
+  bool draining = false;
+  bool ready = false;
+  bool told_to_leave = false;
+
+ private:
+  void obey();
+  void load(const core::Assignment& assignment);
+  void take_part(const core::MergeDirective& merge);
+
+  OrchestratorWorld& world_;
+  core::Registration registration_;
+  MinerIndex index_ = kNoMiner;
+  core::SyncAnswer answer_;
+
+  StageIndex stage_ = 0;
+  Epoch epoch_ = 0;
+  Digest state_;
+  std::vector<core::Receipt> receipts_;
+  uint64_t next_sequence_ = 1;
+  uint64_t local_steps_ = 0;
+  uint32_t accumulated_ = 0;
+  uint64_t lease_request_ = 1;
+  std::optional<core::UploadCommit> upload_;
+  std::vector<core::ShardCommit> shards_;
+  std::string manifest_;
+  std::optional<core::MergeApplied> applied_;
+  std::optional<Digest> published_;
+};
+
+}  // namespace tessera::test
