@@ -24,16 +24,14 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
       control_queue_.push_back(miner_effect::TakeSnapshot{merge.target});
       break;
     case MergePhase::kReduce:
-      if (std::string manifest = encode(merge.uploads); reduce_target_ != merge.target || manifest_ != manifest) {
+      if (reduce_target_ != merge.target) {
         reduce_target_ = merge.target;
-        manifest_ = std::move(manifest);
-        reduction_++;
         reducing_.clear();
         shards_.clear();
       }
       for (const ShardTask& task : merge.tasks) {
         if (!reducing_.insert(task.shard).second) continue;
-        emit(BackgroundJob(miner_effect::ReduceShard{reduction_, merge.target, task, merge.uploads}));
+        emit(BackgroundJob(miner_effect::ReduceShard{merge.target, task, merge.uploads}));
       }
       break;
     case MergePhase::kApply:
@@ -62,7 +60,7 @@ void Miner::on(miner_event::DeltaUploaded& event) {
 }
 
 void Miner::on(miner_event::ShardReduced& event) {
-  if (event.commit.target != reduce_target_ || event.reduction != reduction_) return;
+  if (event.commit.target != reduce_target_) return;
   if (!event.ok) {
     say(fmt::format("merge {} shard {}: {}", event.commit.target, event.commit.shard, event.why), true);
     reducing_.erase(event.commit.shard);

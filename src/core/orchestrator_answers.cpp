@@ -17,7 +17,7 @@ std::vector<ShardTask> open_tasks(const Merge& merge, MinerIndex miner) {
     const bool owes_a = merge.participants[shard.plan.owner_a] == miner && !shard.copy_a;
     const bool owes_b = shard.plan.owner_b != shard.plan.owner_a &&
                         merge.participants[shard.plan.owner_b] == miner && !shard.copy_b;
-    if (owes_a || owes_b) tasks.push_back({i, shard.plan.first_block, shard.plan.block_count});
+    if (owes_a || owes_b) tasks.push_back({merge.first_shard + i, shard.plan.first_block, shard.plan.block_count});
   }
   return tasks;
 }

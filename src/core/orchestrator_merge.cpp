@@ -23,7 +23,7 @@ void Orchestrator::consider_merges() {
     std::set<MinerIndex> qualified;
     bool behind = false;
     for (const MinerRecord& miner : state_.miners) {
-      if (!miner.live || !miner.ready || miner.stage != s) continue;
+      if (!miner.live || !miner.ready || miner.stage != s || miner.spoiled_merge == stage.epoch + 1) continue;
       ++live;
       if (miner.epoch != stage.epoch) {
         behind = true;
@@ -102,6 +102,7 @@ void Orchestrator::freeze(StageIndex s) {
   const uint64_t block = state_.spec.merge.block_values;
   const uint64_t blocks = (stage.values + block - 1) / block;
   const uint64_t seed = mix64(state_.secret ^ mix64(uint64_t{s} << 48 ^ merge.target));
+  merge.first_shard = static_cast<uint32_t>(mix64(seed ^ mix64(stage.merges_aborted + 1)));
   for (const PlannedShard& plan :
        butterfly_plan(static_cast<uint32_t>(merge.participants.size()), blocks, seed)) {
     MergeShard shard;
@@ -120,11 +121,10 @@ void Orchestrator::on(const ShardCommitted& event) {
   if (event.miner >= state_.miners.size()) return;
   const StageIndex s = state_.miners[event.miner].stage;
   auto& merge = state_.stages[s].merge;
-  if (!merge || merge->phase != MergePhase::kReduce || merge->target != event.commit.target ||
-      event.commit.shard >= merge->shards.size()) {
-    return;
-  }
-  MergeShard& shard = merge->shards[event.commit.shard];
+  if (!merge || merge->phase != MergePhase::kReduce || merge->target != event.commit.target) return;
+  const uint32_t index = event.commit.shard - merge->first_shard;
+  if (index >= merge->shards.size()) return;
+  MergeShard& shard = merge->shards[index];
   if (merge->participants[shard.plan.owner_a] == event.miner && !shard.copy_a) {
     shard.copy_a = event.commit.object;
   } else if (merge->participants[shard.plan.owner_b] == event.miner && !shard.copy_b) {
@@ -132,7 +132,7 @@ void Orchestrator::on(const ShardCommitted& event) {
   } else {
     return;
   }
-  accept_if_settled(s, event.commit.shard);
+  accept_if_settled(s, index);
   complete_merge(s);
 }
 
@@ -168,7 +168,7 @@ RecomputeShard Orchestrator::recomputation_of(StageIndex s, uint32_t index) cons
   const MergeShard& shard = merge.shards[index];
   RecomputeShard job{.stage = s,
                      .target = merge.target,
-                     .shard = index,
+                     .shard = merge.first_shard + index,
                      .first_block = shard.plan.first_block,
                      .block_count = shard.plan.block_count,
                      .uploads = {}};
@@ -206,21 +206,22 @@ void Orchestrator::settle_shards(StageIndex s) {
 void Orchestrator::on(const ShardRecomputed& event) {
   if (event.stage >= state_.stages.size()) return;
   StageRecord& stage = state_.stages[event.stage];
-  if (!stage.merge || stage.merge->target != event.commit.target ||
-      event.commit.shard >= stage.merge->shards.size()) {
-    return;
-  }
+  if (!stage.merge || stage.merge->phase != MergePhase::kReduce || stage.merge->target != event.commit.target) return;
   Merge& merge = *stage.merge;
-  MergeShard& shard = merge.shards[event.commit.shard];
+  const uint32_t index = event.commit.shard - merge.first_shard;
+  if (index >= merge.shards.size()) return;
+  MergeShard& shard = merge.shards[index];
   if (shard.accepted) return;
   if (event.commit.object.is_zero()) {
-    // The same upload would spoil the next merge too: whoever committed it starts again from the stage's state.
+    // The same upload would spoil this merge again: the others go on without whoever committed it.
     for (const auto& [index, upload] : merge.uploads) {
       const auto& unreadable = event.unreadable;
       if (std::find(unreadable.begin(), unreadable.end(), upload.object) == unreadable.end()) continue;
-      must_load(state_.miners[index], fmt::format("its upload {} can't be read", upload.object.brief()));
+      state_.miners[index].spoiled_merge = merge.target;
+      say(fmt::format("stage {} merge {}: the upload of miner {} can't be read; it is left out", event.stage, merge.target,
+                      index), true);
     }
-    abort_merge(event.stage, fmt::format("the uploads of shard {} are not all readable", event.commit.shard));
+    abort_merge(event.stage, fmt::format("the uploads of shard {} are not all readable", index));
     return;
   }
   stage.shards_recomputed++;
@@ -228,7 +229,7 @@ void Orchestrator::on(const ShardRecomputed& event) {
   const auto judge = [&](const std::optional<Digest>& copy, uint32_t owner) {
     if (!copy || *copy == event.commit.object) return;
     say(fmt::format("stage {} merge {} shard {}: miner {} committed a wrong reduction", event.stage, merge.target,
-                    event.commit.shard, merge.participants[owner]), true);
+                    index, merge.participants[owner]), true);
   };
   judge(shard.copy_a, shard.plan.owner_a);
   judge(shard.copy_b, shard.plan.owner_b);

@@ -118,7 +118,6 @@ void BackgroundWorker::work(core::miner_effect::ReduceShard& job) {
                             .block_values = spec_.merge.block_values,
                             .stage_values = core::stage_value_count(spec_, stage_)});
   ShardReduced done;
-  done.reduction = job.reduction;
   done.commit.target = job.target;
   done.commit.shard = job.task.shard;
   done.ok = object.ok();

@@ -74,7 +74,6 @@ class ScriptedMiner {
   uint64_t lease_request_ = 1;
   std::optional<core::UploadCommit> upload_;
   std::vector<core::ShardCommit> shards_;
-  std::string manifest_;
   std::optional<core::MergeApplied> applied_;
   std::optional<Digest> published_;
 };

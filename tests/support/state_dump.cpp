@@ -81,8 +81,8 @@ class Dump {
     fields(a, b, c, d, e);
   }
   void composite(const Merge& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j] = v;
-    fields(a, b, c, d, e, f, g, h, i, j);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k);
   }
   void composite(const PastMerge& v) {
     const auto& [a, b, c, d] = v;
@@ -98,8 +98,8 @@ class Dump {
     fields(a, b, c, d, e, f);
   }
   void composite(const MinerRecord& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t);
   }
   void composite(const OrchestratorState& v) {
     const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y] = v;

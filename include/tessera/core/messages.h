@@ -166,7 +166,7 @@ struct UploadRef {
   }
 };
 struct ShardTask {
-  uint32_t shard = 0;
+  uint32_t shard = 0;           // names the shard and the attempt at the merge: a merge that is begun again has other numbers
   uint64_t first_block = 0;
   uint64_t block_count = 0;
   template <class A>

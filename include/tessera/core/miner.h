@@ -103,7 +103,6 @@ struct DeltaUploaded {
   std::string why;
 };
 struct ShardReduced {
-  uint64_t reduction = 0;  // as in ReduceShard
   ShardCommit commit;
   bool ok = true;
   std::string why;
@@ -211,7 +210,6 @@ struct UploadDelta {
   uint64_t snapshot_version = 0;
 };
 struct ReduceShard {
-  uint64_t reduction = 0;  // of which manifest: an aborted merge is begun again with another one
   Epoch target = 0;
   ShardTask task;
   std::vector<UploadRef> uploads;
@@ -389,8 +387,6 @@ class Miner {
   Epoch snapshot_target_ = 0;                  // of the snapshot taken or being taken; 0: none
   std::optional<UploadCommit> upload_;
   Epoch reduce_target_ = 0;
-  uint64_t reduction_ = 0;                     // counts the manifests reduced from
-  std::string manifest_;                       // encode(uploads) of the present one
   std::set<uint32_t> reducing_;
   std::vector<ShardCommit> shards_;
   Epoch preparing_ = 0;

@@ -40,6 +40,7 @@ struct MinerRecord {
   std::optional<ResumedMiner> resumed;     // state of its own to start from
   uint64_t checkpoint_done = 0;            // id of the last checkpoint it committed to
   std::optional<CheckpointCommit> checkpoint;
+  Epoch spoiled_merge = 0;                 // target of the merge that its upload could not be read in; 0: none
   uint64_t retired_incarnation = 0;        // the process that was registered when the run was resumed; 0: none
   std::string why;                         // of its present state, for people
 
@@ -76,6 +77,8 @@ struct Merge {
   std::vector<MinerIndex> participants;
   std::vector<uint32_t> counts;            // B_m
   std::vector<float> weights;
+  uint32_t first_shard = 0;                // number of shards[0]; another one in every attempt, so that what comes late
+                                           // from an aborted one fits nothing
   std::vector<MergeShard> shards;
 };
 
@@ -136,7 +139,7 @@ struct OrchestratorState {
 struct RecomputeShard {
   StageIndex stage = 0;
   Epoch target = 0;
-  uint32_t shard = 0;
+  uint32_t shard = 0;  // its number, as in ShardTask
   uint64_t first_block = 0;
   uint64_t block_count = 0;
   std::vector<UploadRef> uploads;

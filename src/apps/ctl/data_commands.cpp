@@ -87,7 +87,7 @@ struct ExportFlags {
 };
 
 int export_checkpoint(const ExportFlags& flags) {
-  const auto checkpoint = store::read_checkpoint(flags.checkpoint);
+  const auto checkpoint = store::read_checkpoint_weights(flags.checkpoint);
   if (!checkpoint.ok()) return fail(kProgram, checkpoint.status());
   const Status status = store::export_hugging_face(*checkpoint, flags.out, flags.force);
   if (!status.ok()) return fail(kProgram, status);

@@ -1,0 +1,341 @@
+// Loading a stage, merging it, checkpointing: what a miner does beside its microbatches.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "support/miner_harness.h"
+
+namespace tessera::test {
+namespace {
+
+using core::Admission;
+using core::MergePhase;
+using core::MinerPhase;
+using namespace core::miner_effect;
+
+core::MergeDirective directive(MergePhase phase, Epoch target) {
+  core::MergeDirective merge;
+  merge.target = target;
+  merge.phase = phase;
+  return merge;
+}
+
+// A lone stage that has trained `count` microbatches.
+void train(MinerHarness& lone, MicrobatchId first, int count) {
+  for (int i = 0; i < count; ++i) {
+    lone.lease(first + static_cast<MicrobatchId>(i));
+    lone.tokens_read();
+    while (!lone.jobs.empty()) lone.finish_job();
+  }
+}
+
+void apply(MinerHarness& lone, Epoch target, bool participant = true) {
+  core::MergeDirective merge = directive(MergePhase::kApply, target);
+  merge.participant = participant;
+  merge.results = {{0, 4, digest_of("result")}};
+  lone.direct(merge);
+  const auto prepare = lone.take_background<PrepareBase>();
+  EXPECT_EQ(prepare.participant, participant);
+  core::miner_event::BasePrepared prepared;
+  prepared.target = target;
+  prepared.base = prepared.reference = lone.values();
+  prepared.state = digest_of("state of " + std::to_string(target));
+  lone.step(prepared);
+  ASSERT_TRUE(lone.next_job_is<ApplyBase>());
+  lone.finish_job();
+}
+
+TEST(Loading, FromTheSeedMakesTheInitialMastersTheBase) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  EXPECT_EQ(lone.miner->phase(), MinerPhase::kJoining);
+  lone.assign({});
+  EXPECT_EQ(lone.miner->phase(), MinerPhase::kLoading);
+  lone.assign({});  // asked again meanwhile
+  EXPECT_EQ(lone.background.size(), 1u);
+  lone.load();
+  EXPECT_EQ(lone.miner->phase(), MinerPhase::kReady);
+  EXPECT_TRUE(lone.miner->report_is_urgent());
+  const core::SyncRequest report = lone.miner->report();
+  EXPECT_EQ(report.applied->state, digest_of("seed"));
+  EXPECT_EQ(report.applied->epoch, 0u);
+}
+
+TEST(Loading, FromAPublishedState) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.assign({.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = {}, .schedule_step = 9});
+  lone.load();
+  const core::SyncRequest report = lone.miner->report();
+  EXPECT_EQ(report.applied->state, digest_of("state"));
+  EXPECT_EQ(report.status.epoch, 4u);
+  EXPECT_EQ(report.status.schedule_step, 9u);
+  EXPECT_EQ(report.status.local_steps, 0u);
+}
+
+// All that was trained before the checkpoint is step 0 of the new process.
+TEST(Loading, WithAStateOfItsOwnCountsItsStepsFromOne) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.assign({.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = digest_of("own"), .schedule_step = 9});
+  const auto fetch = std::get<FetchState>(lone.background.front());
+  EXPECT_EQ(fetch.assignment.local_state, digest_of("own"));
+  lone.load();
+  EXPECT_EQ(lone.miner->report().applied->local_step, 1u);
+  train(lone, 0, 1);
+  EXPECT_EQ(lone.miner->report().receipts.at(0).local_step, 1u);
+}
+
+TEST(Loading, APartialGradientThatCameWithItIsGoneOnWith) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.assign({.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = digest_of("own"), .schedule_step = 9});
+  lone.take_background<FetchState>();
+  lone.step(core::miner_event::StateFetched{
+      true, "", lone.values(), std::make_shared<core::LocalState>(), digest_of("state"), true});
+  ASSERT_TRUE(lone.next_job_is<InstallState>());
+  lone.jobs.clear();
+  lone.step(core::miner_event::StateInstalled{true, "", 1, 1, nullptr});
+  train(lone, 0, 1);
+  EXPECT_EQ(lone.miner->report().status.local_steps, 2u);  // one came with it, one more made the step
+}
+
+TEST(Loading, IsTriedAgainAfterAWhileWhenItFails) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.assign({});
+  lone.take_background<FetchState>();
+  core::miner_event::StateFetched failed;
+  failed.ok = false;
+  failed.why = "no such blob";
+  lone.step(failed);
+  EXPECT_TRUE(lone.was_said("no such blob"));
+  lone.assign({});
+  EXPECT_TRUE(lone.background.empty());
+  lone.pass(1000);
+  lone.assign({});
+  EXPECT_EQ(lone.background.size(), 1u);
+}
+
+// The report was sent before the stage was loaded, its answer comes after.
+TEST(Loading, AnAnswerThatCrossedTheNewsDoesNotLoadAgain) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  lone.lease(1);
+  lone.assign({});
+  EXPECT_TRUE(lone.background.empty());
+  EXPECT_EQ(lone.miner->phase(), MinerPhase::kReady);
+  EXPECT_EQ(lone.miner->in_flight(), 1u);
+}
+
+TEST(Loading, AgainDropsTheWorkAndTheMerge) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  train(lone, 0, 2);
+  lone.direct(directive(MergePhase::kSnapshot, 1));
+  lone.lease(7);
+  lone.tokens_read();
+  core::Assignment anew;
+  anew.epoch = 3;
+  anew.state = digest_of("state");
+  lone.assign(anew);
+  EXPECT_EQ(lone.miner->phase(), MinerPhase::kLoading);
+  EXPECT_EQ(lone.miner->in_flight(), 0u);
+  EXPECT_FALSE(lone.miner->report().applied);
+  lone.finish_job();  // the snapshot that was asked for before
+  EXPECT_TRUE(std::holds_alternative<FetchState>(lone.background.front()));
+  EXPECT_EQ(lone.background.size(), 1u);
+  while (lone.next_job_is<Forward>()) lone.finish_job();
+  lone.load();
+  EXPECT_EQ(lone.miner->phase(), MinerPhase::kReady);
+  EXPECT_EQ(lone.miner->report().status.epoch, 3u);
+  EXPECT_EQ(lone.miner->report().status.local_steps, 1u);
+  lone.lease(8);
+  lone.tokens_read();
+  EXPECT_TRUE(lone.next_job_is<Forward>());
+}
+
+TEST(Loading, AnotherStageNeedsANewProcess) {
+  MinerHarness lone(small_spec(2, 1), 0);
+  lone.start();
+  core::SyncAnswer answer = lone.empty_answer();
+  answer.assignment = core::Assignment{};
+  answer.assignment->stage = 1;
+  answer.assignment->epoch = 1;
+  lone.answer(answer);
+  EXPECT_EQ(lone.left, "assigned to stage 1 instead of 0");
+  MinerHarness fresh(small_spec(2, 1), 0);
+  answer.assignment->stage = 9;
+  fresh.answer(answer);
+  EXPECT_EQ(fresh.left, "assigned to stage 9 of a run with 2");
+}
+
+TEST(Loading, WhoDrainsWhileItLoadsDoesNotBeginToWork) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.assign({});
+  lone.step(core::miner_event::DrainRequested{});
+  lone.load();
+  EXPECT_EQ(lone.miner->phase(), MinerPhase::kDraining);
+  lone.assign({.stage = 0, .epoch = 2, .state = digest_of("x"), .local_state = {}, .schedule_step = 0});
+  EXPECT_TRUE(lone.background.empty());
+}
+
+TEST(Merge, FromSnapshotToTheNextEpochWhileItTrains) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  train(lone, 0, 5);
+  lone.direct(directive(MergePhase::kSnapshot, 1));
+  ASSERT_TRUE(lone.next_job_is<TakeSnapshot>());
+  lone.finish_job();
+  const auto upload = lone.take_background<UploadDelta>();
+  EXPECT_EQ(upload.target, 1u);
+  EXPECT_EQ(upload.snapshot_step, 2u);
+  train(lone, 5, 1);  // goes on meanwhile
+  lone.direct(directive(MergePhase::kSnapshot, 1));
+  EXPECT_TRUE(lone.jobs.empty() && lone.background.empty());
+  core::miner_event::DeltaUploaded uploaded;
+  uploaded.commit = {1, digest_of("delta"), upload.snapshot_step, upload.snapshot_version};
+  lone.step(uploaded);
+  EXPECT_TRUE(lone.miner->report_is_urgent());
+  EXPECT_EQ(lone.miner->report().upload->snapshot_step, 2u);
+
+  core::MergeDirective reduce = directive(MergePhase::kReduce, 1);
+  reduce.uploads = {{digest_of("delta"), 1.0f}};
+  reduce.tasks = {{70, 0, 4}, {71, 4, 4}};
+  lone.direct(reduce);
+  lone.direct(reduce);
+  ASSERT_EQ(lone.background.size(), 2u);
+  EXPECT_EQ(lone.take_background<ReduceShard>().task.shard, 70u);
+  EXPECT_EQ(lone.take_background<ReduceShard>().task.shard, 71u);
+  lone.step(core::miner_event::ShardReduced{{1, 70, digest_of("a")}, true, ""});
+  lone.step(core::miner_event::ShardReduced{{1, 71, Digest{}}, false, "missing"});
+  ASSERT_EQ(lone.miner->report().shards.size(), 1u);
+  EXPECT_EQ(lone.miner->report().shards[0].shard, 70u);
+  lone.direct(reduce);  // the failed one is tried again
+  EXPECT_EQ(lone.take_background<ReduceShard>().task.shard, 71u);
+
+  apply(lone, 1);
+  const core::SyncRequest report = lone.miner->report();
+  EXPECT_EQ(report.applied->epoch, 1u);
+  EXPECT_EQ(report.applied->state, digest_of("state of 1"));
+  EXPECT_EQ(report.status.epoch, 1u);
+  EXPECT_FALSE(report.upload);
+  EXPECT_TRUE(report.shards.empty());
+}
+
+TEST(Merge, AFailedUploadOrPreparationIsTriedAgain) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  lone.direct(directive(MergePhase::kSnapshot, 1));
+  lone.finish_job();
+  lone.take_background<UploadDelta>();
+  core::miner_event::DeltaUploaded uploaded;
+  uploaded.commit.target = 1;
+  uploaded.ok = false;
+  uploaded.why = "no route";
+  lone.step(uploaded);
+  EXPECT_FALSE(lone.miner->report().upload);
+  lone.direct(directive(MergePhase::kSnapshot, 1));
+  EXPECT_TRUE(lone.next_job_is<TakeSnapshot>());
+  lone.finish_job();
+  lone.take_background<UploadDelta>();
+  lone.direct(directive(MergePhase::kApply, 1));
+  lone.take_background<PrepareBase>();
+  core::miner_event::BasePrepared prepared;
+  prepared.target = 1;
+  prepared.ok = false;
+  prepared.why = "not there yet";
+  lone.step(prepared);
+  EXPECT_TRUE(lone.jobs.empty());
+  apply(lone, 1, false);
+  EXPECT_EQ(lone.miner->report().status.epoch, 1u);
+}
+
+TEST(Merge, DirectivesOfAnotherEpochAreIgnored) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  for (const MergePhase phase : {MergePhase::kSnapshot, MergePhase::kReduce, MergePhase::kApply}) {
+    lone.direct(directive(phase, 0));
+    lone.direct(directive(phase, 2));
+  }
+  EXPECT_TRUE(lone.jobs.empty());
+  EXPECT_TRUE(lone.background.empty());
+}
+
+TEST(Merge, AnUploadWaitsForTheReceiptsThatWeighIt) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  train(lone, 0, static_cast<int>(core::kMaxReceiptsPerSync) + 1);
+  lone.direct(directive(MergePhase::kSnapshot, 1));
+  lone.finish_job();
+  lone.take_background<UploadDelta>();
+  core::miner_event::DeltaUploaded uploaded;
+  uploaded.commit.target = 1;
+  lone.step(uploaded);
+  EXPECT_EQ(lone.miner->report().receipts.size(), core::kMaxReceiptsPerSync);
+  EXPECT_FALSE(lone.miner->report().upload);
+  EXPECT_TRUE(lone.miner->report_is_urgent());
+  core::SyncAnswer answer = lone.empty_answer();
+  answer.receipts_acknowledged = 1;
+  lone.answer(answer);
+  EXPECT_TRUE(lone.miner->report().upload);
+}
+
+TEST(Publishing, IsDoneOnceAnEpoch) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  core::SyncAnswer please = lone.empty_answer();
+  please.publish_state = true;
+  lone.answer(please);
+  lone.answer(please);
+  EXPECT_EQ(lone.take_background<PutOutState>().epoch, 0u);
+  EXPECT_TRUE(lone.background.empty());
+  lone.step(core::miner_event::StatePutOut{0, Digest{}, false, "no route"});
+  EXPECT_FALSE(lone.miner->report().published_state);
+  lone.answer(please);
+  lone.take_background<PutOutState>();
+  lone.step(core::miner_event::StatePutOut{0, digest_of("seed"), true, ""});
+  EXPECT_EQ(lone.miner->report().published_state, digest_of("seed"));
+  lone.answer(please);
+  EXPECT_TRUE(lone.background.empty());
+  apply(lone, 1, false);
+  EXPECT_FALSE(lone.miner->report().published_state);
+  lone.answer(please);
+  EXPECT_EQ(lone.take_background<PutOutState>().epoch, 1u);
+}
+
+TEST(Checkpoint, ExportsUploadsAndReports) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  train(lone, 0, 3);
+  core::SyncAnswer please = lone.empty_answer();
+  please.checkpoint = 4;
+  lone.answer(please);
+  ASSERT_TRUE(lone.next_job_is<ExportLocalState>());
+  lone.finish_job();
+  lone.answer(please);
+  EXPECT_TRUE(lone.jobs.empty());
+  EXPECT_EQ(lone.take_background<UploadLocalState>().id, 4u);
+  EXPECT_FALSE(lone.miner->report().checkpoint);
+  lone.step(core::miner_event::LocalStateUploaded{4, Digest{}, false, "no route"});
+  lone.answer(please);
+  lone.finish_job();  // tried again
+  lone.take_background<UploadLocalState>();
+  lone.step(core::miner_event::LocalStateUploaded{4, digest_of("own"), true, ""});
+  const core::CheckpointCommit commit = *lone.miner->report().checkpoint;
+  EXPECT_EQ(commit.id, 4u);
+  EXPECT_EQ(commit.object, digest_of("own"));
+  EXPECT_EQ(commit.local_steps, 1u);
+  EXPECT_EQ(commit.accumulated, 1u);
+  lone.answer(please);
+  EXPECT_TRUE(lone.jobs.empty());
+  lone.answer(lone.empty_answer());
+  EXPECT_FALSE(lone.miner->report().checkpoint);
+}
+
+TEST(Leaving, EndsWithTheRun) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  core::SyncAnswer answer = lone.empty_answer();
+  answer.phase = core::RunPhase::kFinished;
+  answer.leave = true;
+  lone.answer(answer);
+  EXPECT_EQ(lone.left, "the run is finished");
+}
+
+}  // namespace
+}  // namespace tessera::test

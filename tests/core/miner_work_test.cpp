@@ -1,0 +1,531 @@
+// A microbatch's way through a miner.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "support/miner_harness.h"
+
+namespace tessera::test {
+namespace {
+
+using core::Admission;
+using core::Direction;
+using core::MicrobatchKey;
+using core::Receipt;
+using core::miner_effect::Backward;
+using core::miner_effect::Forward;
+using core::miner_effect::OptimizerStep;
+
+// A middle miner takes a forward frame, computes and sends it on; the peer takes it.
+void forward_through(MinerHarness& harness, MicrobatchId id, uint32_t attempt = 0) {
+  ASSERT_EQ(harness.forward_arrives(id, attempt), Admission::kAccepted);
+  ASSERT_TRUE(harness.next_job_is<Forward>());
+  harness.finish_job();
+  harness.frame_answered(Admission::kAccepted);
+}
+
+// The gradient comes, is computed and handed on.
+void backward_through(MinerHarness& harness, MicrobatchId id, uint32_t attempt = 0) {
+  ASSERT_EQ(harness.backward_arrives(id, attempt), Admission::kAccepted);
+  ASSERT_TRUE(harness.next_job_is<Backward>());
+  harness.finish_job();
+  harness.frame_answered(Admission::kAccepted);
+}
+
+TEST(Head, TakesALeaseFromTokensToReceipt) {
+  MinerHarness head(small_spec(3, 2), 0);
+  head.start();
+  EXPECT_EQ(head.miner->report().leases_wanted, 2u);
+  head.lease(5);
+  ASSERT_EQ(head.reads.size(), 1u);
+  EXPECT_EQ(head.reads[0].key, (MicrobatchKey{5, 0}));
+  EXPECT_EQ(head.miner->report().leases_wanted, 1u);
+  EXPECT_EQ(head.miner->report().lease_request, 2u);
+  head.tokens_read();
+  ASSERT_TRUE(head.next_job_is<Forward>());
+  head.finish_job();
+  ASSERT_EQ(head.sends.size(), 1u);
+  const core::Frame& frame = head.sends[0].frame;
+  EXPECT_EQ(head.sends[0].peer.miner, 10u);
+  EXPECT_EQ(head.sends[0].timeout_ms, 100u);
+  EXPECT_EQ(frame.direction, Direction::kForward);
+  EXPECT_EQ(frame.boundary, 0u);
+  EXPECT_EQ(frame.microbatch, 5u);
+  EXPECT_EQ(frame.tokens.size(), 10u);
+  EXPECT_EQ(frame.payload, "activation");
+  EXPECT_EQ(frame.exponent, 3);
+  EXPECT_EQ(frame.pathway, (std::vector<MinerIndex>{0, 10, 20}));
+  EXPECT_EQ(frame.lifetime_ms, 1000u);
+  EXPECT_EQ(frame.run, head.miner->run_tag());
+  head.frame_answered(Admission::kAccepted);
+  EXPECT_EQ(head.backward_arrives(5), Admission::kAccepted);
+  ASSERT_TRUE(head.next_job_is<Backward>());
+  EXPECT_TRUE(std::get<Backward>(head.jobs.front()).accumulate);
+  EXPECT_EQ(std::get<Backward>(head.jobs.front()).output_gradient.bytes, "payload");
+  head.finish_job();
+  EXPECT_TRUE(head.sends.empty());  // nobody is upstream of a head
+  EXPECT_EQ(head.miner->in_flight(), 0u);
+  EXPECT_TRUE(head.miner->report_is_urgent());  // it can lease again
+  const Receipt receipt = head.miner->report().receipts.at(0);
+  EXPECT_EQ(receipt.sequence, 1u);
+  EXPECT_EQ(receipt.incarnation, 77u);
+  EXPECT_EQ(receipt.microbatch, 5u);
+  EXPECT_EQ(receipt.upstream, kNoMiner);
+  EXPECT_EQ(receipt.downstream, 10u);
+  EXPECT_TRUE(receipt.accumulated);
+  EXPECT_EQ(receipt.output_hash, digest_of("activation"));
+  EXPECT_EQ(receipt.gradient_in_hash, digest_of("payload"));
+  EXPECT_EQ(receipt.unix_ms, 1000100);
+  const Digest signed_hash = digest_of(receipt.signed_bytes("0123456789abcdef"));
+  EXPECT_TRUE(std::equal(signed_hash.bytes.begin(), signed_hash.bytes.end(), receipt.signature.begin()));
+}
+
+TEST(Tail, TurnsAroundAtOnceAndReportsTheLoss) {
+  MinerHarness tail(small_spec(3, 2), 2);
+  tail.start();
+  EXPECT_EQ(tail.miner->report().leases_wanted, 0u);
+  EXPECT_EQ(tail.forward_arrives(7, 0, 1), Admission::kAccepted);
+  tail.finish_job();
+  ASSERT_TRUE(tail.next_job_is<Backward>());
+  tail.finish_job();
+  ASSERT_EQ(tail.sends.size(), 1u);
+  EXPECT_EQ(tail.sends[0].peer.miner, 11u);  // back to whom it came from
+  EXPECT_EQ(tail.sends[0].frame.direction, Direction::kBackward);
+  EXPECT_EQ(tail.sends[0].frame.boundary, 1u);
+  EXPECT_EQ(tail.sends[0].frame.payload, "gradient");
+  EXPECT_TRUE(tail.sends[0].frame.tokens.empty());
+  const Receipt receipt = tail.miner->report().receipts.at(0);
+  EXPECT_EQ(receipt.loss, 2.5f);
+  EXPECT_EQ(receipt.upstream, 11u);
+  EXPECT_EQ(receipt.downstream, kNoMiner);
+  tail.frame_answered(Admission::kAccepted);
+  EXPECT_EQ(tail.miner->in_flight(), 0u);
+}
+
+TEST(Middle, HandsForwardAndBackward) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  forward_through(middle, 1);
+  EXPECT_EQ(middle.miner->in_flight(), 1u);
+  backward_through(middle, 1);
+  EXPECT_EQ(middle.miner->in_flight(), 0u);
+  const core::SyncRequest report = middle.miner->report();
+  EXPECT_EQ(report.receipts.at(0).input_hash, digest_of("payload"));
+  EXPECT_EQ(report.status.boundary_tensors_sent, 2u);
+  EXPECT_GT(report.status.forward_ms, 0);
+  EXPECT_GT(report.status.backward_ms, 0);
+}
+
+TEST(SingleStage, NeedsNoPeers) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  lone.lease(0);
+  lone.tokens_read();
+  lone.finish_job();
+  lone.finish_job();
+  EXPECT_EQ(lone.miner->report().receipts.size(), 1u);
+  EXPECT_TRUE(lone.sends.empty());
+}
+
+TEST(Optimizer, StepsAfterItsMicrobatchesBeforeAnythingElse) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  forward_through(middle, 1);
+  forward_through(middle, 2);
+  backward_through(middle, 1);
+  EXPECT_TRUE(middle.jobs.empty());
+  middle.backward_arrives(2);
+  EXPECT_EQ(middle.forward_arrives(3), Admission::kAccepted);  // waits behind the backward and the step
+  middle.finish_job();
+  ASSERT_TRUE(middle.next_job_is<OptimizerStep>());
+  EXPECT_DOUBLE_EQ(std::get<OptimizerStep>(middle.jobs.front()).learning_rate, learning_rate_at(middle.spec.training, 0));
+  middle.finish_job();
+  ASSERT_TRUE(middle.next_job_is<Forward>());
+  const core::SyncRequest report = middle.miner->report();
+  EXPECT_EQ(report.status.local_steps, 1u);
+  EXPECT_EQ(report.status.schedule_step, 1u);
+  EXPECT_EQ(report.receipts.at(0).local_step, 0u);
+  EXPECT_EQ(report.receipts.at(0).order, 0u);
+  EXPECT_EQ(report.receipts.at(1).local_step, 0u);
+  EXPECT_EQ(report.receipts.at(1).order, 1u);
+}
+
+TEST(Optimizer, AStepWhoseGradientWasNotFiniteIsSkippedNotRepeated) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  for (MicrobatchId id : {1, 2}) {
+    forward_through(middle, id);
+    middle.backward_arrives(id);
+    middle.finish_job();
+    middle.frame_answered(Admission::kAccepted);
+  }
+  ASSERT_TRUE(middle.next_job_is<OptimizerStep>());
+  middle.jobs.pop_front();
+  middle.step(core::miner_event::StepDone{false, 0, middle.weight_version, "not finite"});
+  EXPECT_TRUE(middle.jobs.empty());
+  EXPECT_EQ(middle.miner->report().status.local_steps, 1u);
+  EXPECT_TRUE(middle.was_said("optimizer step 0 skipped: not finite"));
+}
+
+TEST(Schedule, BackwardComesBeforeForwardAndOneJobIsOutAtATime) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  forward_through(middle, 1);
+  EXPECT_EQ(middle.forward_arrives(2), Admission::kAccepted);
+  EXPECT_EQ(middle.forward_arrives(3), Admission::kAccepted);
+  EXPECT_EQ(middle.backward_arrives(1), Admission::kAccepted);
+  ASSERT_EQ(middle.jobs.size(), 1u);
+  middle.finish_job();
+  ASSERT_EQ(middle.jobs.size(), 1u);
+  EXPECT_TRUE(middle.next_job_is<Backward>());
+  middle.finish_job();
+  EXPECT_TRUE(middle.next_job_is<Forward>());
+}
+
+TEST(Peers, TheGradientMayOvertakeTheAnswer) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  ASSERT_EQ(middle.forward_arrives(1), Admission::kAccepted);
+  middle.finish_job();
+  ASSERT_EQ(middle.sends.size(), 1u);
+  EXPECT_EQ(middle.backward_arrives(1), Admission::kAccepted);
+  EXPECT_EQ(middle.backward_arrives(1), Admission::kDuplicate);
+  middle.frame_answered(Admission::kAccepted);  // late: changes nothing
+  ASSERT_TRUE(middle.next_job_is<Backward>());
+  middle.finish_job();
+  middle.frame_answered(Admission::kAccepted);
+  EXPECT_EQ(middle.miner->in_flight(), 0u);
+  EXPECT_EQ(middle.miner->report().status.boundary_tensors_sent, 2u);
+  EXPECT_EQ(middle.backward_arrives(1), Admission::kUnknownMicrobatch);
+}
+
+TEST(Peers, ARefusedFrameGoesToAnother) {
+  for (const Admission refusal : {Admission::kFull, Admission::kNotReady, Admission::kWrongStage}) {
+    MinerHarness middle(small_spec(3, 2), 1);
+    middle.start();
+    middle.forward_arrives(1);
+    middle.finish_job();
+    EXPECT_EQ(middle.sends.at(0).peer.miner, 20u);
+    middle.frame_answered(refusal);
+    ASSERT_EQ(middle.sends.size(), 1u);
+    EXPECT_EQ(middle.sends[0].peer.miner, 21u);
+    middle.frame_answered(refusal);
+    EXPECT_TRUE(middle.sends.empty());
+    middle.pass(49);
+    EXPECT_TRUE(middle.sends.empty());
+    middle.pass(1);
+    ASSERT_EQ(middle.sends.size(), 1u);  // a new round
+    EXPECT_EQ(middle.sends[0].peer.miner, 20u);
+    middle.frame_answered(Admission::kAccepted);
+    EXPECT_EQ(middle.backward_arrives(1, 0, 1), Admission::kUnknownMicrobatch);  // not from whom it went to
+    EXPECT_EQ(middle.backward_arrives(1, 0, 0), Admission::kAccepted);
+  }
+}
+
+TEST(Peers, OneThatDoesNotAnswerIsLeftOutUntilItsTimeIsOver) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  core::RunSpec spec = small_spec(3, 2);
+  spec.timeouts.lease_ms = 60000;
+  MinerHarness patient(spec, 1);
+  patient.start();
+  patient.forward_arrives(1);
+  patient.finish_job();
+  patient.frame_answered(Admission::kUnreachable);
+  EXPECT_EQ(patient.sends.at(0).peer.miner, 21u);
+  patient.frame_answered(Admission::kAccepted);
+  EXPECT_TRUE(patient.was_said("miner 20 does not answer"));
+  patient.forward_arrives(2);
+  patient.finish_job();
+  EXPECT_EQ(patient.sends.at(0).peer.miner, 21u);  // proposed or not
+  patient.frame_answered(Admission::kAccepted);
+  patient.pass(2000);
+  patient.forward_arrives(3);
+  patient.finish_job();
+  EXPECT_EQ(patient.sends.at(0).peer.miner, 20u);
+}
+
+TEST(Peers, AWordFromTheOrchestratorEndsASuspension) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  middle.forward_arrives(1);
+  middle.finish_job();
+  middle.frame_answered(Admission::kUnreachable);
+  middle.frame_answered(Admission::kUnreachable);
+  EXPECT_TRUE(middle.sends.empty());
+  std::vector<core::Peer> peers = middle.all_peers();
+  middle.give_peers(peers);  // nothing new about them
+  middle.pass(60);
+  EXPECT_TRUE(middle.sends.empty());
+  for (core::Peer& peer : peers) {
+    if (peer.miner == 21) peer.address = "elsewhere:1";
+  }
+  middle.give_peers(peers);
+  middle.pass(60);
+  ASSERT_EQ(middle.sends.size(), 1u);
+  EXPECT_EQ(middle.sends[0].peer.address, "elsewhere:1");
+}
+
+TEST(Peers, DeadOnesAndThoseWithTheMostWorkAreAvoided) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  std::vector<core::Peer> peers = middle.all_peers(3);
+  for (core::Peer& peer : peers) {
+    if (peer.miner == 20) peer.live = false;  // the proposed one
+  }
+  middle.give_peers(peers);
+  std::map<MinerIndex, int> sent;
+  for (MicrobatchId id = 1; id <= 4; ++id) {
+    middle.forward_arrives(id);
+    middle.finish_job();
+    sent[middle.sends.at(0).peer.miner]++;
+    middle.frame_answered(Admission::kAccepted);
+  }
+  EXPECT_EQ(sent, (std::map<MinerIndex, int>{{21, 2}, {22, 2}}));
+}
+
+TEST(Peers, AGradientIsHandedBackUntilUpstreamHasIt) {
+  MinerHarness tail(small_spec(2, 2), 1);
+  tail.start();
+  tail.forward_arrives(1);
+  tail.finish_job();
+  tail.finish_job();
+  for (const Admission refusal : {Admission::kUnreachable, Admission::kFull, Admission::kNotReady}) {
+    tail.frame_answered(refusal);
+    EXPECT_TRUE(tail.sends.empty());
+    tail.pass(200);
+    ASSERT_EQ(tail.sends.size(), 1u);
+  }
+  tail.frame_answered(Admission::kUnknownMicrobatch);  // it no longer wants it
+  EXPECT_EQ(tail.miner->in_flight(), 0u);
+  EXPECT_EQ(tail.miner->report().receipts.size(), 1u);
+}
+
+TEST(Admission, OnlyFromANeighbourForThisStageAndWhenReady) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  EXPECT_EQ(middle.forward_arrives(1), Admission::kNotReady);
+  EXPECT_EQ(middle.backward_arrives(1), Admission::kWrongStage);
+  middle.start();
+  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kForward, 1), 0), Admission::kWrongStage);
+  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kBackward, 0), 20), Admission::kWrongStage);
+  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kForward, 0), 5), Admission::kNotReady);   // unknown
+  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kForward, 0), 20), Admission::kNotReady);  // downstream
+  EXPECT_EQ(middle.backward_arrives(1), Admission::kUnknownMicrobatch);
+  EXPECT_EQ(middle.miner->report().status.frames_refused, 7u);
+}
+
+TEST(Admission, IsBoundedAndAGradientAlwaysHasRoom) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  forward_through(middle, 0);
+  MicrobatchId id = 1;
+  while (middle.forward_arrives(id) == Admission::kAccepted) ++id;
+  EXPECT_EQ(id, 64u);
+  EXPECT_EQ(middle.forward_arrives(id), Admission::kFull);
+  EXPECT_EQ(middle.backward_arrives(0), Admission::kAccepted);
+}
+
+TEST(Attempts, ANewerOneReplacesAnOlderOneAndFencesIt) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  forward_through(middle, 1, 0);
+  EXPECT_EQ(middle.forward_arrives(1, 0), Admission::kDuplicate);
+  EXPECT_EQ(middle.forward_arrives(1, 1), Admission::kAccepted);
+  EXPECT_EQ(middle.discarded, (std::vector<MicrobatchKey>{{1, 0}}));
+  EXPECT_EQ(middle.forward_arrives(1, 0), Admission::kStaleAttempt);
+  EXPECT_EQ(middle.backward_arrives(1, 0), Admission::kUnknownMicrobatch);
+  middle.finish_job();
+  middle.frame_answered(Admission::kAccepted);
+  backward_through(middle, 1, 1);
+  EXPECT_EQ(middle.miner->report().receipts.at(0).attempt, 1u);
+}
+
+TEST(Attempts, AMicrobatchIsAccumulatedOnceHere) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  forward_through(middle, 1, 0);
+  middle.backward_arrives(1, 0);
+  EXPECT_EQ(middle.forward_arrives(1, 1), Admission::kAccepted);  // while the first is being accumulated
+  middle.finish_job();
+  middle.frame_answered(Admission::kAccepted);
+  middle.finish_job();
+  middle.frame_answered(Admission::kAccepted);
+  middle.backward_arrives(1, 1);
+  ASSERT_TRUE(middle.next_job_is<Backward>());
+  EXPECT_FALSE(std::get<Backward>(middle.jobs.front()).accumulate);
+  middle.finish_job();
+  const core::SyncRequest report = middle.miner->report();
+  ASSERT_EQ(report.receipts.size(), 2u);
+  EXPECT_TRUE(report.receipts[0].accumulated);
+  EXPECT_FALSE(report.receipts[1].accumulated);
+  EXPECT_TRUE(middle.jobs.empty());  // one gradient: no step
+}
+
+TEST(Attempts, ACountedStageComputesOnlyTheInputGradient) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  EXPECT_EQ(middle.forward_arrives(1, 1, 0, 0b010), Admission::kAccepted);
+  middle.finish_job();
+  EXPECT_EQ(middle.sends.at(0).frame.counted_stages, 0b010u);
+  middle.frame_answered(Admission::kAccepted);
+  middle.backward_arrives(1, 1);
+  EXPECT_FALSE(std::get<Backward>(middle.jobs.front()).accumulate);
+}
+
+// The miner it came from was given up upstream, and its replacement sends the same microbatch.
+TEST(Attempts, TheNewerRouteWins) {
+  MinerHarness tail(small_spec(2, 2), 1);
+  tail.start();
+  ASSERT_EQ(tail.forward_arrives(1, 0, 0), Admission::kAccepted);
+  ASSERT_EQ(tail.forward_arrives(1, 0, 1), Admission::kAccepted);  // while the first one's forward runs
+  tail.finish_job();
+  EXPECT_EQ(tail.discarded.size(), 1u);
+  ASSERT_TRUE(tail.next_job_is<Forward>());
+  tail.finish_job();
+  ASSERT_TRUE(tail.next_job_is<Backward>());
+  tail.finish_job();
+  ASSERT_EQ(tail.sends.size(), 1u);
+  EXPECT_EQ(tail.sends[0].peer.miner, 1u);
+  // And once more, when the gradient is there already: it is handed to the newest, and computed once.
+  EXPECT_EQ(tail.forward_arrives(1, 0, 0), Admission::kDuplicate);
+  ASSERT_EQ(tail.sends.size(), 2u);
+  EXPECT_EQ(tail.sends[1].peer.miner, 0u);
+  tail.frame_answered(Admission::kUnknownMicrobatch);  // the old one does not want it
+  EXPECT_EQ(tail.miner->in_flight(), 1u);
+  tail.frame_answered(Admission::kAccepted);
+  EXPECT_EQ(tail.miner->in_flight(), 0u);
+  EXPECT_EQ(tail.miner->report().receipts.size(), 1u);
+}
+
+TEST(Leases, AnAnswerCountsOnce) {
+  MinerHarness head(small_spec(2, 2), 0);
+  head.start();
+  core::SyncAnswer answer = head.empty_answer();
+  answer.lease_request = head.miner->report().lease_request;
+  answer.leases.push_back({3, 0, 0, {0, 10}, 1000});
+  head.answer(answer);
+  head.answer(answer);
+  EXPECT_EQ(head.reads.size(), 1u);
+  answer.lease_request = head.miner->report().lease_request;
+  answer.leases = {{4, 0, 0, {0, 10, 20}, 1000}};  // not a pathway of this run
+  head.answer(answer);
+  EXPECT_EQ(head.reads.size(), 1u);
+  head.lease(3, 1);  // the next attempt of what it holds
+  EXPECT_EQ(head.miner->in_flight(), 1u);
+  head.tokens_read();  // of the first attempt: too late
+  EXPECT_TRUE(head.jobs.empty());
+  head.tokens_read();
+  EXPECT_TRUE(head.next_job_is<Forward>());
+}
+
+TEST(Leases, ExpireWhereverTheyAre) {
+  MinerHarness head(small_spec(2, 2), 0);
+  head.start();
+  head.lease(1);
+  head.lease(2);
+  head.tokens_read();
+  head.finish_job();
+  head.frame_answered(Admission::kAccepted);
+  head.pass(999);
+  EXPECT_EQ(head.miner->in_flight(), 2u);
+  head.pass(1);
+  EXPECT_EQ(head.miner->in_flight(), 0u);
+  EXPECT_EQ(head.discarded, (std::vector<MicrobatchKey>{{1, 0}}));
+  head.tokens_read();
+  EXPECT_TRUE(head.jobs.empty());
+  EXPECT_EQ(head.backward_arrives(1), Admission::kUnknownMicrobatch);
+}
+
+TEST(Leases, WhatIsBeingComputedWhenItExpiresIsThrownAwayOrReceipted) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  middle.forward_arrives(1);
+  middle.pass(1000);  // its forward is running
+  EXPECT_EQ(middle.miner->in_flight(), 0u);
+  middle.finish_job();
+  EXPECT_EQ(middle.discarded, (std::vector<MicrobatchKey>{{1, 0}}));
+  EXPECT_TRUE(middle.sends.empty());
+  forward_through(middle, 2);
+  middle.backward_arrives(2);
+  middle.pass(1000);  // its backward is running: the gradient counts
+  middle.finish_job();
+  EXPECT_EQ(middle.miner->report().receipts.size(), 1u);
+}
+
+TEST(Failures, OfTokensAndComputeDropTheMicrobatch) {
+  MinerHarness head(small_spec(2, 2), 0);
+  head.start();
+  head.lease(1);
+  head.reads.clear();
+  head.step(core::miner_event::TokensRead{{1, 0}, {}, false, "disk on fire"});
+  EXPECT_TRUE(head.was_said("disk on fire"));
+  EXPECT_EQ(head.miner->in_flight(), 0u);
+  head.lease(2);
+  head.tokens_read();
+  head.jobs.clear();
+  head.step(core::miner_event::ComputeFailed{{2, 0}, "forward: token out of range"});
+  EXPECT_EQ(head.miner->in_flight(), 0u);
+  head.lease(3);
+  head.tokens_read();
+  EXPECT_TRUE(head.next_job_is<Forward>());  // the compute thread is free again
+}
+
+TEST(Failures, ADownstreamThatCallsItStaleEndsIt) {
+  MinerHarness head(small_spec(2, 2), 0);
+  head.start();
+  head.lease(1);
+  head.tokens_read();
+  head.finish_job();
+  head.frame_answered(Admission::kStaleAttempt);
+  EXPECT_EQ(head.miner->in_flight(), 0u);
+  EXPECT_EQ(head.discarded.size(), 1u);
+}
+
+TEST(Draining, TakesNothingNewAndFinishesWhatItHas) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  forward_through(middle, 1);
+  middle.step(core::miner_event::DrainRequested{});
+  EXPECT_TRUE(middle.miner->report_is_urgent());
+  EXPECT_EQ(middle.miner->report().status.phase, core::MinerPhase::kDraining);
+  EXPECT_EQ(middle.forward_arrives(2), Admission::kNotReady);
+  backward_through(middle, 1);
+  EXPECT_EQ(middle.miner->in_flight(), 0u);
+  EXPECT_EQ(middle.miner->report().receipts.size(), 1u);
+  MinerHarness head(small_spec(3, 2), 0);
+  head.start();
+  head.step(core::miner_event::DrainRequested{});
+  EXPECT_EQ(head.miner->report().leases_wanted, 0u);
+  head.lease(1);
+  EXPECT_TRUE(head.reads.empty());
+}
+
+TEST(Reports, WhatIsUrgentAfterAReportWasSentStaysUrgent) {
+  MinerHarness head(small_spec(1, 1), 0);
+  head.start();
+  head.lease(0);
+  head.tokens_read();
+  head.finish_job();
+  EXPECT_FALSE(head.miner->report_is_urgent() && head.miner->report().receipts.empty());
+  head.miner->report();  // on its way
+  head.finish_job();     // and now there is news
+  head.answer(head.empty_answer());
+  EXPECT_TRUE(head.miner->report_is_urgent());
+}
+
+TEST(Reports, ReceiptsStayUntilTheyAreAcknowledged) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  for (MicrobatchId id = 0; id < 3; ++id) {
+    lone.lease(id);
+    lone.tokens_read();
+    while (!lone.jobs.empty()) lone.finish_job();
+  }
+  EXPECT_EQ(lone.miner->report().receipts.size(), 3u);
+  core::SyncAnswer answer = lone.empty_answer();
+  answer.receipts_acknowledged = 2;
+  lone.answer(answer);
+  ASSERT_EQ(lone.miner->report().receipts.size(), 1u);
+  EXPECT_EQ(lone.miner->report().receipts[0].sequence, 3u);
+}
+
+}  // namespace
+}  // namespace tessera::test
