@@ -50,7 +50,10 @@ Status serve(const Flags& flags, StopFlags& signals) {
   options.admins = daemon.admins;
   options.admins.push_back(key.id());
   options.exit_when_over = flags.exit_when_over;
-  TESSERA_ASSIGN_OR_RETURN(const auto node, node::OrchestratorNode::open(std::move(options), {journal.get(), &blobs, &checkpoints}));
+  // What a miner is uploading is named by nobody until it is complete: three phases of a merge are ample for that.
+  const auto min_age = std::chrono::seconds(std::max<uint32_t>(600, 3 * run.spec.timeouts.merge_phase_ms / 1000));
+  const auto sweep = [&store, min_age](const std::set<Digest>& keep) { return store->sweep(keep, min_age); };
+  TESSERA_ASSIGN_OR_RETURN(const auto node, node::OrchestratorNode::open(std::move(options), {journal.get(), &blobs, &checkpoints, sweep}));
   blobs.set_writer_check([&node](const NodeId& id) { return node->is_registered(id); });
   TESSERA_ASSIGN_OR_RETURN(const auto server, net::OrchestratorServer::start({.listen = daemon.listen, .key = key, .run_id = node->run_id(), .software = version()}, node.get(), &blobs));
   const nlohmann::json about = {{"address", server->address()}, {"node", key.id().hex()}, {"pid", ::getpid()}, {"run_id", to_hex(node->run_id())}};

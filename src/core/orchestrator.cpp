@@ -225,12 +225,15 @@ void Orchestrator::on(const Ticked&) {
 void Orchestrator::on(const Commanded& event) {
   const bool active = state_.phase == RunPhase::kRunning || state_.phase == RunPhase::kPaused ||
                       state_.phase == RunPhase::kWaiting;
+  const bool checkpoints = state_.phase == RunPhase::kDraining || state_.phase == RunPhase::kCheckpointing;
   switch (event.command) {
     case Command::kPause:
       if (state_.phase == RunPhase::kRunning) enter(RunPhase::kPaused, 0);
+      if (checkpoints && state_.after_checkpoint == RunPhase::kRunning) state_.after_checkpoint = RunPhase::kPaused;
       break;
     case Command::kResume:
       if (state_.phase == RunPhase::kPaused) enter(RunPhase::kRunning, 0);
+      if (checkpoints && state_.after_checkpoint == RunPhase::kPaused) state_.after_checkpoint = RunPhase::kRunning;
       if (state_.phase == RunPhase::kStopped) enter(RunPhase::kWaiting, 0);
       break;
     case Command::kStop:
@@ -239,7 +242,7 @@ void Orchestrator::on(const Commanded& event) {
       } else if (active || state_.phase == RunPhase::kDraining) {
         state_.after_checkpoint = RunPhase::kStopped;
         enter(RunPhase::kDraining, now_ + kDrainMs);
-      } else if (state_.phase == RunPhase::kCheckpointing && state_.after_checkpoint == RunPhase::kRunning) {
+      } else if (state_.phase == RunPhase::kCheckpointing && state_.after_checkpoint != RunPhase::kFinished) {
         state_.after_checkpoint = RunPhase::kStopped;
       }
       break;

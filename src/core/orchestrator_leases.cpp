@@ -138,7 +138,7 @@ void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
     return;
   }
   open->second.counted_stages |= bit;
-  miner.fresh[receipt.local_step]++;
+  if (state_.spec.merge.enabled) miner.fresh[receipt.local_step]++;
   miner.counted++;
   const uint64_t all = state_.stages.size() == 64 ? ~uint64_t{0} : (uint64_t{1} << state_.stages.size()) - 1;
   if (open->second.counted_stages == all) {

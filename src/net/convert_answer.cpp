@@ -8,7 +8,7 @@ namespace tessera::net {
 
 void to_proto(const core::RegisterAnswer& in, v1::RegisterAnswer* out) {
   out->set_refusal(static_cast<v1::RegisterRefusal>(in.refusal));
-  out->set_message(in.message);
+  out->set_message(in.message.substr(0, kMaxReason));
   if (in.miner != kNoMiner) out->set_miner(in.miner);
   out->set_session(in.session);
   out->set_run_id(in.run_id);
@@ -146,7 +146,7 @@ Status from_proto(const v1::Assignment& in, core::Assignment* out) {
 
 void to_proto(const core::SyncAnswer& in, v1::SyncAnswer* out) {
   out->set_phase(static_cast<v1::RunPhase>(in.phase));
-  out->set_reason(in.reason);
+  out->set_reason(in.reason.substr(0, kMaxReason));
   out->set_known(in.known);
   out->set_receipts_acknowledged(in.receipts_acknowledged);
   out->set_lease_request(in.lease_request);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "live_blobs.h"
 #include "orchestrator_shell.h"
 #include "tessera/base/log.h"
 #include "tessera/core/stage_layout.h"
@@ -15,6 +16,7 @@ namespace {
 
 constexpr size_t kBatchLimit = 512;  // requests that share one journal transaction
 constexpr auto kWait = std::chrono::milliseconds(20);
+constexpr TimeMs kSweepMs = 60000;   // between two collections of unneeded blobs
 constexpr TimeMs kGoodbyeMs = 2000;  // for the miners to hear that the run is over
 
 }  // namespace
@@ -170,6 +172,7 @@ StatusOr<std::string> OrchestratorNode::Shell::run(const std::atomic<bool>& stop
       TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kStop}));
     }
     TESSERA_RETURN_IF_ERROR(commit());
+    sweep_if_due();
     if (abandon.load()) return std::string("stopped at once; the journal has everything that was acknowledged");
     if ((options_.exit_when_over || stopping) && over(monotonic_now_ms())) {
       return fmt::format("the run is {}", core::name_of(core_.state().phase));
@@ -194,6 +197,21 @@ core::ShardRecomputed OrchestratorNode::Shell::recompute(const core::RecomputeSh
   return done;
 }
 
+void OrchestratorNode::Shell::sweep_if_due() {
+  if (!ports_.sweep_blobs || monotonic_now_ms() - swept_at_ < kSweepMs) return;
+  swept_at_ = monotonic_now_ms();
+  jobs_.push(SweepJob{live_objects(core_.state())});
+}
+
+void OrchestratorNode::Shell::sweep(const SweepJob& job) {
+  const StatusOr<uint64_t> removed = ports_.sweep_blobs(blobs_of(*ports_.blobs, job.live));
+  if (!removed.ok()) {
+    spdlog::warn("collecting unneeded blobs: {}", message_of(removed.status()));
+  } else if (*removed > 0) {
+    spdlog::info("removed {} bytes of blobs that nothing needs any more", *removed);
+  }
+}
+
 void OrchestratorNode::Shell::background_loop(const std::stop_token& stop) {
   while (true) {
     std::optional<OrchestratorJob> job = jobs_.pop(std::chrono::milliseconds(200));
@@ -203,6 +221,8 @@ void OrchestratorNode::Shell::background_loop(const std::stop_token& stop) {
     }
     if (auto* shard = std::get_if<core::RecomputeShard>(&*job)) {
       calls_.push(core::Event(recompute(*shard)));
+    } else if (const auto* unneeded = std::get_if<SweepJob>(&*job)) {
+      sweep(*unneeded);
     } else {
       const auto& checkpoint = std::get<CheckpointJob>(*job);
       const StatusOr<std::string> where = write_checkpoint(*ports_.blobs, *ports_.checkpoints, checkpoint);

@@ -38,7 +38,11 @@ struct CommandCall {
   std::function<void(StatusOr<std::string>)> done;
 };
 using Call = std::variant<RegisterCall, SyncCall, QueryCall, CommandCall, core::Event>;
-using OrchestratorJob = std::variant<core::RecomputeShard, CheckpointJob>;
+// Whatever these objects do not need may go.
+struct SweepJob {
+  std::vector<Digest> live;
+};
+using OrchestratorJob = std::variant<core::RecomputeShard, CheckpointJob, SweepJob>;
 
 class OrchestratorNode::Shell {
  public:
@@ -80,6 +84,8 @@ class OrchestratorNode::Shell {
   bool over(TimeMs now);
   void background_loop(const std::stop_token& stop);
   core::ShardRecomputed recompute(const core::RecomputeShard& shard);
+  void sweep_if_due();
+  void sweep(const SweepJob& job);
   void note_loss(const core::ReceiptsArrived& arrived);
   // Unix time, but it never goes back: neither with the clock nor behind what the journal has.
   TimeMs now() { return last_time_ = std::max(last_time_, unix_now_ms()); }
@@ -100,6 +106,7 @@ class OrchestratorNode::Shell {
   double loss_ = 0;                       // moving average of the tail's losses since this process began; 0: none yet
   TimeMs last_time_ = 0;
   TimeMs over_since_ = 0;
+  TimeMs swept_at_ = monotonic_now_ms();
   std::jthread background_;
 };
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <optional>
 
@@ -40,6 +41,9 @@ std::string subfolder(const std::string& folder, unsigned index) {
   const char byte = static_cast<char>(index);
   return folder + "/" + to_hex({&byte, 1});
 }
+
+// Marks a file as used now; false if there is none.
+bool touch(const std::string& path) { return ::utimensat(AT_FDCWD, path.c_str(), nullptr, 0) == 0; }
 
 // Writes a whole new file and closes it; on failure nothing is left.
 Status write_temporary(std::string* path_template, std::string_view content) {
@@ -126,7 +130,10 @@ StatusOr<Digest> BlobStore::put(std::string_view content) {
   const std::string path = path_of(digest);
   std::lock_guard lock(lock_of(digest));
   const StatusOr<std::string> existing = read_file(path, kMaxBlobBytes);
-  if (existing.ok() && *existing == content) return digest;
+  if (existing.ok() && *existing == content) {
+    touch(path);
+    return digest;
+  }
   if (!absl::IsNotFound(existing.status())) TESSERA_RETURN_IF_ERROR(remove_locked(path));
   TESSERA_RETURN_IF_ERROR(reserve(content.size()));
   const Status status = write(digest, content);
@@ -171,7 +178,26 @@ StatusOr<std::string> BlobStore::get(const Digest& digest) const {
       path);
 }
 
-bool BlobStore::has(const Digest& digest) const { return file_exists(path_of(digest)); }
+bool BlobStore::has(const Digest& digest) const {
+  std::lock_guard lock(lock_of(digest));
+  return touch(path_of(digest));
+}
+
+StatusOr<uint64_t> BlobStore::sweep(const std::set<Digest>& keep, std::chrono::seconds min_age) {
+  const auto limit = std::chrono::system_clock::now() - min_age;
+  const std::time_t oldest_kept = std::chrono::system_clock::to_time_t(limit);
+  uint64_t removed = 0;
+  for (const Digest& digest : list()) {
+    if (keep.count(digest) > 0) continue;
+    const std::string path = path_of(digest);
+    std::lock_guard lock(lock_of(digest));
+    struct stat info {};
+    if (::stat(path.c_str(), &info) != 0 || info.st_mtime >= oldest_kept) continue;
+    TESSERA_RETURN_IF_ERROR(remove_locked(path));
+    removed += static_cast<uint64_t>(info.st_size);
+  }
+  return removed;
+}
 
 Status BlobStore::remove(const Digest& digest) {
   std::lock_guard lock(lock_of(digest));

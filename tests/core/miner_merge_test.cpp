@@ -44,7 +44,7 @@ void apply(MinerHarness& lone, Epoch target, bool participant = true) {
   lone.finish_job();
 }
 
-TEST(Loading, FromTheSeedMakesTheInitialMastersTheBase) {
+TEST(MinerLoading, FromTheSeedMakesTheInitialMastersTheBase) {
   MinerHarness lone(small_spec(1, 1), 0);
   EXPECT_EQ(lone.miner->phase(), MinerPhase::kJoining);
   lone.assign({});
@@ -59,7 +59,7 @@ TEST(Loading, FromTheSeedMakesTheInitialMastersTheBase) {
   EXPECT_EQ(report.applied->epoch, 0u);
 }
 
-TEST(Loading, FromAPublishedState) {
+TEST(MinerLoading, FromAPublishedState) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.assign({.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = {}, .schedule_step = 9});
   lone.load();
@@ -71,7 +71,7 @@ TEST(Loading, FromAPublishedState) {
 }
 
 // All that was trained before the checkpoint is step 0 of the new process.
-TEST(Loading, WithAStateOfItsOwnCountsItsStepsFromOne) {
+TEST(MinerLoading, WithAStateOfItsOwnCountsItsStepsFromOne) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.assign({.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = digest_of("own"), .schedule_step = 9});
   const auto fetch = std::get<FetchState>(lone.background.front());
@@ -82,7 +82,7 @@ TEST(Loading, WithAStateOfItsOwnCountsItsStepsFromOne) {
   EXPECT_EQ(lone.miner->report().receipts.at(0).local_step, 1u);
 }
 
-TEST(Loading, APartialGradientThatCameWithItIsGoneOnWith) {
+TEST(MinerLoading, APartialGradientThatCameWithItIsGoneOnWith) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.assign({.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = digest_of("own"), .schedule_step = 9});
   lone.take_background<FetchState>();
@@ -95,7 +95,7 @@ TEST(Loading, APartialGradientThatCameWithItIsGoneOnWith) {
   EXPECT_EQ(lone.miner->report().status.local_steps, 2u);  // one came with it, one more made the step
 }
 
-TEST(Loading, IsTriedAgainAfterAWhileWhenItFails) {
+TEST(MinerLoading, IsTriedAgainAfterAWhileWhenItFails) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.assign({});
   lone.take_background<FetchState>();
@@ -112,7 +112,7 @@ TEST(Loading, IsTriedAgainAfterAWhileWhenItFails) {
 }
 
 // The report was sent before the stage was loaded, its answer comes after.
-TEST(Loading, AnAnswerThatCrossedTheNewsDoesNotLoadAgain) {
+TEST(MinerLoading, AnAnswerThatCrossedTheNewsDoesNotLoadAgain) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();
   lone.lease(1);
@@ -122,7 +122,7 @@ TEST(Loading, AnAnswerThatCrossedTheNewsDoesNotLoadAgain) {
   EXPECT_EQ(lone.miner->in_flight(), 1u);
 }
 
-TEST(Loading, AgainDropsTheWorkAndTheMerge) {
+TEST(MinerLoading, AgainDropsTheWorkAndTheMerge) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();
   train(lone, 0, 2);
@@ -149,7 +149,7 @@ TEST(Loading, AgainDropsTheWorkAndTheMerge) {
   EXPECT_TRUE(lone.next_job_is<Forward>());
 }
 
-TEST(Loading, AnotherStageNeedsANewProcess) {
+TEST(MinerLoading, AnotherStageNeedsANewProcess) {
   MinerHarness lone(small_spec(2, 1), 0);
   lone.start();
   core::SyncAnswer answer = lone.empty_answer();
@@ -164,7 +164,7 @@ TEST(Loading, AnotherStageNeedsANewProcess) {
   EXPECT_EQ(fresh.left, "assigned to stage 9 of a run with 2");
 }
 
-TEST(Loading, WhoDrainsWhileItLoadsDoesNotBeginToWork) {
+TEST(MinerLoading, WhoDrainsWhileItLoadsDoesNotBeginToWork) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.assign({});
   lone.step(core::miner_event::DrainRequested{});
@@ -174,7 +174,7 @@ TEST(Loading, WhoDrainsWhileItLoadsDoesNotBeginToWork) {
   EXPECT_TRUE(lone.background.empty());
 }
 
-TEST(Merge, FromSnapshotToTheNextEpochWhileItTrains) {
+TEST(MinerMerge, FromSnapshotToTheNextEpochWhileItTrains) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();
   train(lone, 0, 5);
@@ -217,7 +217,7 @@ TEST(Merge, FromSnapshotToTheNextEpochWhileItTrains) {
   EXPECT_TRUE(report.shards.empty());
 }
 
-TEST(Merge, AFailedUploadOrPreparationIsTriedAgain) {
+TEST(MinerMerge, AFailedUploadOrPreparationIsTriedAgain) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();
   lone.direct(directive(MergePhase::kSnapshot, 1));
@@ -245,7 +245,7 @@ TEST(Merge, AFailedUploadOrPreparationIsTriedAgain) {
   EXPECT_EQ(lone.miner->report().status.epoch, 1u);
 }
 
-TEST(Merge, DirectivesOfAnotherEpochAreIgnored) {
+TEST(MinerMerge, DirectivesOfAnotherEpochAreIgnored) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();
   for (const MergePhase phase : {MergePhase::kSnapshot, MergePhase::kReduce, MergePhase::kApply}) {
@@ -256,7 +256,7 @@ TEST(Merge, DirectivesOfAnotherEpochAreIgnored) {
   EXPECT_TRUE(lone.background.empty());
 }
 
-TEST(Merge, AnUploadWaitsForTheReceiptsThatWeighIt) {
+TEST(MinerMerge, AnUploadWaitsForTheReceiptsThatWeighIt) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();
   train(lone, 0, static_cast<int>(core::kMaxReceiptsPerSync) + 1);
@@ -275,7 +275,7 @@ TEST(Merge, AnUploadWaitsForTheReceiptsThatWeighIt) {
   EXPECT_TRUE(lone.miner->report().upload);
 }
 
-TEST(Publishing, IsDoneOnceAnEpoch) {
+TEST(MinerPublishing, IsDoneOnceAnEpoch) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();
   core::SyncAnswer please = lone.empty_answer();
@@ -298,7 +298,7 @@ TEST(Publishing, IsDoneOnceAnEpoch) {
   EXPECT_EQ(lone.take_background<PutOutState>().epoch, 1u);
 }
 
-TEST(Checkpoint, ExportsUploadsAndReports) {
+TEST(MinerCheckpoint, ExportsUploadsAndReports) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();
   train(lone, 0, 3);
@@ -327,7 +327,7 @@ TEST(Checkpoint, ExportsUploadsAndReports) {
   EXPECT_FALSE(lone.miner->report().checkpoint);
 }
 
-TEST(Leaving, EndsWithTheRun) {
+TEST(MinerLeaving, EndsWithTheRun) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();
   core::SyncAnswer answer = lone.empty_answer();

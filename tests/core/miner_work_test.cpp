@@ -126,7 +126,7 @@ TEST(SingleStage, NeedsNoPeers) {
   EXPECT_TRUE(lone.sends.empty());
 }
 
-TEST(Optimizer, StepsAfterItsMicrobatchesBeforeAnythingElse) {
+TEST(MinerOptimizer, StepsAfterItsMicrobatchesBeforeAnythingElse) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   forward_through(middle, 1);
@@ -149,7 +149,7 @@ TEST(Optimizer, StepsAfterItsMicrobatchesBeforeAnythingElse) {
   EXPECT_EQ(report.receipts.at(1).order, 1u);
 }
 
-TEST(Optimizer, AStepWhoseGradientWasNotFiniteIsSkippedNotRepeated) {
+TEST(MinerOptimizer, AStepWhoseGradientWasNotFiniteIsSkippedNotRepeated) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   for (MicrobatchId id : {1, 2}) {
@@ -166,7 +166,7 @@ TEST(Optimizer, AStepWhoseGradientWasNotFiniteIsSkippedNotRepeated) {
   EXPECT_TRUE(middle.was_said("optimizer step 0 skipped: not finite"));
 }
 
-TEST(Schedule, BackwardComesBeforeForwardAndOneJobIsOutAtATime) {
+TEST(MinerSchedule, BackwardComesBeforeForwardAndOneJobIsOutAtATime) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   forward_through(middle, 1);
@@ -181,7 +181,7 @@ TEST(Schedule, BackwardComesBeforeForwardAndOneJobIsOutAtATime) {
   EXPECT_TRUE(middle.next_job_is<Forward>());
 }
 
-TEST(Peers, TheGradientMayOvertakeTheAnswer) {
+TEST(MinerPeers, TheGradientMayOvertakeTheAnswer) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   ASSERT_EQ(middle.forward_arrives(1), Admission::kAccepted);
@@ -198,7 +198,7 @@ TEST(Peers, TheGradientMayOvertakeTheAnswer) {
   EXPECT_EQ(middle.backward_arrives(1), Admission::kUnknownMicrobatch);
 }
 
-TEST(Peers, ARefusedFrameGoesToAnother) {
+TEST(MinerPeers, ARefusedFrameGoesToAnother) {
   for (const Admission refusal : {Admission::kFull, Admission::kNotReady, Admission::kWrongStage}) {
     MinerHarness middle(small_spec(3, 2), 1);
     middle.start();
@@ -221,7 +221,7 @@ TEST(Peers, ARefusedFrameGoesToAnother) {
   }
 }
 
-TEST(Peers, OneThatDoesNotAnswerIsLeftOutUntilItsTimeIsOver) {
+TEST(MinerPeers, OneThatDoesNotAnswerIsLeftOutUntilItsTimeIsOver) {
   MinerHarness middle(small_spec(3, 2), 1);
   core::RunSpec spec = small_spec(3, 2);
   spec.timeouts.lease_ms = 60000;
@@ -243,7 +243,7 @@ TEST(Peers, OneThatDoesNotAnswerIsLeftOutUntilItsTimeIsOver) {
   EXPECT_EQ(patient.sends.at(0).peer.miner, 20u);
 }
 
-TEST(Peers, AWordFromTheOrchestratorEndsASuspension) {
+TEST(MinerPeers, AWordFromTheOrchestratorEndsASuspension) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   middle.forward_arrives(1);
@@ -264,7 +264,7 @@ TEST(Peers, AWordFromTheOrchestratorEndsASuspension) {
   EXPECT_EQ(middle.sends[0].peer.address, "elsewhere:1");
 }
 
-TEST(Peers, DeadOnesAndThoseWithTheMostWorkAreAvoided) {
+TEST(MinerPeers, DeadOnesAndThoseWithTheMostWorkAreAvoided) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   std::vector<core::Peer> peers = middle.all_peers(3);
@@ -282,7 +282,7 @@ TEST(Peers, DeadOnesAndThoseWithTheMostWorkAreAvoided) {
   EXPECT_EQ(sent, (std::map<MinerIndex, int>{{21, 2}, {22, 2}}));
 }
 
-TEST(Peers, AGradientIsHandedBackUntilUpstreamHasIt) {
+TEST(MinerPeers, AGradientIsHandedBackUntilUpstreamHasIt) {
   MinerHarness tail(small_spec(2, 2), 1);
   tail.start();
   tail.forward_arrives(1);
@@ -299,7 +299,7 @@ TEST(Peers, AGradientIsHandedBackUntilUpstreamHasIt) {
   EXPECT_EQ(tail.miner->report().receipts.size(), 1u);
 }
 
-TEST(Admission, OnlyFromANeighbourForThisStageAndWhenReady) {
+TEST(MinerAdmission, OnlyFromANeighbourForThisStageAndWhenReady) {
   MinerHarness middle(small_spec(3, 2), 1);
   EXPECT_EQ(middle.forward_arrives(1), Admission::kNotReady);
   EXPECT_EQ(middle.backward_arrives(1), Admission::kWrongStage);
@@ -312,7 +312,7 @@ TEST(Admission, OnlyFromANeighbourForThisStageAndWhenReady) {
   EXPECT_EQ(middle.miner->report().status.frames_refused, 7u);
 }
 
-TEST(Admission, IsBoundedAndAGradientAlwaysHasRoom) {
+TEST(MinerAdmission, IsBoundedAndAGradientAlwaysHasRoom) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   forward_through(middle, 0);
@@ -323,7 +323,7 @@ TEST(Admission, IsBoundedAndAGradientAlwaysHasRoom) {
   EXPECT_EQ(middle.backward_arrives(0), Admission::kAccepted);
 }
 
-TEST(Attempts, ANewerOneReplacesAnOlderOneAndFencesIt) {
+TEST(MinerAttempts, ANewerOneReplacesAnOlderOneAndFencesIt) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   forward_through(middle, 1, 0);
@@ -338,7 +338,7 @@ TEST(Attempts, ANewerOneReplacesAnOlderOneAndFencesIt) {
   EXPECT_EQ(middle.miner->report().receipts.at(0).attempt, 1u);
 }
 
-TEST(Attempts, AMicrobatchIsAccumulatedOnceHere) {
+TEST(MinerAttempts, AMicrobatchIsAccumulatedOnceHere) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   forward_through(middle, 1, 0);
@@ -359,7 +359,7 @@ TEST(Attempts, AMicrobatchIsAccumulatedOnceHere) {
   EXPECT_TRUE(middle.jobs.empty());  // one gradient: no step
 }
 
-TEST(Attempts, ACountedStageComputesOnlyTheInputGradient) {
+TEST(MinerAttempts, ACountedStageComputesOnlyTheInputGradient) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   EXPECT_EQ(middle.forward_arrives(1, 1, 0, 0b010), Admission::kAccepted);
@@ -371,7 +371,7 @@ TEST(Attempts, ACountedStageComputesOnlyTheInputGradient) {
 }
 
 // The miner it came from was given up upstream, and its replacement sends the same microbatch.
-TEST(Attempts, TheNewerRouteWins) {
+TEST(MinerAttempts, TheNewerRouteWins) {
   MinerHarness tail(small_spec(2, 2), 1);
   tail.start();
   ASSERT_EQ(tail.forward_arrives(1, 0, 0), Admission::kAccepted);
@@ -395,7 +395,7 @@ TEST(Attempts, TheNewerRouteWins) {
   EXPECT_EQ(tail.miner->report().receipts.size(), 1u);
 }
 
-TEST(Leases, AnAnswerCountsOnce) {
+TEST(MinerLeases, AnAnswerCountsOnce) {
   MinerHarness head(small_spec(2, 2), 0);
   head.start();
   core::SyncAnswer answer = head.empty_answer();
@@ -416,7 +416,7 @@ TEST(Leases, AnAnswerCountsOnce) {
   EXPECT_TRUE(head.next_job_is<Forward>());
 }
 
-TEST(Leases, ExpireWhereverTheyAre) {
+TEST(MinerLeases, ExpireWhereverTheyAre) {
   MinerHarness head(small_spec(2, 2), 0);
   head.start();
   head.lease(1);
@@ -434,7 +434,7 @@ TEST(Leases, ExpireWhereverTheyAre) {
   EXPECT_EQ(head.backward_arrives(1), Admission::kUnknownMicrobatch);
 }
 
-TEST(Leases, WhatIsBeingComputedWhenItExpiresIsThrownAwayOrReceipted) {
+TEST(MinerLeases, WhatIsBeingComputedWhenItExpiresIsThrownAwayOrReceipted) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   middle.forward_arrives(1);
@@ -450,7 +450,7 @@ TEST(Leases, WhatIsBeingComputedWhenItExpiresIsThrownAwayOrReceipted) {
   EXPECT_EQ(middle.miner->report().receipts.size(), 1u);
 }
 
-TEST(Failures, OfTokensAndComputeDropTheMicrobatch) {
+TEST(MinerFailures, OfTokensAndComputeDropTheMicrobatch) {
   MinerHarness head(small_spec(2, 2), 0);
   head.start();
   head.lease(1);
@@ -468,7 +468,7 @@ TEST(Failures, OfTokensAndComputeDropTheMicrobatch) {
   EXPECT_TRUE(head.next_job_is<Forward>());  // the compute thread is free again
 }
 
-TEST(Failures, ADownstreamThatCallsItStaleEndsIt) {
+TEST(MinerFailures, ADownstreamThatCallsItStaleEndsIt) {
   MinerHarness head(small_spec(2, 2), 0);
   head.start();
   head.lease(1);
@@ -479,7 +479,7 @@ TEST(Failures, ADownstreamThatCallsItStaleEndsIt) {
   EXPECT_EQ(head.discarded.size(), 1u);
 }
 
-TEST(Draining, TakesNothingNewAndFinishesWhatItHas) {
+TEST(MinerDraining, TakesNothingNewAndFinishesWhatItHas) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();
   forward_through(middle, 1);
@@ -498,7 +498,7 @@ TEST(Draining, TakesNothingNewAndFinishesWhatItHas) {
   EXPECT_TRUE(head.reads.empty());
 }
 
-TEST(Reports, WhatIsUrgentAfterAReportWasSentStaysUrgent) {
+TEST(MinerReports, WhatIsUrgentAfterAReportWasSentStaysUrgent) {
   MinerHarness head(small_spec(1, 1), 0);
   head.start();
   head.lease(0);
@@ -511,7 +511,7 @@ TEST(Reports, WhatIsUrgentAfterAReportWasSentStaysUrgent) {
   EXPECT_TRUE(head.miner->report_is_urgent());
 }
 
-TEST(Reports, ReceiptsStayUntilTheyAreAcknowledged) {
+TEST(MinerReports, ReceiptsStayUntilTheyAreAcknowledged) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();
   for (MicrobatchId id = 0; id < 3; ++id) {

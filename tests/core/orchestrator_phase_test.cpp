@@ -146,6 +146,26 @@ TEST(Checkpoint, WaitsForAMinerOnlySoLong) {
   EXPECT_FALSE(swarm.at(0, 1).record().checkpoint);
 }
 
+TEST(Checkpoint, PauseAndResumeMeanwhileHoldAfterIt) {
+  ScriptedSwarm swarm(small_spec(1, 1));
+  swarm.start();
+  swarm.at(0, 0).leases.clear();
+  const auto write = [&] {
+    swarm.world.pass(1000);
+    ASSERT_TRUE(swarm.sync_until([&] { return !swarm.world.checkpoints.empty(); }));
+    swarm.world.step(core::CheckpointWritten{swarm.world.checkpoints.front(), true, "folder"});
+    swarm.world.checkpoints.pop_front();
+  };
+  swarm.world.step(Commanded{Command::kCheckpoint});
+  swarm.world.step(Commanded{Command::kPause});
+  write();
+  EXPECT_EQ(swarm.world.state().phase, RunPhase::kPaused);
+  swarm.world.step(Commanded{Command::kCheckpoint});
+  swarm.world.step(Commanded{Command::kResume});
+  write();
+  EXPECT_EQ(swarm.world.state().phase, RunPhase::kRunning);
+}
+
 TEST(Checkpoint, FailsWhenNoReplicaCouldPublish) {
   ScriptedSwarm swarm(small_spec(1, 1));
   swarm.at(0, 0).habits.publishes = false;

@@ -251,8 +251,8 @@ TEST_F(Blobs, ShutdownWithQueuedWorkEnds) {
       released.wait_for(kBound);
     }
   };
-  const auto first = linked(500);
-  const auto second = linked(500);
+  const auto first = linked(1000);
+  const auto second = linked(1000);
   auto working_get = std::async(std::launch::async, [&] { return first->get(digests); });
   working.get();
   auto queued_get = std::async(std::launch::async, [&] { return second->get(digests); });

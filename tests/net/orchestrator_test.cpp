@@ -209,7 +209,7 @@ TEST_F(Orchestrator, DeadlineOfAHandlerThatNeverAnswers) {
     kept.push_back(std::move(done));
   };
   OrchestratorLinkOptions options = link_options();
-  options.timeout_ms = 300;
+  options.timeout_ms = 700;
   const auto link = linked(options);
   ASSERT_TRUE(register_at(*link).ok());
   EXPECT_TRUE(absl::IsDeadlineExceeded(sync_at(*link, {}).status()));

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <set>
 #include <string>
@@ -209,6 +210,30 @@ TEST(BlobStoreTest, ConcurrentPutsNeverPassTheLimit) {
   EXPECT_EQ(admitted, 10);
   EXPECT_EQ(store->bytes(), 1000u);
   EXPECT_EQ(files_in(folder.path()), 10u);
+}
+
+// A sweep takes what nobody names, unless it is young or was used a moment ago.
+TEST(BlobStoreTest, SweepRemovesOnlyWhatIsUnnamedAndOld) {
+  const TemporaryFolder folder;
+  const std::unique_ptr<BlobStore> store = open_or_fail(folder.path());
+  const Digest named = *store->put("named");
+  const Digest young = *store->put("young");
+  const Digest asked_for = *store->put("asked for");
+  const Digest put_again = *store->put("put again");
+  const Digest old = *store->put("old and unnamed");
+  const auto long_ago = std::filesystem::file_time_type::clock::now() - std::chrono::hours(2);
+  for (const Digest& digest : {named, asked_for, put_again, old}) {
+    std::filesystem::last_write_time(path_in(folder.path(), digest), long_ago);
+  }
+  EXPECT_TRUE(store->has(asked_for));
+  EXPECT_EQ(*store->put("put again"), put_again);
+
+  const StatusOr<uint64_t> removed = store->sweep({named}, std::chrono::hours(1));
+  ASSERT_TRUE(removed.ok()) << removed.status();
+  EXPECT_EQ(*removed, std::string("old and unnamed").size());
+  EXPECT_FALSE(store->has(old));
+  for (const Digest& digest : {named, young, asked_for, put_again}) EXPECT_TRUE(store->has(digest));
+  EXPECT_EQ(*store->sweep({named}, std::chrono::hours(1)), 0u);
 }
 
 TEST(BlobStoreTest, OpenSaysWhatIsWrong) {

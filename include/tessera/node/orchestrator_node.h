@@ -8,6 +8,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "tessera/base/crypto.h"
@@ -31,6 +32,8 @@ struct OrchestratorPorts {
   ports::Journal* journal = nullptr;
   ports::BlobLink* blobs = nullptr;
   ports::CheckpointStore* checkpoints = nullptr;
+  // Removes the blobs that are not named and not recent; returns the bytes. Empty: nothing is ever removed.
+  std::function<StatusOr<uint64_t>(const std::set<Digest>& keep)> sweep_blobs = {};
 };
 
 class OrchestratorNode final : public ports::OrchestratorHandler {

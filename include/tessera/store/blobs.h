@@ -12,9 +12,11 @@
 #include <array>
 #include <atomic>
 #include <cstddef>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -37,9 +39,13 @@ class BlobStore {
   StatusOr<Digest> put(std::string_view content);
   // NOT_FOUND, or DATA_LOSS (and the file is removed) if the content no longer has its hash.
   StatusOr<std::string> get(const Digest& digest) const;
+  // Asking counts as a use: sweep() leaves the blob alone for its minimum age from now on.
   bool has(const Digest& digest) const;
   // Removing what is not there is no error.
   Status remove(const Digest& digest);
+  // Removes every blob that is not in `keep` and was neither put nor asked for during the last `min_age`: what is on its
+  // way and not named anywhere yet is younger. Returns the bytes removed.
+  StatusOr<uint64_t> sweep(const std::set<Digest>& keep, std::chrono::seconds min_age);
   // In the order of the digests.
   std::vector<Digest> list() const;
   // Of the contents stored.

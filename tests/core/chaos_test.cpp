@@ -1,0 +1,72 @@
+// Seeds of whole runs under every fault at once. A seed that failed is pinned here with what it showed.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "support/simulated_swarm.h"
+#include "support/small_run.h"
+
+namespace tessera::test {
+namespace {
+
+core::RunSpec chaos_spec(uint64_t seed) {
+  Prng random(mix64(seed));
+  core::RunSpec spec = small_spec(1 + static_cast<uint32_t>(random.below(3)), 1 + static_cast<uint32_t>(random.below(3)));
+  spec.training.steps = 20 + random.below(20);
+  spec.training.microbatches_per_step = 1 + static_cast<uint32_t>(random.below(3));
+  spec.training.synchronous = random.below(4) == 0;
+  spec.merge.min_microbatches = 3 + static_cast<uint32_t>(random.below(10));
+  spec.merge.max_staleness = 1 + static_cast<uint32_t>(random.below(4));
+  spec.merge.quorum = random.below(2) == 0 ? 0.5 : 0.8;
+  spec.checkpoint.every_microbatches = random.below(2) == 0 ? 0 : 25;
+  spec.timeouts.lease_ms = 400;
+  spec.timeouts.merge_phase_ms = 200;
+  spec.timeouts.peer_ms = 60;
+  return spec;
+}
+
+void expect_finish(uint64_t seed) {
+  SimulatedSwarm swarm(chaos_spec(seed), seed);
+  swarm.run(1500, 60000);
+  ASSERT_EQ(swarm.problem_at_end(), "") << "seed " << seed;
+  EXPECT_GT(swarm.faults, 10u) << "seed " << seed;
+}
+
+TEST(Simulation, ARunWithoutFaultsLosesAndRepeatsNothing) {
+  core::RunSpec spec = small_spec(3, 2);
+  SimulatedSwarm swarm(spec, 1);
+  swarm.run(0, 20000);
+  ASSERT_EQ(swarm.problem_at_end(), "");
+  const core::OrchestratorState& state = swarm.world.state();
+  EXPECT_EQ(state.reissued, 0u);
+  EXPECT_EQ(state.double_counted, 0u);
+  EXPECT_EQ(state.leased, spec.total_microbatches());
+  for (const core::StageRecord& stage : state.stages) {
+    EXPECT_EQ(stage.merges_aborted, 0u);
+    EXPECT_EQ(stage.shards_recomputed, 0u);
+  }
+}
+
+TEST(Simulation, OneSeedIsOneRun) {
+  uint64_t done[2];
+  for (uint64_t& result : done) {
+    SimulatedSwarm swarm(chaos_spec(5), 5);
+    swarm.run(1500, 1500);
+    result = swarm.world.state().done * 1000000 + swarm.world.events.size();
+  }
+  EXPECT_EQ(done[0], done[1]);
+}
+
+class Chaos : public testing::TestWithParam<uint64_t> {};
+
+TEST_P(Chaos, TheRunFinishesWithNothingLost) {
+  for (uint64_t seed = GetParam() * 50; seed < (GetParam() + 1) * 50; ++seed) {
+    expect_finish(seed);
+    if (testing::Test::HasFatalFailure()) return;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, Chaos, testing::Range<uint64_t>(0, 5),
+                         [](const auto& batch) { return fmt::format("from{}", batch.param * 50); });
+
+}  // namespace
+}  // namespace tessera::test

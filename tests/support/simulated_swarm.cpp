@@ -1,0 +1,470 @@
+#include "support/simulated_swarm.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "support/scripted_miner.h"
+#include "support/small_run.h"
+
+namespace tessera::test {
+namespace {
+
+constexpr TimeMs kPollMs = 5;
+constexpr TimeMs kReportTimeoutMs = 100;
+
+}  // namespace
+
+SimulatedSwarm::SimulatedSwarm(const core::RunSpec& spec, uint64_t seed) : world(spec), spec_(spec), random_(seed) {
+  for (StageIndex s = 0; s < spec.pipeline.stages; ++s) {
+    for (uint32_t replica = 0; replica < spec.pipeline.miners_per_stage; ++replica) {
+      processes_.emplace_back();
+      processes_.back().number = processes_.size();
+      processes_.back().wanted_stage = s;
+      start_process(processes_.size() - 1);
+    }
+  }
+}
+
+void SimulatedSwarm::require(bool condition, const std::string& what) {
+  if (!condition && broken.empty()) broken = fmt::format("at {} ms: {}", now_, what);
+}
+
+bool SimulatedSwarm::fault(double probability) {
+  const bool happens = chaos_ && random_.uniform() < probability;
+  faults += happens;
+  return happens;
+}
+
+void SimulatedSwarm::at(TimeMs when, std::function<void()> what) {
+  queue_.emplace(std::pair(std::max(when, now_), next_entry_++), std::move(what));
+}
+
+void SimulatedSwarm::in_process(size_t p, TimeMs when, std::function<void(Process&)> what) {
+  at(when, [this, p, incarnation = processes_[p].incarnation, what = std::move(what)]() mutable {
+    Process& process = processes_[p];
+    if (!process.alive || process.incarnation != incarnation) return;
+    if (process.frozen_until > now_) {
+      in_process(p, process.frozen_until, std::move(what));
+    } else {
+      what(process);
+    }
+  });
+}
+
+void SimulatedSwarm::run(TimeMs chaos_ms, TimeMs limit_ms) {
+  TimeMs next_poll = 0;
+  TimeMs next_blow = 100;
+  bool was_chaos = true;
+  while (now_ < limit_ms && broken.empty() && world.state().phase != core::RunPhase::kFinished) {
+    chaos_ = now_ < chaos_ms;
+    if (was_chaos && !chaos_) {
+      was_chaos = false;
+      if (!orchestrator_up_) {
+        world.restart();
+        orchestrator_up_ = true;
+      }
+      world.step(core::Commanded{core::Command::kResume});
+      for (Process& process : processes_) {
+        if (!process.alive) process.restart_at = std::max<TimeMs>(now_, 1);
+      }
+    }
+    if (chaos_ && now_ >= next_blow) {
+      wreak();
+      next_blow = now_ + delay(60);
+    }
+    if (now_ >= next_poll) {
+      poll();
+      next_poll = now_ + kPollMs;
+    }
+    while (!queue_.empty() && queue_.begin()->first.first <= now_) {
+      const auto entry = queue_.extract(queue_.begin());
+      entry.mapped()();
+    }
+    ++now_;
+    if (orchestrator_up_) world.pass(1);
+  }
+}
+
+void SimulatedSwarm::start_process(size_t p) {
+  Process fresh;
+  fresh.number = processes_[p].number;
+  fresh.wanted_stage = processes_[p].wanted_stage;
+  fresh.incarnation = random_.next() | 1;
+  fresh.alive = true;
+  processes_[p] = std::move(fresh);
+}
+
+void SimulatedSwarm::kill_process(size_t p, TimeMs down_ms) {
+  processes_[p].alive = false;
+  processes_[p].restart_at = now_ + down_ms;
+}
+
+// One misfortune.
+void SimulatedSwarm::wreak() {
+  ++faults;
+  const size_t victim = random_.below(processes_.size());
+  switch (random_.below(9)) {
+    case 0:
+    case 1:
+      if (processes_[victim].alive) kill_process(victim, delay(600));
+      break;
+    case 2:
+    case 3:
+      processes_[victim].frozen_until = now_ + delay(800);
+      break;
+    case 4:
+      if (orchestrator_up_) {
+        orchestrator_up_ = false;
+        at(now_ + delay(300), [this] {
+          if (orchestrator_up_) return;
+          world.restart();
+          orchestrator_up_ = true;
+          for (const core::MinerRecord& miner : world.state().miners) heard_[miner.index] = now_;
+        });
+      }
+      break;
+    case 5:
+      if (processes_.size() < 3 * spec_.pipeline.stages) {
+        processes_.emplace_back();
+        processes_.back().number = processes_.size();
+        start_process(processes_.size() - 1);
+      }
+      break;
+    case 6:
+      if (processes_[victim].alive && processes_[victim].miner && processes_[victim].drain_until == 0) {
+        processes_[victim].drain_until = now_ + 300;
+        in_process(victim, now_, [this, victim](Process&) { step(victim, core::miner_event::DrainRequested{}); });
+      }
+      break;
+    case 7:
+      if (orchestrator_up_) world.step(core::Commanded{core::Command::kPause});
+      at(now_ + delay(100), [this] {
+        if (orchestrator_up_) world.step(core::Commanded{core::Command::kResume});
+      });
+      break;
+    default:
+      if (orchestrator_up_) world.step(core::Commanded{core::Command::kCheckpoint});
+      break;
+  }
+}
+
+void SimulatedSwarm::poll() {
+  for (size_t p = 0; p < processes_.size(); ++p) {
+    if (!processes_[p].alive && processes_[p].restart_at > 0 && now_ >= processes_[p].restart_at) start_process(p);
+    if (processes_[p].alive && processes_[p].frozen_until <= now_) poll_process(p);
+  }
+  if (orchestrator_up_) poll_orchestrator();
+}
+
+void SimulatedSwarm::poll_process(size_t p) {
+  Process& process = processes_[p];
+  if (process.drain_until > 0 && now_ >= process.drain_until) {
+    kill_process(p, delay(200));
+    return;
+  }
+  if (!process.registered) {
+    if (orchestrator_up_) join(p);
+    return;
+  }
+  if (now_ - process.last_tick >= 20) {
+    process.last_tick = now_;
+    step(p, core::miner_event::Ticked{});
+  }
+  if (!process.alive || process.reporting) return;
+  const TimeMs since = now_ - process.last_report;
+  if (since >= spec_.timeouts.sync_ms || (process.miner->report_is_urgent() && since >= kPollMs)) report(p);
+}
+
+void SimulatedSwarm::join(size_t p) {
+  Process& process = processes_[p];
+  core::Registration registration;
+  registration.node = node_of(process.number);
+  registration.incarnation = process.incarnation;
+  registration.address = fmt::format("host-{}:1", process.number);
+  registration.wanted_stage = process.wanted_stage;
+  const core::RegisterAnswer answer = world.join(registration);
+  if (answer.refusal != core::RegisterRefusal::kNone) {
+    kill_process(p, 50);
+    return;
+  }
+  heard_[answer.miner] = now_;
+  process.registered = true;
+  process.index = answer.miner;
+  if (process.miner) return;
+  core::MinerIdentity identity;
+  identity.index = answer.miner;
+  identity.incarnation = process.incarnation;
+  identity.run_id = answer.run_id;
+  identity.sign = [](std::string_view) { return Signature{}; };
+  process.miner = std::make_unique<core::Miner>(spec_, std::move(identity));
+}
+
+void SimulatedSwarm::report(size_t p) {
+  Process& process = processes_[p];
+  process.reporting = true;
+  process.last_report = now_;
+  auto request = std::make_shared<core::SyncRequest>(process.miner->report());
+  const NodeId node = node_of(process.number);
+  auto answered = std::make_shared<bool>(false);
+  const auto give_up = [this, p, answered] {
+    in_process(p, now_ + kReportTimeoutMs, [answered](Process& sender) {
+      if (!*answered) sender.reporting = false;
+      *answered = true;
+    });
+  };
+  if (fault(0.03)) {
+    give_up();
+    return;
+  }
+  if (fault(0.03)) {  // once more, much later: nobody waits for that answer
+    at(now_ + delay(500), [this, node, request] {
+      core::SyncAnswer late;
+      if (orchestrator_up_) world.sync(node, *request, &late);
+    });
+  }
+  at(now_ + delay(4), [this, p, incarnation = process.incarnation, node, request, answered, give_up] {
+    if (processes_[p].incarnation != incarnation) return;
+    core::SyncAnswer answer;
+    if (!orchestrator_up_) return give_up();
+    const bool known = world.sync(node, *request, &answer);
+    if (known) heard_[processes_[p].index] = now_;
+    if (fault(0.03)) return give_up();
+    in_process(p, now_ + delay(4), [this, p, answered, known, answer](Process& sender) {
+      if (*answered) return;
+      *answered = true;
+      sender.reporting = false;
+      sender.registered = known;
+      if (known) step(p, core::miner_event::AnswerArrived{answer});
+    });
+  });
+  give_up();
+}
+
+void SimulatedSwarm::poll_orchestrator() {
+  for (const core::MinerRecord& miner : std::vector<core::MinerRecord>(world.state().miners)) {
+    if (miner.live && now_ - heard_[miner.index] > spec_.timeouts.miner_lost_ms) {
+      world.step(core::MinerLost{miner.index, "silent"});
+    }
+  }
+  while (!world.recomputations.empty()) {
+    const core::RecomputeShard job = world.recomputations.front();
+    world.recomputations.pop_front();
+    at(now_ + delay(20), [this, job] {
+      if (!orchestrator_up_) return;
+      core::ShardRecomputed done{job.stage, {job.target, job.shard, Digest{}}, {}};
+      for (const core::UploadRef& upload : job.uploads) {
+        if (blobs_.count(upload.object) == 0) done.unreadable.push_back(upload.object);
+      }
+      if (done.unreadable.empty() && !fault(0.1)) {
+        done.commit.object = reduced(job.uploads, {job.shard, job.first_block, job.block_count});
+        blobs_.insert(done.commit.object);
+      }
+      world.step(done);
+    });
+  }
+  while (!world.checkpoints.empty()) {
+    const uint64_t id = world.checkpoints.front();
+    world.checkpoints.pop_front();
+    at(now_ + delay(30), [this, id] {
+      if (orchestrator_up_) world.step(core::CheckpointWritten{id, !fault(0.2), "folder"});
+    });
+  }
+}
+
+void SimulatedSwarm::step(size_t p, core::MinerEvent event) {
+  for (core::MinerEffect& effect : processes_[p].miner->step(now_, std::move(event))) {
+    if (processes_[p].alive) perform(p, std::move(effect));
+  }
+}
+
+void SimulatedSwarm::perform(size_t p, core::MinerEffect effect) {
+  if (auto* reply = std::get_if<core::miner_effect::ReplyAdmission>(&effect)) {
+    const auto found = replies_.extract(reply->reply);
+    if (!found.empty()) found.mapped()(reply->admission);
+  } else if (auto* frame = std::get_if<core::miner_effect::SendFrame>(&effect)) {
+    send(p, std::move(*frame));
+  } else if (auto* read = std::get_if<core::miner_effect::ReadTokens>(&effect)) {
+    in_process(p, now_ + delay(3), [this, p, key = read->key](Process&) {
+      core::miner_event::TokensRead event;
+      event.key = key;
+      event.ok = !fault(0.01);
+      event.tokens.assign(spec_.training.microbatch_size * (spec_.model.context + 1), 1);
+      step(p, std::move(event));
+    });
+  } else if (auto* job = std::get_if<core::ComputeJob>(&effect)) {
+    compute(p, std::move(*job));
+  } else if (auto* work = std::get_if<core::BackgroundJob>(&effect)) {
+    background(p, std::move(*work));
+  } else if (std::holds_alternative<core::miner_effect::Leave>(effect)) {
+    kill_process(p, 50);
+  }
+}
+
+void SimulatedSwarm::send(size_t p, core::miner_effect::SendFrame effect) {
+  auto answered = std::make_shared<bool>(false);
+  const auto answer = [this, p, answered, send = effect.send, incarnation = processes_[p].incarnation](
+                          TimeMs when, core::Admission admission) {
+    if (processes_[p].incarnation != incarnation) return;  // the sender is gone
+    in_process(p, when, [this, p, answered, send, admission](Process&) {
+      if (*answered) return;
+      *answered = true;
+      step(p, core::miner_event::FrameAnswered{send, admission});
+    });
+  };
+  answer(now_ + effect.timeout_ms, core::Admission::kUnreachable);
+  const auto receiver = std::find_if(processes_.begin(), processes_.end(), [&](const Process& process) {
+    return node_of(process.number) == effect.peer.node;
+  });
+  require(receiver != processes_.end(), "a frame for nobody");
+  if (receiver == processes_.end() || !receiver->alive || !receiver->miner || fault(0.02)) return;
+  in_process(static_cast<size_t>(receiver - processes_.begin()), now_ + delay(5),
+             [this, r = static_cast<size_t>(receiver - processes_.begin()), from = processes_[p].number, answer,
+              frame = std::make_shared<core::Frame>(std::move(effect.frame))](Process& to) {
+               if (!to.miner) return;
+               core::miner_event::FrameArrived event;
+               event.frame = *frame;
+               event.sender = node_of(from);
+               event.reply = next_reply_++;
+               replies_[event.reply] = [this, answer](core::Admission admission) {
+                 if (!fault(0.02)) answer(now_ + delay(5), admission);
+               };
+               step(r, std::move(event));
+             });
+}
+
+void SimulatedSwarm::compute(size_t p, core::ComputeJob job) {
+  Process& process = processes_[p];
+  process.compute_free_at = std::max(process.compute_free_at, now_) + delay(3);
+  in_process(p, process.compute_free_at, [this, p, job = std::make_shared<core::ComputeJob>(std::move(job))](Process& me) {
+    if (auto* discard = std::get_if<core::miner_effect::Discard>(&*job)) {
+      me.held.erase(discard->key);
+    } else {
+      step(p, computed(me, *job));
+    }
+  });
+}
+
+// What an engine would do, and what it would complain about.
+core::MinerEvent SimulatedSwarm::computed(Process& me, core::ComputeJob& job) {
+  if (auto* forward = std::get_if<core::miner_effect::Forward>(&job)) {
+    require(me.held.insert(forward->key).second, "the same forward twice");
+    if (fault(0.01)) return core::miner_event::ComputeFailed{forward->key, "a simulated failure"};
+    return core::miner_event::ForwardDone{forward->key, {0, "z"}, {}, 1.0, me.weight_version, 1};
+  }
+  if (auto* backward = std::get_if<core::miner_effect::Backward>(&job)) {
+    require(me.held.erase(backward->key) == 1, "a backward of what is not held");
+    if (backward->accumulate) {
+      require(me.gradients.insert(backward->key.microbatch).second, "a microbatch accumulated twice by one process");
+      me.accumulated++;
+    }
+    return core::miner_event::BackwardDone{backward->key, {0, "g"}, {}, 1};
+  }
+  if (std::holds_alternative<core::miner_effect::OptimizerStep>(job)) {
+    require(me.accumulated == spec_.training.microbatches_per_step, "a step with another number of gradients");
+    me.accumulated = 0;
+    return core::miner_event::StepDone{true, 1, ++me.weight_version, ""};
+  }
+  const auto masters = std::make_shared<const std::vector<float>>(1, 0.0f);
+  if (auto* install = std::get_if<core::miner_effect::InstallState>(&job)) {
+    core::miner_event::StateInstalled done{true, "", ++me.weight_version, me.accumulated, nullptr};
+    if (!install->masters) done.initial_masters = masters;
+    return done;
+  }
+  if (auto* snapshot = std::get_if<core::miner_effect::TakeSnapshot>(&job)) {
+    return core::miner_event::SnapshotTaken{snapshot->target, masters, me.weight_version};
+  }
+  if (auto* base = std::get_if<core::miner_effect::ApplyBase>(&job)) {
+    return core::miner_event::BaseApplied{base->target, ++me.weight_version};
+  }
+  return core::miner_event::LocalStateExported{std::get<core::miner_effect::ExportLocalState>(job).id,
+                                               std::make_shared<core::LocalState>()};
+}
+
+void SimulatedSwarm::background(size_t p, core::BackgroundJob job) {
+  Process& process = processes_[p];
+  process.background_free_at = std::max(process.background_free_at, now_) + delay(10);
+  in_process(p, process.background_free_at,
+             [this, p, job = std::make_shared<core::BackgroundJob>(std::move(job))](Process& me) { step(p, worked(me, *job)); });
+}
+
+// Tensors are their names here: see scripted_miner.h.
+core::MinerEvent SimulatedSwarm::worked(Process& me, core::BackgroundJob& job) {
+  const bool fails = fault(0.03);
+  const StageIndex stage = me.miner->stage().value();
+  if (auto* fetch = std::get_if<core::miner_effect::FetchState>(&job)) {
+    const core::Assignment& assignment = fetch->assignment;
+    core::miner_event::StateFetched done;
+    done.ok = !fails && (assignment.state.is_zero() || blobs_.count(assignment.state) > 0);
+    require(fails || done.ok, "assigned a state that was never published");
+    me.base = assignment.state;
+    me.epoch = assignment.epoch;
+    done.state = assignment.state;
+    if (!assignment.state.is_zero()) done.masters = std::make_shared<const std::vector<float>>(1, 0.0f);
+    return done;
+  }
+  if (std::holds_alternative<core::miner_effect::AdoptBase>(job)) {
+    me.base = seed_state(stage);
+    return core::miner_event::BaseAdopted{me.base};
+  }
+  if (auto* upload = std::get_if<core::miner_effect::UploadDelta>(&job)) {
+    const Digest object = digest_of(fmt::format("{} {} {}", me.incarnation, upload->target, upload->snapshot_step));
+    if (!fault(0.05)) blobs_.insert(object);  // else it commits what nobody can read
+    return core::miner_event::DeltaUploaded{
+        {upload->target, object, upload->snapshot_step, upload->snapshot_version}, !fails, ""};
+  }
+  if (auto* reduce = std::get_if<core::miner_effect::ReduceShard>(&job)) {
+    const bool readable = std::all_of(reduce->uploads.begin(), reduce->uploads.end(),
+                                      [&](const core::UploadRef& upload) { return blobs_.count(upload.object) > 0; });
+    Digest object = reduced(reduce->uploads, reduce->task);
+    if (fault(0.15)) object = digest_of(fmt::format("a lie of {}", me.number));
+    blobs_.insert(object);
+    return core::miner_event::ShardReduced{{reduce->target, reduce->task.shard, object}, readable && !fails, ""};
+  }
+  if (auto* prepare = std::get_if<core::miner_effect::PrepareBase>(&job)) {
+    core::miner_event::BasePrepared done;
+    done.target = prepare->target;
+    done.ok = !fails && prepare->target == me.epoch + 1;
+    if (!done.ok) return done;
+    for (const core::ShardResult& result : prepare->results) {
+      require(blobs_.count(result.object) > 0, "a merge's result that nobody has");
+    }
+    me.base = done.state = state_after(me.base, prepare->results);
+    me.epoch = prepare->target;
+    return done;
+  }
+  if (auto* publish = std::get_if<core::miner_effect::PutOutState>(&job)) {
+    const bool ok = !fails && publish->epoch == me.epoch;
+    if (ok) blobs_.insert(me.base);
+    return core::miner_event::StatePutOut{publish->epoch, me.base, ok, ""};
+  }
+  const uint64_t id = std::get<core::miner_effect::UploadLocalState>(job).id;
+  return core::miner_event::LocalStateUploaded{id, digest_of(fmt::format("{} {}", me.incarnation, id)), !fails, ""};
+}
+
+std::string SimulatedSwarm::problem_at_end() const {
+  const core::OrchestratorState& state = world.state();
+  if (!broken.empty()) return broken;
+  if (state.phase != core::RunPhase::kFinished) {
+    return fmt::format("after {} ms the run is {}: {} of {} done, {} open", now_, core::name_of(state.phase), state.done,
+                       spec_.total_microbatches(), state.open.size());
+  }
+  if (state.done != spec_.total_microbatches() || !state.open.empty()) return "microbatches were lost";
+  for (const core::StageRecord& stage : state.stages) {
+    if (stage.replica_mismatches > 0) return "replicas computed different bases";
+    if (stage.merges == 0) return "a stage never merged";
+    if (!stage.state_published) return "a stage's last state was not published";
+  }
+  for (const core::MinerRecord& miner : state.miners) {
+    if (!miner.live || !miner.ready) continue;
+    const core::StageRecord& stage = state.stages[miner.stage];
+    const auto process = std::find_if(processes_.begin(), processes_.end(), [&](const Process& candidate) {
+      return candidate.alive && candidate.index == miner.index && candidate.incarnation == miner.registration.incarnation;
+    });
+    if (miner.epoch != stage.epoch) return fmt::format("miner {} stayed behind its stage", miner.index);
+    if (process != processes_.end() && process->base != stage.state) return "a replica holds another base than its stage";
+  }
+  return "";
+}
+
+}  // namespace tessera::test
