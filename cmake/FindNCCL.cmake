@@ -2,7 +2,7 @@
 # Defines NCCL::NCCL and NCCL_VERSION.
 find_path(NCCL_INCLUDE_DIR nccl.h
   HINTS ${TESSERA_SITE_PACKAGES}/nvidia/nccl/include /usr/local/cuda/include)
-find_library(NCCL_LIBRARY NAMES nccl libnccl.so.2
+find_library(NCCL_LIBRARY NAMES nccl libnccl.so.2 NAMES_PER_DIR
   HINTS ${TESSERA_SITE_PACKAGES}/nvidia/nccl/lib /usr/local/cuda/lib64)
 if(NCCL_INCLUDE_DIR)
   foreach(part MAJOR MINOR PATCH)

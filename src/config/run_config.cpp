@@ -152,7 +152,7 @@ void add_merge(core::MergeSpec* merge, FieldTable* table) {
                 "of the outer Nesterov step"),
           field("merge.max_staleness", &merge->max_staleness, "1 to 64",
                 "epochs after which work that missed its merges is dropped"),
-          field("merge.block_values", &merge->block_values, "256 to 4194304",
+          field("merge.block_values", &merge->block_values, "256 to 262144",
                 "fp32 values of one transfer block"),
       });
 }

@@ -9,6 +9,12 @@
 
 namespace tessera::core {
 
+namespace {
+
+constexpr size_t kMaxPastMerges = 64;  // of a stage
+
+}  // namespace
+
 void Orchestrator::consider_merges() {
   if (!state_.created || !state_.spec.merge.enabled) {
     for (StageRecord& stage : state_.stages) stage.final_merge_done = true;
@@ -255,7 +261,6 @@ void Orchestrator::complete_merge(StageIndex s) {
     fresh.erase(fresh.begin(), fresh.lower_bound(merge.uploads.at(index).snapshot_step));
   }
   stage.past.push_back(std::move(past));
-  while (stage.past.size() > state_.spec.merge.max_staleness) stage.past.pop_front();
   stage.epoch = merge.target;
   stage.state = Digest{};
   stage.state_published = false;
@@ -263,9 +268,20 @@ void Orchestrator::complete_merge(StageIndex s) {
   if (merge.final) stage.final_merge_done = true;
   say(fmt::format("stage {} is at epoch {}", s, stage.epoch));
   stage.merge.reset();
+  forget_old_merges(stage);
   for (MinerRecord& miner : state_.miners) {
-    if (miner.stage != s || !miner.ready || stage.state_at(miner.epoch)) continue;
+    if (miner.stage != s || !miner.ready) continue;
+    if (stage.epoch - miner.epoch <= state_.spec.merge.max_staleness && stage.state_at(miner.epoch)) continue;
     must_load(miner, fmt::format("it is at epoch {}, too old to catch up to {}", miner.epoch, stage.epoch));
+  }
+}
+
+// Kept are max_staleness of them for stragglers, and those since the newest published state: with them a newcomer can build
+// the stage's state when all its replicas died.
+void Orchestrator::forget_old_merges(StageRecord& stage) {
+  while (stage.past.size() > kMaxPastMerges || (stage.past.size() > state_.spec.merge.max_staleness &&
+                                                stage.past.front().target <= stage.published_epoch)) {
+    stage.past.pop_front();
   }
 }
 

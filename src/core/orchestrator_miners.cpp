@@ -179,6 +179,7 @@ void Orchestrator::on(const StatePublished& event) {
   stage.state_published = true;
   stage.published_epoch = event.epoch;
   stage.published_state = event.state;
+  forget_old_merges(stage);
 }
 
 }  // namespace tessera::core

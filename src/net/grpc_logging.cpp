@@ -7,6 +7,8 @@
 namespace tessera::net {
 
 void quiet_grpc_logging() {
+  // Before gRPC has started its own default is not set yet, and then it drops every line.
+  gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
   gpr_set_log_function([](gpr_log_func_args* line) {
     spdlog::debug("grpc: {}:{}: {}", line->file, line->line, line->message);
   });

@@ -10,13 +10,13 @@ namespace {
 
 core::RunSpec chaos_spec(uint64_t seed) {
   Prng random(mix64(seed));
-  core::RunSpec spec = small_spec(1 + static_cast<uint32_t>(random.below(3)), 1 + static_cast<uint32_t>(random.below(3)));
+  core::RunSpec spec = small_spec(1 + static_cast<uint32_t>(random.below(3)), 1 + static_cast<uint32_t>(random.below(4)));
   spec.training.steps = 20 + random.below(20);
   spec.training.microbatches_per_step = 1 + static_cast<uint32_t>(random.below(3));
   spec.training.synchronous = random.below(4) == 0;
   spec.merge.min_microbatches = 3 + static_cast<uint32_t>(random.below(10));
   spec.merge.max_staleness = 1 + static_cast<uint32_t>(random.below(4));
-  spec.merge.quorum = random.below(2) == 0 ? 0.5 : 0.8;
+  spec.merge.quorum = random.below(2) == 0 ? 0.5 : 1.0;
   spec.checkpoint.every_microbatches = random.below(2) == 0 ? 0 : 25;
   spec.timeouts.lease_ms = 400;
   spec.timeouts.merge_phase_ms = 200;
@@ -24,11 +24,27 @@ core::RunSpec chaos_spec(uint64_t seed) {
   return spec;
 }
 
-void expect_finish(uint64_t seed) {
+struct Totals {
+  uint64_t merges = 0;
+  uint64_t merges_aborted = 0;
+  uint64_t shards_recomputed = 0;
+  uint64_t reissued = 0;
+  uint64_t double_counted = 0;
+};
+
+void expect_finish(uint64_t seed, Totals* totals) {
   SimulatedSwarm swarm(chaos_spec(seed), seed);
   swarm.run(1500, 60000);
   ASSERT_EQ(swarm.problem_at_end(), "") << "seed " << seed;
   EXPECT_GT(swarm.faults, 10u) << "seed " << seed;
+  const core::OrchestratorState& state = swarm.world.state();
+  totals->reissued += state.reissued;
+  totals->double_counted += state.double_counted;
+  for (const core::StageRecord& stage : state.stages) {
+    totals->merges += stage.merges;
+    totals->merges_aborted += stage.merges_aborted;
+    totals->shards_recomputed += stage.shards_recomputed;
+  }
 }
 
 TEST(Simulation, ARunWithoutFaultsLosesAndRepeatsNothing) {
@@ -59,10 +75,23 @@ TEST(Simulation, OneSeedIsOneRun) {
 class Chaos : public testing::TestWithParam<uint64_t> {};
 
 TEST_P(Chaos, TheRunFinishesWithNothingLost) {
+  Totals totals;
   for (uint64_t seed = GetParam() * 50; seed < (GetParam() + 1) * 50; ++seed) {
-    expect_finish(seed);
+    expect_finish(seed, &totals);
     if (testing::Test::HasFatalFailure()) return;
   }
+  // The chaos is none unless all of this happens.
+  EXPECT_GT(totals.merges, 200u);
+  EXPECT_GT(totals.merges_aborted, 1u);
+  EXPECT_GT(totals.shards_recomputed, 1u);
+  EXPECT_GT(totals.reissued, 50u);
+  EXPECT_GT(totals.double_counted, 10u);
+}
+
+// Every replica of a stage died while its newest state was unpublished and only one past merge was to be kept.
+TEST(ChaosPinned, AStageWhoseReplicasAllDieIsBuiltAgainFromItsMerges) {
+  Totals totals;
+  expect_finish(3786, &totals);
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, Chaos, testing::Range<uint64_t>(0, 5),

@@ -65,7 +65,8 @@ std::string broken_merge(const OrchestratorState& state, const core::StageRecord
 }
 
 std::string broken_stage(const OrchestratorState& state, const core::StageRecord& stage) {
-  if (stage.past.size() > state.spec.merge.max_staleness) return "too many past merges are kept";
+  const size_t needed = std::max<size_t>(state.spec.merge.max_staleness, stage.epoch - stage.published_epoch);
+  if (stage.past.size() > std::min<size_t>(needed, 64)) return "too many past merges are kept";
   for (size_t i = 0; i < stage.past.size(); ++i) {
     if (stage.past[i].target != stage.epoch - (stage.past.size() - 1 - i)) return "past merges are not consecutive";
   }

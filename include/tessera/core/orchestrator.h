@@ -97,7 +97,7 @@ struct StageRecord {
   Epoch published_epoch = 0;               // the newest state in the blob store; a newcomer goes on from it through `past`
   Digest published_state;                  // zero: none yet
   std::optional<Merge> merge;
-  std::deque<PastMerge> past;              // the last max_staleness merges
+  std::deque<PastMerge> past;              // the last max_staleness merges, and those since published_epoch
   uint64_t merges = 0;
   uint64_t merges_aborted = 0;
   uint64_t shards_recomputed = 0;
@@ -235,6 +235,7 @@ class Orchestrator {
   void recompute(StageIndex stage, uint32_t shard, const char* reason);
   RecomputeShard recomputation_of(StageIndex stage, uint32_t shard) const;
   void complete_merge(StageIndex stage);
+  void forget_old_merges(StageRecord& stage);
   void abort_merge(StageIndex stage, const std::string& reason);
   void drop_from_merge(MinerIndex miner, bool restarted);
 

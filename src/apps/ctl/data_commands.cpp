@@ -27,20 +27,30 @@ nlohmann::json describe(const std::vector<core::TokenShard>& shards) {
 
 struct ConfigCheckFlags {
   std::string file;
-  std::string kind = "run";
+  std::string kind = "auto";
   std::vector<std::string> overrides;
   bool show = false;
   bool json = false;
 };
 
+// A daemon's YAML has a top-level key that no other has.
+std::string kind_of(const std::string& file) {
+  const StatusOr<std::string> text = read_file(file, 1 << 20);
+  if (!text.ok()) return "run";  // loading it says what is wrong
+  const std::string lines = "\n" + *text;
+  if (lines.find("\nrun_config:") != std::string::npos) return "orchestrator";
+  return lines.find("\norchestrator:") != std::string::npos ? "miner" : "run";
+}
+
 int check_config(const ConfigCheckFlags& flags) {
   Status status = ok_status();
   std::string effective;
-  if (flags.kind == "run") {
+  const std::string kind = flags.kind == "auto" ? kind_of(flags.file) : flags.kind;
+  if (kind == "run") {
     const auto config = config::load_run_config(flags.file, flags.overrides);
     status = config.status();
     if (config.ok()) effective = config::to_yaml(*config);
-  } else if (flags.kind == "orchestrator") {
+  } else if (kind == "orchestrator") {
     status = config::load_orchestrator_config(flags.file, flags.overrides).status();
   } else {
     status = config::load_miner_config(flags.file, flags.overrides).status();
@@ -127,8 +137,8 @@ void add_config_commands(CLI::App& app, Action& action) {
   CLI::App* check = config->add_subcommand("check", "Checks a YAML; exit code 1 and file:line if it is wrong");
   const auto flags = std::make_shared<ConfigCheckFlags>();
   check->add_option("file", flags->file, "The YAML")->required();
-  check->add_option("--kind", flags->kind, "run, orchestrator or miner")
-      ->check(CLI::IsMember({"run", "orchestrator", "miner"}));
+  check->add_option("--kind", flags->kind, "run, orchestrator or miner; auto: by the file's keys")
+      ->check(CLI::IsMember({"auto", "run", "orchestrator", "miner"}));
   check->add_option("--set", flags->overrides, "key=value over the file")->allow_extra_args(false);
   check->add_flag("--show", flags->show, "Print the complete effective configuration (kind run)");
   check->add_flag("--json", flags->json, "Answer as JSON");
