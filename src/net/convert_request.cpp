@@ -109,7 +109,7 @@ void to_proto(const core::ShardCommit& in, v1::ShardCommit* out) {
 Status from_proto(const v1::ShardCommit& in, core::ShardCommit* out) {
   FieldCheck check;
   out->target = in.target();
-  check.number("shard", in.shard(), kMaxShards - 1, &out->shard);
+  out->shard = in.shard();
   check.bytes32("object", in.object(), &out->object);
   return check.status();
 }

@@ -9,6 +9,7 @@ std::vector<Digest> live_objects(const core::OrchestratorState& state) {
   for (const core::TokenShard& shard : state.data.train) objects.push_back(shard.object);
   for (const core::StageRecord& stage : state.stages) {
     objects.push_back(stage.state);
+    objects.push_back(stage.published_state);
     for (const core::PastMerge& past : stage.past) {
       for (const core::ShardResult& result : past.results) objects.push_back(result.object);
     }

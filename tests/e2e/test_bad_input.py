@@ -1,5 +1,6 @@
 """Mistakes of a user: a clear message, a non-zero exit code, nothing lost."""
 
+import array
 import json
 import socket
 import subprocess
@@ -59,6 +60,25 @@ class BadInput(unittest.TestCase):
             result = tesseractl("swarm", "local", "--config", config, "--out", swarm.out)
             self.assertEqual(result.returncode, 1)
             self.assertIn(shard.name, result.stderr)
+
+    def test_bin_shards_of_others_train_and_bad_ones_are_refused(self):
+        with Swarm(merged(TINY, {"training": {"steps": 2}})) as swarm:
+            ids = array.array("H", (i * i % 251 for i in range(4000)))
+            header = array.array("i", [20240520, 1, len(ids)] + [0] * 253)
+            llm_c, nano = swarm.folder / "train.bin", swarm.folder / "val.bin"
+            llm_c.write_bytes(header.tobytes() + ids.tobytes())
+            nano.write_bytes(ids[:1000].tobytes())
+            data = swarm.folder / "data"
+            words = ["data", "import", "--train", llm_c, "--validation", nano, "--out", data]
+            self.assertEqual(tesseractl(*words, "--vocab", 100).returncode, 1)  # ids up to 250
+            result = tesseractl(*words, "--vocab", 251, "--json")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual(json.loads(result.stdout)["train"], {"shards": 1, "tokens": 4000})
+            config = swarm.folder / "run.yaml"
+            config.write_text(json.dumps(merged(swarm.config, {"data": {"path": str(data)}})))
+            result = tesseractl("swarm", "local", "--config", config, "--out", swarm.out, "--device", "cpu", "--json")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIsInstance(json.loads(result.stdout)["val_loss"], float)
 
     def test_port_in_use(self):
         with Swarm(TINY) as swarm, socket.socket() as taken:

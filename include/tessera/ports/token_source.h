@@ -1,5 +1,5 @@
 // Where a head miner reads token ids from. The product's source fetches shards from the blob store and keeps them on disk
-// (src/data/shard_cache.cpp); tests make ids up.
+// (src/apps/common/training_data.cpp); tests make ids up.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// config check, data build, checkpoint export, eval, generate.
+// config, data, checkpoint export, eval, generate.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -64,6 +64,17 @@ int check_config(const ConfigCheckFlags& flags) {
   return kExitOk;
 }
 
+int report_dataset(const StatusOr<data::DatasetManifest>& dataset, const std::string& folder, bool json) {
+  if (!dataset.ok()) return fail(kProgram, dataset.status());
+  const nlohmann::json report = {{"folder", folder},
+                                 {"tokenizer", dataset->tokenizer},
+                                 {"vocab", dataset->vocab},
+                                 {"train", describe(dataset->train)},
+                                 {"validation", describe(dataset->validation)}};
+  fmt::print("{}\n", json ? report.dump() : report.dump(2));
+  return kExitOk;
+}
+
 struct DataBuildFlags {
   data::BuildOptions options;
   bool json = false;
@@ -78,14 +89,20 @@ int build_data(DataBuildFlags& flags) {
   }
   const auto dataset = data::build_dataset(flags.options);
   if (live) fmt::print(stderr, "\n");
-  if (!dataset.ok()) return fail(kProgram, dataset.status());
-  const nlohmann::json report = {{"folder", flags.options.out},
-                                 {"tokenizer", dataset->tokenizer},
-                                 {"vocab", dataset->vocab},
-                                 {"train", describe(dataset->train)},
-                                 {"validation", describe(dataset->validation)}};
-  fmt::print("{}\n", flags.json ? report.dump() : report.dump(2));
-  return kExitOk;
+  return report_dataset(dataset, flags.options.out, flags.json);
+}
+
+struct DataImportFlags {
+  std::vector<std::string> train;
+  std::vector<std::string> validation;
+  uint32_t vocab = 0;
+  std::string out;
+  bool json = false;
+};
+
+int import_data(const DataImportFlags& flags) {
+  const auto dataset = data::import_bin_shards(flags.train, flags.validation, flags.vocab, flags.out);
+  return report_dataset(dataset, flags.out, flags.json);
 }
 
 struct ExportFlags {
@@ -173,6 +190,15 @@ void add_data_commands(CLI::App& app, Action& action) {
   build->add_flag("--force", options.force, "Replace a folder that holds something else");
   build->add_flag("--json", flags->json, "Answer as JSON");
   build->callback([&action, flags] { action = [flags] { return build_data(*flags); }; });
+
+  CLI::App* import = data->add_subcommand("import", "Uses llm.c or nanoGPT .bin shards as they are");
+  const auto import_flags = std::make_shared<DataImportFlags>();
+  import->add_option("--train", import_flags->train, "Training shards")->required();
+  import->add_option("--validation", import_flags->validation, "Validation shards")->required();
+  import->add_option("--vocab", import_flags->vocab, "Vocabulary of their tokenizer, e.g. 50257")->required();
+  import->add_option("--out", import_flags->out, "The dataset's folder")->required();
+  import->add_flag("--json", import_flags->json, "Answer as JSON");
+  import->callback([&action, import_flags] { action = [import_flags] { return import_data(*import_flags); }; });
 }
 
 void add_checkpoint_commands(CLI::App& app, Action& action) {
