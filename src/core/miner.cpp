@@ -93,6 +93,10 @@ void Miner::on(miner_event::AnswerArrived& event) {
     emit(miner_effect::Leave{fmt::format("the run is {}", name_of(answer.phase))});
     return;
   }
+  if (answer.reason != reason_) {
+    reason_ = answer.reason;
+    if (!reason_.empty()) say(fmt::format("no work: {}", reason_));
+  }
   if (answer.assignment) take_assignment(*answer.assignment);
   if (phase_ != MinerPhase::kReady && phase_ != MinerPhase::kDraining) return;
   if (phase_ == MinerPhase::kReady) take_leases(answer);

@@ -73,6 +73,7 @@ void Orchestrator::on(const UploadCommitted& event) {
     return;
   }
   merge->uploads.emplace(event.miner, event.commit);  // the first commitment binds
+  state_.miners[event.miner].upload = merge->uploads.at(event.miner).object;
   freeze_if_complete(s);
 }
 
@@ -270,7 +271,9 @@ void Orchestrator::complete_merge(StageIndex s) {
   stage.merge.reset();
   forget_old_merges(stage);
   for (MinerRecord& miner : state_.miners) {
-    if (miner.stage != s || !miner.ready) continue;
+    if (miner.stage != s) continue;
+    miner.upload.reset();
+    if (!miner.ready) continue;
     if (stage.epoch - miner.epoch <= state_.spec.merge.max_staleness && stage.state_at(miner.epoch)) continue;
     must_load(miner, fmt::format("it is at epoch {}, too old to catch up to {}", miner.epoch, stage.epoch));
   }

@@ -22,6 +22,7 @@ std::vector<Digest> live_objects(const core::OrchestratorState& state) {
     }
   }
   for (const core::MinerRecord& miner : state.miners) {
+    if (miner.upload) objects.push_back(*miner.upload);
     if (miner.checkpoint) objects.push_back(miner.checkpoint->object);
     if (miner.resumed && !miner.ready) objects.push_back(miner.resumed->local_state);
   }

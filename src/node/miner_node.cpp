@@ -3,115 +3,21 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
-#include <mutex>
-#include <thread>
 
-#include "background_worker.h"
-#include "compute_worker.h"
-#include "tessera/base/bounded_queue.h"
+#include "miner_shell.h"
 #include "tessera/base/log.h"
-#include "tessera/base/prng.h"
 #include "tessera/core/frame.h"
 
 namespace tessera::node {
 namespace {
 
-constexpr size_t kQueueLimit = 16384;
 constexpr size_t kFrameQueueLimit = 4096;      // a frame is refused above it; internal events still fit
 constexpr TimeMs kTickMs = 20;
 constexpr TimeMs kUrgentReportMs = 10;         // shortest interval between reports
-constexpr TimeMs kFirstRetryMs = 200;
 constexpr TimeMs kLastRetryMs = 5000;
 constexpr TimeMs kDrainLimitMs = 3000;
 
-using core::MinerEvent;
-
-// An event of the state machine, or news for the shell itself.
-struct Registered {
-  StatusOr<core::RegisterAnswer> answer;
-};
-struct Answered {
-  StatusOr<core::SyncAnswer> answer;
-};
-struct Fatal {
-  Status status;
-};
-using Input = std::variant<MinerEvent, Registered, Answered, Fatal>;
-
 }  // namespace
-
-class MinerNode::Shell {
- public:
-  Shell(MinerOptions options, MinerLinks links) : options_(std::move(options)), links_(links) {}
-
-  StatusOr<std::string> run(const std::atomic<bool>& stop);
-  void on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done);
-  void set_address(std::string address) { options_.registration.address = std::move(address); }
-  void close() {
-    inputs_->close();
-    data_jobs_.close();
-    // Nobody will handle them any more; whoever sent them goes to another miner.
-    std::map<uint64_t, std::function<void(core::Admission)>> unanswered;
-    {
-      std::lock_guard lock(mutex_);
-      unanswered.swap(replies_);
-    }
-    for (const auto& [reply, done] : unanswered) done(core::Admission::kNotReady);
-  }
-
- private:
-  void post(Input input);
-  void handle(Input input);
-  void on_registered(const StatusOr<core::RegisterAnswer>& answer);
-  void on_answered(StatusOr<core::SyncAnswer> answer);
-  Status begin(const core::RegisterAnswer& answer);
-  void step(MinerEvent event);
-  void perform(core::MinerEffect effect);
-  void perform_send(core::miner_effect::SendFrame effect);
-  void report();
-  void read_tokens(core::MicrobatchKey key);
-  void data_loop();
-  void retry_later(const std::string& what, const Status& status);
-
-  MinerOptions options_;
-  const MinerLinks links_;
-  // Shared with link callbacks, which may outlive run() for a moment.
-  std::shared_ptr<BoundedQueue<Input>> inputs_ = std::make_shared<BoundedQueue<Input>>(kQueueLimit);
-  BoundedQueue<core::MicrobatchKey> data_jobs_{1024};
-
-  // What the frame callbacks read: set once, before frames are let in.
-  struct RunFacts {
-    core::RunSpec spec;
-    uint64_t run_tag = 0;
-  };
-  std::mutex mutex_;
-  std::shared_ptr<const RunFacts> facts_;
-  std::map<uint64_t, std::function<void(core::Admission)>> replies_;
-  uint64_t next_reply_ = 1;
-
-  core::RegisterAnswer registration_;
-  core::RunSpec spec_;
-  core::DataPlan data_;
-  std::unique_ptr<core::Miner> miner_;
-  std::unique_ptr<BackgroundWorker> background_;
-  std::unique_ptr<ComputeWorker> compute_;
-  std::jthread data_thread_;
-
-  bool registering_ = false;
-  bool registered_ = false;
-  bool reporting_ = false;
-  bool orchestrator_answers_ = true;
-  bool draining_ = false;
-  bool farewell_sent_ = false;      // a report that nothing is in flight any more
-  bool farewell_answered_ = false;
-  TimeMs last_tick_ = 0;
-  TimeMs last_report_ = 0;
-  TimeMs retry_at_ = 0;
-  TimeMs retry_ms_ = kFirstRetryMs;
-  Prng jitter_{random_u64()};
-  std::optional<StatusOr<std::string>> over_;
-};
 
 void MinerNode::Shell::post(Input input) {
   TESSERA_CHECK(inputs_->push(std::move(input)) != PushResult::kFull);
@@ -129,6 +35,7 @@ void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
   std::string why;
   const core::Admission checked = core::decode_frame(bytes, facts->spec, facts->run_tag, &event.frame, &why);
   if (checked != core::Admission::kAccepted) {
+    ++unreadable_frames_;
     spdlog::warn("frame of {} bytes from {} refused ({}): {}", bytes.size(), caller.node.brief(),
                  core::name_of(checked), why);
     return done(checked);
@@ -285,6 +192,7 @@ void MinerNode::Shell::report() {
   last_report_ = monotonic_now_ms();
   core::SyncRequest request = miner_->report();
   request.status.peer_bytes_sent = links_.peers->bytes_sent();
+  request.status.frames_refused += unreadable_frames_.load();
   farewell_sent_ = draining_ && request.status.in_flight == 0 && request.receipts.size() < core::kMaxReceiptsPerSync;
   links_.orchestrator->sync(std::move(request), [queue = inputs_](StatusOr<core::SyncAnswer> answer) {
     queue->push(Answered{std::move(answer)});

@@ -14,10 +14,30 @@ constexpr double kLossWeight = 0.05;  // of the newest loss in the moving averag
 
 }  // namespace
 
+// A restarted process takes its predecessor's place at once. Two that share a key would do so for ever: they get to do it
+// only once in miner_lost_ms, so that the journal does not fill with it.
+bool OrchestratorNode::Shell::takes_over_too_soon(const core::Registration& registration) {
+  const auto known = core_.state().by_node.find(registration.node);
+  if (known == core_.state().by_node.end()) return false;
+  if (core_.state().miners[known->second].registration.incarnation == registration.incarnation) return false;
+  const TimeMs monotonic = monotonic_now_ms();
+  const auto last = taken_over_at_.find(known->second);
+  if (last != taken_over_at_.end() && monotonic - last->second < core_.state().spec.timeouts.miner_lost_ms) return true;
+  taken_over_at_[known->second] = monotonic;
+  return false;
+}
+
 Status OrchestratorNode::Shell::handle_register(RegisterCall& call) {
   if (call.caller.node != call.registration.node) {
     answers_.emplace_back([done = std::move(call.done)] {
       done(invalid_argument("a registration must name the key that signed it"));
+    });
+    return ok_status();
+  }
+  if (takes_over_too_soon(call.registration)) {
+    answers_.emplace_back([done = std::move(call.done)] {
+      done(unavailable("another process registered with this key a moment ago; if none was restarted, two processes share a "
+                       "key file: give each its own 'directory'"));
     });
     return ok_status();
   }

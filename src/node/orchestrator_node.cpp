@@ -72,7 +72,7 @@ Status OrchestratorNode::Shell::start() {
   for (const core::MinerRecord& miner : state.miners) {
     if (miner.live) heard_[miner.index] = monotonic_now_ms();
   }
-  background_ = std::jthread([this](const std::stop_token& stop) { background_loop(stop); });
+  background_ = std::jthread([this] { background_loop(); });
   // Effects are not replayed: what was under way in the background is begun again.
   for (StageIndex s = 0; s < state.stages.size(); ++s) {
     if (!state.stages[s].merge) continue;
@@ -148,6 +148,7 @@ bool OrchestratorNode::Shell::over(TimeMs now) {
 
 void OrchestratorNode::Shell::close() {
   calls_.close();
+  jobs_.close();
   while (std::optional<Call> call = calls_.try_pop()) {
     std::visit(
         [](auto& waiting) {
@@ -212,13 +213,11 @@ void OrchestratorNode::Shell::sweep(const SweepJob& job) {
   }
 }
 
-void OrchestratorNode::Shell::background_loop(const std::stop_token& stop) {
+void OrchestratorNode::Shell::background_loop() {
   while (true) {
-    std::optional<OrchestratorJob> job = jobs_.pop(std::chrono::milliseconds(200));
-    if (!job) {
-      if (stop.stop_requested()) return;
-      continue;
-    }
+    std::optional<OrchestratorJob> job = jobs_.pop(std::chrono::milliseconds(1000));
+    if (jobs_.closed()) return;  // what is left begins again after a restart
+    if (!job) continue;
     if (auto* shard = std::get_if<core::RecomputeShard>(&*job)) {
       calls_.push(core::Event(recompute(*shard)));
     } else if (const auto* unneeded = std::get_if<SweepJob>(&*job)) {

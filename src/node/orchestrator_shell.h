@@ -78,11 +78,12 @@ class OrchestratorNode::Shell {
   Status commit();                        // the batch, then its answers
   Status handle(Call call);
   Status handle_register(RegisterCall& call);
+  bool takes_over_too_soon(const core::Registration& registration);
   Status handle_sync(SyncCall& call);
   Status handle_command(CommandCall& call);
   Status watch_time();
   bool over(TimeMs now);
-  void background_loop(const std::stop_token& stop);
+  void background_loop();
   core::ShardRecomputed recompute(const core::RecomputeShard& shard);
   void sweep_if_due();
   void sweep(const SweepJob& job);
@@ -94,13 +95,14 @@ class OrchestratorNode::Shell {
   const OrchestratorPorts ports_;
   core::Orchestrator core_;
   BoundedQueue<Call> calls_{65536};
-  BoundedQueue<OrchestratorJob> jobs_{4096};
+  BoundedQueue<OrchestratorJob> jobs_{1u << 20};  // more than a merge has shards
   std::vector<ports::JournalRecord> batch_;
   std::vector<std::function<void()>> answers_;
   mutable std::mutex registered_mutex_;
   std::set<NodeId> registered_;
   std::map<MinerIndex, std::string> sessions_;
   std::map<MinerIndex, TimeMs> heard_;
+  std::map<MinerIndex, TimeMs> taken_over_at_;  // by another process with the same key
   std::map<MinerIndex, core::MinerStatus> statuses_;
   std::map<MinerIndex, bool> told_to_leave_;
   double loss_ = 0;                       // moving average of the tail's losses since this process began; 0: none yet

@@ -77,6 +77,7 @@ TEST(Merge, ThreeMinersReachTheNextEpochWithOneState) {
   for (const auto& miner : swarm.miners) {
     EXPECT_EQ(miner->record().epoch, 1u);
     EXPECT_EQ(miner->record().fresh_total(), 0u);
+    EXPECT_FALSE(miner->record().upload);
     EXPECT_TRUE(miner->record().ready);
   }
 }
@@ -150,6 +151,7 @@ TEST(Merge, NoUploadInTimeAbortsAndKeepsTheCounts) {
   for (const auto& miner : swarm.miners) miner->habits.uploads = false;
   swarm.train(4);
   ASSERT_TRUE(swarm.world.stage(0).merge);
+  EXPECT_FALSE(swarm.at(0, 0).record().upload);
   swarm.world.pass(500);
   EXPECT_EQ(swarm.world.stage(0).merges_aborted, 1u);
   EXPECT_EQ(swarm.world.stage(0).epoch, 0u);
@@ -253,6 +255,7 @@ TEST(Merge, AnUploadThatMerelyCouldNotBeFetchedIsTriedAgain) {
   ASSERT_EQ(swarm.world.recomputations.size(), 1u);
   swarm.world.step(core::ShardRecomputed{0, {1, swarm.world.recomputations[0].shard, Digest{}}, {}});
   EXPECT_EQ(swarm.world.stage(0).merges_aborted, 1u);
+  EXPECT_TRUE(swarm.at(0, 0).record().upload);  // it is committed again
   swarm.at(0, 0).habits.reduces = true;
   EXPECT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).epoch == 1; }));
 }

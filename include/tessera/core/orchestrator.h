@@ -40,6 +40,7 @@ struct MinerRecord {
   std::optional<ResumedMiner> resumed;     // state of its own to start from
   uint64_t checkpoint_done = 0;            // id of the last checkpoint it committed to
   std::optional<CheckpointCommit> checkpoint;
+  std::optional<Digest> upload;            // of the merge to come: an aborted one is begun again with the same uploads
   Epoch spoiled_merge = 0;                 // target of the merge that its upload could not be read in; 0: none
   uint64_t retired_incarnation = 0;        // the process that was registered when the run was resumed; 0: none
   std::string why;                         // of its present state, for people

@@ -1,0 +1,232 @@
+// What a miner's state machine (core/miner.h) hears of, and what it asks its shell to do.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "tessera/core/messages.h"
+#include "tessera/core/stage_state.h"
+
+namespace tessera::core {
+
+// ---- events ---------------------------------------------------------------------------------------------------------
+
+namespace miner_event {
+struct AnswerArrived {
+  SyncAnswer answer;
+};
+struct FrameArrived {
+  Frame frame;
+  Digest payload_hash;
+  NodeId sender;
+  uint64_t reply = 0;  // to name in ReplyAdmission
+};
+struct FrameAnswered {
+  uint64_t send = 0;
+  Admission admission = Admission::kAccepted;
+};
+struct TokensRead {
+  MicrobatchKey key;
+  std::vector<uint32_t> tokens;  // B * (T + 1)
+  bool ok = true;
+  std::string why;
+};
+struct ForwardDone {
+  MicrobatchKey key;
+  BoundaryPayload output;
+  Digest output_hash;
+  double loss = 0;
+  uint64_t weight_version = 0;
+  float milliseconds = 0;
+};
+struct BackwardDone {
+  MicrobatchKey key;
+  BoundaryPayload input_gradient;
+  Digest gradient_hash;
+  float milliseconds = 0;
+};
+struct ComputeFailed {  // of a forward or backward
+  MicrobatchKey key;
+  std::string why;
+};
+struct StepDone {
+  bool ok = true;  // false: the gradient was not finite and was dropped
+  double gradient_norm = 0;
+  uint64_t weight_version = 0;
+  std::string why;
+};
+struct StateFetched {  // base and momentum are with the background worker now
+  bool ok = true;
+  std::string why;
+  Values masters;                               // null: keep the engine's initial ones
+  std::shared_ptr<const LocalState> local_state;  // when resuming
+  Digest state;
+  bool local = false;
+};
+struct StateInstalled {
+  bool ok = true;
+  std::string why;
+  uint64_t weight_version = 0;
+  uint32_t accumulated = 0;
+  Values initial_masters;  // when the stage was initialised from the seed: the base of epoch 0
+};
+struct BaseAdopted {  // the background worker took the initial masters as base
+  Digest state;
+};
+struct SnapshotTaken {
+  Epoch target = 0;
+  Values masters;
+  uint64_t weight_version = 0;
+};
+struct DeltaUploaded {
+  UploadCommit commit;
+  bool ok = true;
+  std::string why;
+};
+struct ShardReduced {
+  ShardCommit commit;
+  bool ok = true;
+  std::string why;
+};
+struct BasePrepared {  // the outer step is computed
+  Epoch target = 0;
+  bool ok = true;
+  std::string why;
+  Values base;
+  Values reference;  // what local progress is measured from: the snapshot, or the old base
+  Digest state;
+};
+struct BaseApplied {
+  Epoch target = 0;
+  uint64_t weight_version = 0;
+};
+struct StatePutOut {
+  Epoch epoch = 0;
+  Digest state;
+  bool ok = true;
+  std::string why;
+};
+struct LocalStateExported {
+  uint64_t id = 0;
+  std::shared_ptr<const LocalState> state;
+};
+struct LocalStateUploaded {
+  uint64_t id = 0;
+  Digest object;
+  bool ok = true;
+  std::string why;
+};
+struct DrainRequested {};
+struct Ticked {};
+}  // namespace miner_event
+
+using MinerEvent =
+    std::variant<miner_event::AnswerArrived, miner_event::FrameArrived, miner_event::FrameAnswered,
+                 miner_event::TokensRead, miner_event::ForwardDone, miner_event::BackwardDone,
+                 miner_event::ComputeFailed, miner_event::StepDone, miner_event::StateFetched,
+                 miner_event::StateInstalled, miner_event::BaseAdopted, miner_event::SnapshotTaken,
+                 miner_event::DeltaUploaded, miner_event::ShardReduced, miner_event::BasePrepared,
+                 miner_event::BaseApplied, miner_event::StatePutOut, miner_event::LocalStateExported,
+                 miner_event::LocalStateUploaded, miner_event::DrainRequested, miner_event::Ticked>;
+
+// ---- effects --------------------------------------------------------------------------------------------------------
+
+namespace miner_effect {
+struct ReplyAdmission {
+  uint64_t reply = 0;
+  Admission admission = Admission::kAccepted;
+};
+struct SendFrame {
+  uint64_t send = 0;
+  Peer peer;
+  Frame frame;
+  uint32_t timeout_ms = 0;
+};
+struct ReadTokens {
+  MicrobatchKey key;
+};
+// For the compute thread, in order, one answer each (Discard has none).
+struct Forward {
+  MicrobatchKey key;
+  std::shared_ptr<const std::vector<uint32_t>> tokens;
+  BoundaryPayload input;
+};
+struct Backward {
+  MicrobatchKey key;
+  BoundaryPayload output_gradient;
+  bool accumulate = true;
+};
+struct Discard {
+  MicrobatchKey key;
+};
+struct OptimizerStep {
+  double learning_rate = 0;
+};
+struct InstallState {
+  Values masters;
+  std::shared_ptr<const LocalState> local_state;
+};
+struct TakeSnapshot {
+  Epoch target = 0;
+};
+struct ApplyBase {
+  Epoch target = 0;
+  Values base;
+  Values reference;
+};
+struct ExportLocalState {
+  uint64_t id = 0;
+};
+// For the background worker, in order, one answer each.
+struct FetchState {
+  Assignment assignment;
+};
+struct AdoptBase {
+  Values masters;
+};
+struct UploadDelta {
+  Epoch target = 0;
+  Values snapshot;
+  uint64_t snapshot_step = 0;
+  uint64_t snapshot_version = 0;
+};
+struct ReduceShard {
+  Epoch target = 0;
+  ShardTask task;
+  std::vector<UploadRef> uploads;
+};
+struct PrepareBase {
+  Epoch target = 0;
+  std::vector<ShardResult> results;
+  bool participant = false;
+};
+struct PutOutState {
+  Epoch epoch = 0;
+};
+struct UploadLocalState {
+  uint64_t id = 0;
+  std::shared_ptr<const LocalState> state;
+};
+struct Leave {
+  std::string reason;
+};
+struct Say {
+  std::string text;
+  bool warning = false;
+};
+}  // namespace miner_effect
+
+using ComputeJob = std::variant<miner_effect::Forward, miner_effect::Backward, miner_effect::Discard,
+                                miner_effect::OptimizerStep, miner_effect::InstallState,
+                                miner_effect::TakeSnapshot, miner_effect::ApplyBase,
+                                miner_effect::ExportLocalState>;
+using BackgroundJob = std::variant<miner_effect::FetchState, miner_effect::AdoptBase, miner_effect::UploadDelta,
+                                   miner_effect::ReduceShard, miner_effect::PrepareBase,
+                                   miner_effect::PutOutState, miner_effect::UploadLocalState>;
+using MinerEffect = std::variant<miner_effect::ReplyAdmission, miner_effect::SendFrame, miner_effect::ReadTokens,
+                                 ComputeJob, BackgroundJob, miner_effect::Leave, miner_effect::Say>;
+
+}  // namespace tessera::core

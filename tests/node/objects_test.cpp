@@ -1,0 +1,89 @@
+#include "tessera/node/objects.h"
+
+#include <gtest/gtest.h>
+
+#include "support/memory_ports.h"
+
+namespace tessera::node {
+namespace {
+
+TEST(Objects, ComeBackWholeAndInParts) {
+  test::MemoryBlobs blobs;
+  for (const size_t size : {0, 1, 99, 100, 101, 1000}) {
+    std::string content(size, '\0');
+    for (size_t i = 0; i < size; ++i) content[i] = static_cast<char>(i * 7);
+    const StatusOr<Digest> name = put_object(blobs, content, 100);
+    ASSERT_TRUE(name.ok());
+    EXPECT_EQ(*get_object(blobs, *name, 0), content);
+    const auto manifest = get_manifest(blobs, *name);
+    ASSERT_TRUE(manifest.ok());
+    EXPECT_EQ(manifest->digest(), *name);
+    for (uint64_t first = 0; first <= manifest->chunks.size(); ++first) {
+      for (uint64_t count = 0; first + count <= manifest->chunks.size(); ++count) {
+        EXPECT_EQ(*get_chunks(blobs, *manifest, first, count), content.substr(std::min(first * 100, size), count * 100));
+      }
+    }
+    EXPECT_TRUE(absl::IsOutOfRange(get_chunks(blobs, *manifest, 0, manifest->chunks.size() + 1).status()));
+    EXPECT_TRUE(absl::IsOutOfRange(get_chunks(blobs, *manifest, UINT64_MAX, 2).status()));
+  }
+}
+
+TEST(Objects, AnotherLengthThanExpectedIsRefused) {
+  test::MemoryBlobs blobs;
+  const Digest name = *put_object(blobs, "twelve bytes", 5);
+  EXPECT_TRUE(get_object(blobs, name, 12).ok());
+  EXPECT_TRUE(absl::IsDataLoss(get_object(blobs, name, 13).status()));
+  EXPECT_TRUE(absl::IsDataLoss(get_object(blobs, name, 0, 11).status()));
+  EXPECT_TRUE(absl::IsNotFound(get_object(blobs, digest_of("nothing"), 0).status()));
+  blobs.forget(digest_of("es"));
+  EXPECT_TRUE(absl::IsNotFound(get_object(blobs, name, 12).status()));
+}
+
+// The chunks are what the manifest names, but not of the lengths it promises.
+TEST(Objects, ChunksOfOtherLengthsAreRefused) {
+  test::MemoryBlobs blobs;
+  core::ObjectManifest manifest;
+  manifest.total_bytes = 8;
+  manifest.chunk_bytes = 4;
+  manifest.chunks = {*blobs.put({"abcde"})->begin(), *blobs.put({"fgh"})->begin()};
+  ASSERT_TRUE(blobs.put({manifest.encode()}).ok());
+  EXPECT_TRUE(absl::IsDataLoss(get_object(blobs, manifest.digest(), 8).status()));
+  const Digest not_a_manifest = *blobs.put({"abc"})->begin();
+  EXPECT_FALSE(get_object(blobs, not_a_manifest, 0).ok());
+}
+
+TEST(StageState, IsNamedAsItIsStored) {
+  test::MemoryBlobs blobs;
+  const std::vector<float> base{1, -2, 3.5f}, momentum{0, 1e-30f, -0.0f};
+  EXPECT_EQ(*name_stage_state(base, momentum), *put_object(blobs, encode_stage_state(base, momentum)));
+  EXPECT_NE(*name_stage_state(momentum, base), *name_stage_state(base, momentum));
+  EXPECT_EQ(values_of(bytes_of(base)), base);
+}
+
+TEST(LocalState, EveryTruncationIsRefused) {
+  const core::LocalState state{{1, 2}, {3, 4}, {5, 6}, 7, {8, 9}, 1};
+  const core::LocalState whole{{1, 2}, {3, 4}, {5, 6}, 7, {}, 0};
+  for (const core::LocalState& sent : {state, whole}) {
+    const std::string bytes = encode_local_state(sent);
+    const StatusOr<core::LocalState> back = decode_local_state(bytes);
+    ASSERT_TRUE(back.ok()) << back.status();
+    EXPECT_EQ(back->masters, sent.masters);
+    EXPECT_EQ(back->first_moment, sent.first_moment);
+    EXPECT_EQ(back->second_moment, sent.second_moment);
+    EXPECT_EQ(back->optimizer_steps, 7u);
+    EXPECT_EQ(back->gradient, sent.gradient);
+    EXPECT_EQ(back->gradient_microbatches, sent.gradient_microbatches);
+    for (size_t length = 0; length < bytes.size(); ++length) {
+      EXPECT_TRUE(absl::IsDataLoss(decode_local_state(bytes.substr(0, length)).status()));
+    }
+    EXPECT_FALSE(decode_local_state(bytes + "1234").ok());
+    for (size_t at = 0; at < 24; ++at) {  // magic, version and both counts
+      std::string changed = bytes;
+      changed[at] = static_cast<char>(changed[at] ^ 0x80);
+      EXPECT_FALSE(decode_local_state(changed).ok()) << at;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tessera::node

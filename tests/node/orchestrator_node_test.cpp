@@ -1,0 +1,159 @@
+// The orchestrator's shell: what it refuses, and what it does when its journal does not.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <future>
+
+#include "support/node_swarm.h"
+#include "tessera/base/log.h"
+
+namespace tessera::test {
+namespace {
+
+using testing::HasSubstr;
+
+class OrchestratorNodeTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    spdlog::set_level(spdlog::level::off);
+    ASSERT_TRUE(open().ok());
+    thread_ = std::jthread([this] { result_ = node_->run(stop_, abandon_); });
+  }
+  void TearDown() override {
+    abandon_ = true;
+    if (thread_.joinable()) thread_.join();
+  }
+  Status open() {
+    node::OrchestratorOptions options;
+    options.spec = spec_;
+    options.data = small_data();
+    TESSERA_ASSIGN_OR_RETURN(node_, node::OrchestratorNode::open(std::move(options), {&journal_, &blobs_, &checkpoints_}));
+    return ok_status();
+  }
+  core::Registration registration() const {
+    core::Registration registration;
+    registration.node = key_.id();
+    registration.incarnation = 5;
+    registration.address = "here:1";
+    registration.wanted_stage = 0;
+    return registration;
+  }
+  StatusOr<core::RegisterAnswer> join(const NodeId& caller, core::Registration registration) {
+    auto answer = std::make_shared<std::promise<StatusOr<core::RegisterAnswer>>>();
+    node_->on_register({caller, "", "here"}, std::move(registration),
+                       [answer](StatusOr<core::RegisterAnswer> a) { answer->set_value(std::move(a)); });
+    return answer->get_future().get();
+  }
+  StatusOr<core::SyncAnswer> sync(const std::string& session, core::SyncRequest request) {
+    auto answer = std::make_shared<std::promise<StatusOr<core::SyncAnswer>>>();
+    node_->on_sync({key_.id(), session, "here"}, std::move(request),
+                   [answer](StatusOr<core::SyncAnswer> a) { answer->set_value(std::move(a)); });
+    return answer->get_future().get();
+  }
+
+  core::RunSpec spec_ = small_spec(2, 1);
+  const KeyPair key_ = KeyPair::from_seed(std::string(32, 'k'));
+  MemoryJournal journal_;
+  MemoryBlobs blobs_;
+  MemoryCheckpoints checkpoints_;
+  std::unique_ptr<node::OrchestratorNode> node_;
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> abandon_{false};
+  std::optional<StatusOr<std::string>> result_;
+  std::jthread thread_;
+};
+
+TEST_F(OrchestratorNodeTest, ARegistrationGetsASessionAndTheRunsDescription) {
+  const StatusOr<core::RegisterAnswer> answer = join(key_.id(), registration());
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(answer->miner, 0u);
+  EXPECT_EQ(answer->session.size(), 16u);
+  EXPECT_EQ(answer->run_id, node_->run_id());
+  EXPECT_EQ(answer->run_spec, encode(spec_));
+  EXPECT_TRUE(node_->is_registered(key_.id()));
+  EXPECT_FALSE(node_->is_registered(node_of(1)));
+  EXPECT_TRUE(absl::IsInvalidArgument(join(node_of(9), registration()).status()));
+  core::Registration bad = registration();
+  bad.address = "nowhere";
+  EXPECT_EQ(join(key_.id(), bad)->refusal, core::RegisterRefusal::kBadAddress);
+}
+
+TEST_F(OrchestratorNodeTest, OnlyTheSessionOfTheNewestRegistrationMayReport) {
+  core::SyncRequest request;
+  request.incarnation = 5;
+  EXPECT_FALSE(sync("", request)->known);
+  const std::string first = join(key_.id(), registration())->session;
+  EXPECT_TRUE(sync(first, request)->known);
+  const std::string second = join(key_.id(), registration())->session;
+  EXPECT_FALSE(sync(first, request)->known);
+  EXPECT_TRUE(sync(second, request)->known);
+  request.incarnation = 6;
+  EXPECT_FALSE(sync(second, request)->known);
+}
+
+TEST_F(OrchestratorNodeTest, AReceiptMustBeSignedAboutItselfAndByItsSender) {
+  const core::RegisterAnswer joined = *join(key_.id(), registration());
+  core::Receipt receipt;
+  receipt.sequence = 1;
+  receipt.incarnation = 5;
+  receipt.miner = 0;
+  receipt.stage = 0;
+  const auto outcome = [&](core::Receipt r, bool signs = true) {
+    if (signs) r.signature = key_.sign(r.signed_bytes(joined.run_id));
+    core::SyncRequest request;
+    request.incarnation = 5;
+    request.receipts.push_back(r);
+    return sync(joined.session, request).status();
+  };
+  EXPECT_TRUE(absl::IsInvalidArgument(outcome(receipt, false)));
+  core::Receipt changed = receipt;
+  changed.signature = key_.sign(receipt.signed_bytes(joined.run_id));
+  changed.loss = 1;
+  EXPECT_TRUE(absl::IsInvalidArgument(outcome(changed, false)));
+  for (const auto& spoil : {+[](core::Receipt* r) { r->miner = 1; }, +[](core::Receipt* r) { r->stage = 1; },
+                            +[](core::Receipt* r) { r->incarnation = 4; }}) {
+    core::Receipt wrong = receipt;
+    spoil(&wrong);
+    EXPECT_TRUE(absl::IsInvalidArgument(outcome(wrong)));
+  }
+  core::Receipt of_another_run = receipt;
+  of_another_run.signature = key_.sign(receipt.signed_bytes("another run's id"));
+  EXPECT_TRUE(absl::IsInvalidArgument(outcome(of_another_run, false)));
+  EXPECT_EQ(journal_.state().miners[0].receipts_through, 0u);
+  EXPECT_TRUE(outcome(receipt).ok());
+  EXPECT_EQ(journal_.state().miners[0].receipts_through, 1u);
+}
+
+TEST_F(OrchestratorNodeTest, NothingIsAcknowledgedThatTheJournalDoesNotHave) {
+  journal_.fail();
+  std::atomic<bool> answered{false};
+  node_->on_register({key_.id(), "", "here"}, registration(), [&](StatusOr<core::RegisterAnswer> answer) {
+    if (answer.ok()) answered = true;
+  });
+  thread_.join();
+  EXPECT_TRUE(absl::IsDataLoss(result_->status()));
+  EXPECT_THAT(message_of(result_->status()), HasSubstr("journal: disk full"));
+  EXPECT_FALSE(answered);
+}
+
+TEST_F(OrchestratorNodeTest, CallsAfterTheEndAreToldSo) {
+  abandon_ = true;
+  thread_.join();
+  EXPECT_TRUE(result_->ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(join(key_.id(), registration()).status()));
+}
+
+TEST_F(OrchestratorNodeTest, AJournalOfOtherSettingsOrAnotherVersionIsNotOpened) {
+  TearDown();
+  spec_.training.steps++;
+  EXPECT_TRUE(absl::IsFailedPrecondition(open()));
+  spec_.training.steps--;
+  EXPECT_TRUE(open().ok());
+  journal_.write_garbage();
+  const Status refused = open();
+  EXPECT_TRUE(absl::IsDataLoss(refused));
+  EXPECT_EQ(message_of(refused), "journal entry 2 ('of the future') can't be read by this version; use the version that wrote it");
+}
+
+}  // namespace
+}  // namespace tessera::test

@@ -1,0 +1,160 @@
+#include "support/process_network.h"
+
+namespace tessera::test {
+namespace {
+
+constexpr auto kCallLimit = std::chrono::milliseconds(2000);
+
+// Calls `done` on the network's thread with the first answer only.
+template <class Answer>
+class Once {
+ public:
+  Once(ProcessNetwork& network, std::function<void(Answer)> done) : network_(network), done_(std::move(done)) {}
+  void answer(Answer with) {
+    if (answered_.exchange(true)) return;
+    network_.post([done = std::move(done_), with = std::move(with)]() mutable { done(std::move(with)); });
+  }
+
+ private:
+  ProcessNetwork& network_;
+  std::function<void(Answer)> done_;
+  std::atomic<bool> answered_{false};
+};
+
+}  // namespace
+
+ProcessNetwork::ProcessNetwork() {
+  thread_ = std::jthread([this] { loop(); });
+}
+
+ProcessNetwork::~ProcessNetwork() {
+  std::lock_guard lock(queue_mutex_);
+  closed_ = true;
+  queue_changed_.notify_all();
+}
+
+void ProcessNetwork::post(std::function<void()> task, std::chrono::milliseconds delay) {
+  std::lock_guard lock(queue_mutex_);
+  queue_.emplace(std::chrono::steady_clock::now() + delay, std::move(task));
+  queue_changed_.notify_all();
+}
+
+void ProcessNetwork::loop() {
+  std::unique_lock lock(queue_mutex_);
+  while (!closed_) {
+    const auto now = std::chrono::steady_clock::now();
+    if (queue_.empty()) {
+      queue_changed_.wait(lock);
+    } else if (queue_.begin()->first > now) {
+      queue_changed_.wait_until(lock, queue_.begin()->first);
+    } else {
+      const auto task = queue_.extract(queue_.begin());
+      lock.unlock();
+      task.mapped()();
+      lock.lock();
+    }
+  }
+}
+
+void ProcessNetwork::serve_orchestrator(ports::OrchestratorHandler* handler) {
+  std::lock_guard lock(endpoints_mutex_);
+  orchestrator_ = handler;
+}
+
+void ProcessNetwork::serve_peer(const std::string& address, ports::PeerHandler* handler) {
+  std::lock_guard lock(endpoints_mutex_);
+  if (handler == nullptr) {
+    peers_.erase(address);
+  } else {
+    peers_[address] = handler;
+  }
+}
+
+void ProcessNetwork::cut(const std::string& address, bool is_cut) {
+  std::lock_guard lock(endpoints_mutex_);
+  if (is_cut) {
+    cut_.insert(address);
+  } else {
+    cut_.erase(address);
+  }
+}
+
+class ProcessNetwork::PeerSide final : public ports::PeerLink {
+ public:
+  PeerSide(ProcessNetwork& network, const NodeId& node, std::string address)
+      : network_(network), node_(node), address_(std::move(address)) {}
+
+  void send(const core::Peer& peer, std::string frame, uint32_t timeout_ms,
+            std::function<void(core::Admission)> done) override {
+    sent_ += frame.size();
+    auto once = std::make_shared<Once<core::Admission>>(network_, std::move(done));
+    network_.post([once] { once->answer(core::Admission::kUnreachable); }, std::chrono::milliseconds(timeout_ms));
+    network_.post([&network = network_, node = node_, from = address_, to = peer.address, frame = std::move(frame),
+                   once]() mutable {
+      std::lock_guard lock(network.endpoints_mutex_);
+      if (network.cut_.count(from) > 0 || network.cut_.count(to) > 0) return;
+      const auto handler = network.peers_.find(to);
+      if (handler == network.peers_.end()) return once->answer(core::Admission::kUnreachable);
+      handler->second->on_frame({node, "", from}, std::move(frame),
+                                [once](core::Admission admission) { once->answer(admission); });
+    });
+  }
+  uint64_t bytes_sent() override { return sent_; }
+
+ private:
+  ProcessNetwork& network_;
+  const NodeId node_;
+  const std::string address_;
+  std::atomic<uint64_t> sent_{0};
+};
+
+std::unique_ptr<ports::PeerLink> ProcessNetwork::peer_link(const NodeId& node, const std::string& address) {
+  return std::make_unique<PeerSide>(*this, node, address);
+}
+
+std::unique_ptr<ProcessNetwork::MinerLink> ProcessNetwork::orchestrator_link(const NodeId& node) {
+  return std::make_unique<MinerLink>(*this, node);
+}
+
+void ProcessNetwork::MinerLink::register_miner(core::Registration registration,
+                                               std::function<void(StatusOr<core::RegisterAnswer>)> done) {
+  auto once = std::make_shared<Once<StatusOr<core::RegisterAnswer>>>(network_, std::move(done));
+  network_.post([once] { once->answer(unavailable("no answer")); }, kCallLimit);
+  if (dead_) return once->answer(invalid_argument("killed"));
+  network_.post([&network = network_, node = node_, session = session_, registration = std::move(registration),
+                 once]() mutable {
+    std::lock_guard lock(network.endpoints_mutex_);
+    if (network.orchestrator_ == nullptr) return once->answer(unavailable("nobody is there"));
+    network.orchestrator_->on_register({node, "", "here"}, std::move(registration),
+                                       [once, session](StatusOr<core::RegisterAnswer> answer) {
+                                         if (answer.ok() && answer->refusal == core::RegisterRefusal::kNone) {
+                                           std::lock_guard session_lock(session->mutex);
+                                           session->value = answer->session;
+                                         }
+                                         once->answer(std::move(answer));
+                                       });
+  });
+}
+
+void ProcessNetwork::MinerLink::sync(core::SyncRequest request, std::function<void(StatusOr<core::SyncAnswer>)> done) {
+  auto once = std::make_shared<Once<StatusOr<core::SyncAnswer>>>(network_, std::move(done));
+  network_.post([once] { once->answer(unavailable("no answer")); }, kCallLimit);
+  if (dead_) {
+    core::SyncAnswer leave;
+    leave.leave = true;
+    return once->answer(std::move(leave));
+  }
+  std::string session;
+  {
+    std::lock_guard lock(session_->mutex);
+    session = session_->value;
+  }
+  network_.post([&network = network_, node = node_, session, request = std::move(request), once]() mutable {
+    std::lock_guard lock(network.endpoints_mutex_);
+    if (network.orchestrator_ == nullptr) return once->answer(unavailable("nobody is there"));
+    network.orchestrator_->on_sync({node, session, "here"}, std::move(request),
+                                   [once](StatusOr<core::SyncAnswer> answer) { once->answer(std::move(answer)); });
+  });
+}
+
+}  // namespace tessera::test
