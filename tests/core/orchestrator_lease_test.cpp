@@ -102,6 +102,9 @@ TEST(Leases, AreCappedAndGivenAgainForTheSameRequest) {
   }
   EXPECT_EQ(swarm.world.state().leased, 4u);  // twice max_in_flight
   EXPECT_EQ(head.record().in_flight, 4u);
+  const uint64_t met = head.record().lease_request;
+  swarm.world.step(core::LeasesRequested{head.index(), met + 1, 1});  // at its cap: the number is not used up
+  EXPECT_EQ(head.record().lease_request, met);
 }
 
 TEST(Leases, OnlyHeadsAndOnlyWhenEveryStageHasAReadyMiner) {

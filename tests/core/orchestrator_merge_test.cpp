@@ -273,12 +273,13 @@ TEST(Merge, CommitsOfAnAbortedMergeDoNotCountInTheNext) {
   ASSERT_FALSE(swarm.world.recomputations.empty());
   const core::RecomputeShard job = swarm.world.recomputations.front();
   const Digest broken = swarm.world.stage(0).merge->uploads.at(2).object;
+  const uint32_t first = swarm.world.stage(0).merge->first_shard;
   swarm.world.step(core::ShardRecomputed{0, {job.target, job.shard, Digest{}}, {broken}});
   // What was asked for in the first comes late, when the second has its manifest.
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
-  for (size_t i = 1; i < swarm.world.recomputations.size(); ++i) {
-    const core::RecomputeShard& late = swarm.world.recomputations[i];
-    swarm.world.step(core::ShardRecomputed{0, {late.target, late.shard, digest_of("of the first manifest")}, {}});
+  for (uint32_t i = 0; i < 3; ++i) {
+    swarm.world.step(core::ShardCommitted{0, {job.target, first + i, digest_of("of the first manifest")}});
+    swarm.world.step(core::ShardRecomputed{0, {job.target, first + i, digest_of("of the first manifest")}, {}});
   }
   swarm.world.recomputations.clear();
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).epoch == 1; }));
@@ -469,6 +470,18 @@ TEST(Replicas, OneThatDiffersWaitsUntilSomethingIsPublished) {
   swarm.at(0, 0).habits.publishes = true;
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.at(0, 1).record().ready; }));
   EXPECT_EQ(swarm.at(0, 1).answer().publish_state, false);
+}
+
+TEST(Replicas, AReportThatComesLateDoesNotTakeOneBack) {
+  ScriptedSwarm swarm(one_stage(1));
+  swarm.start();
+  const core::SyncRequest old = swarm.at(0, 0).report();
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.at(0, 0).record().epoch == 1; }));
+  core::SyncAnswer answer;
+  ASSERT_TRUE(swarm.world.sync(swarm.at(0, 0).node(), old, &answer));
+  EXPECT_EQ(swarm.at(0, 0).record().epoch, 1u);
+  EXPECT_FALSE(answer.merge);
 }
 
 TEST(Publishing, IsAskedOfTheFirstReadyMinerOnly) {
