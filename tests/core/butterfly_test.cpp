@@ -18,7 +18,8 @@ std::vector<Pair> owners_in_order(const std::vector<PlannedShard>& plan) {
 
 // Everything that a plan promises.
 void expect_plan(uint32_t participants, uint64_t blocks, uint64_t seed) {
-  SCOPED_TRACE(testing::Message() << participants << " participants, " << blocks << " blocks, seed " << seed);
+  SCOPED_TRACE(testing::Message() << participants << " participants, " << blocks << " blocks, seed "
+                                  << seed);
   const std::vector<PlannedShard> plan = butterfly_plan(participants, blocks, seed);
   ASSERT_EQ(plan.size(), participants == 1 ? 1u : participants * (participants - 1) / 2);
   std::set<Pair> pairs;
@@ -51,7 +52,8 @@ TEST(Butterfly, EverySmallPlanGivesEveryPairOneShard) {
 TEST(Butterfly, LargePlansToo) {
   for (uint32_t participants = 10; participants <= 200; participants += 19) {
     const uint64_t shards = uint64_t{participants} * (participants - 1) / 2;
-    for (const uint64_t blocks : {uint64_t{1}, shards - 1, shards, shards + 1, 3 * shards + 7, uint64_t{1} << 40}) {
+    for (const uint64_t blocks :
+         {uint64_t{1}, shards - 1, shards, shards + 1, 3 * shards + 7, uint64_t{1} << 40}) {
       expect_plan(participants, blocks, participants * 31 + blocks);
     }
   }
@@ -87,7 +89,9 @@ TEST(Butterfly, ThePairingIsASecretOfTheSeed) {
   EXPECT_GT(first.size(), 60u);  // nearly every one of the 66 pairs had the first shard once
 }
 
-TEST(ButterflyDeathTest, NobodyIsABug) { EXPECT_DEATH(butterfly_plan(0, 1, 1), "participants >= 1"); }
+TEST(ButterflyDeathTest, NobodyIsABug) {
+  EXPECT_DEATH(butterfly_plan(0, 1, 1), "participants >= 1");
+}
 
 }  // namespace
 }  // namespace tessera::core

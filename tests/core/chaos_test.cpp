@@ -1,4 +1,5 @@
-// Seeds of whole runs under every fault at once. A seed that failed is pinned here with what it showed.
+// Seeds of whole runs under every fault at once. A seed that failed is pinned here with what it
+// showed.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -10,7 +11,8 @@ namespace {
 
 core::RunSpec chaos_spec(uint64_t seed) {
   Prng random(mix64(seed));
-  core::RunSpec spec = small_spec(1 + static_cast<uint32_t>(random.below(3)), 1 + static_cast<uint32_t>(random.below(4)));
+  core::RunSpec spec = small_spec(1 + static_cast<uint32_t>(random.below(3)),
+                                  1 + static_cast<uint32_t>(random.below(4)));
   spec.training.steps = 20 + random.below(20);
   spec.training.microbatches_per_step = 1 + static_cast<uint32_t>(random.below(3));
   spec.training.synchronous = random.below(4) == 0;
@@ -88,7 +90,8 @@ TEST_P(Chaos, TheRunFinishesWithNothingLost) {
   EXPECT_GT(totals.double_counted, 10u);
 }
 
-// Every replica of a stage died while its newest state was unpublished and only one past merge was to be kept.
+// Every replica of a stage died while its newest state was unpublished and only one past merge was
+// to be kept.
 TEST(ChaosPinned, AStageWhoseReplicasAllDieIsBuiltAgainFromItsMerges) {
   Totals totals;
   expect_finish(3786, &totals);

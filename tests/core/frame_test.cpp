@@ -13,13 +13,20 @@ using testing::HasSubstr;
 
 constexpr uint64_t kRun = 0x1122334455667788;
 // Where the header keeps what the tests change.
-constexpr size_t kBoundaryAt = 6, kRunAt = 8, kDirectionAt = 36, kKindAt = 37, kCodecAt = 38, kIdBytesAt = 39,
-                 kBatchAt = 40, kContextAt = 44, kRankAt = 48, kPathwayCountAt = 68, kTokenCountAt = 72, kReservedAt = 76,
-                 kPayloadSizeAt = 80, kChecksumAt = 88;
+constexpr size_t kBoundaryAt = 6, kRunAt = 8, kDirectionAt = 36, kKindAt = 37, kCodecAt = 38,
+                 kIdBytesAt = 39, kBatchAt = 40, kContextAt = 44, kRankAt = 48,
+                 kPathwayCountAt = 68, kTokenCountAt = 72, kReservedAt = 76, kPayloadSizeAt = 80,
+                 kChecksumAt = 88;
 
 RunSpec spec_of(BoundaryKind kind, Codec codec, uint32_t vocab = 256) {
   RunSpec spec;
-  spec.model = {.layers = 3, .width = 16, .heads = 2, .kv_heads = 2, .ffn_width = 16, .vocab = vocab, .context = 4};
+  spec.model = {.layers = 3,
+                .width = 16,
+                .heads = 2,
+                .kv_heads = 2,
+                .ffn_width = 16,
+                .vocab = vocab,
+                .context = 4};
   spec.training.microbatch_size = 2;
   spec.boundary.kind = kind;
   spec.boundary.codec = codec;
@@ -50,15 +57,18 @@ Frame frame_of(const RunSpec& spec, Direction direction) {
     frame.tokens.back() = spec.model.vocab - 1;
   }
   frame.payload.resize(payload_bytes(spec.boundary.codec, 8, frame.rank));
-  for (size_t i = 0; i < frame.payload.size(); ++i) frame.payload[i] = static_cast<char>(i * 37 + 1);
+  for (size_t i = 0; i < frame.payload.size(); ++i)
+    frame.payload[i] = static_cast<char>(i * 37 + 1);
   return frame;
 }
 
 void expect_same(const Frame& a, const Frame& b) {
-  EXPECT_EQ(std::tie(a.run, a.epoch, a.microbatch, a.attempt, a.boundary, a.direction, a.kind, a.codec, a.batch, a.context,
-                     a.rank, a.exponent, a.counted_stages, a.lifetime_ms, a.pathway, a.tokens, a.payload),
-            std::tie(b.run, b.epoch, b.microbatch, b.attempt, b.boundary, b.direction, b.kind, b.codec, b.batch, b.context,
-                     b.rank, b.exponent, b.counted_stages, b.lifetime_ms, b.pathway, b.tokens, b.payload));
+  EXPECT_EQ(std::tie(a.run, a.epoch, a.microbatch, a.attempt, a.boundary, a.direction, a.kind,
+                     a.codec, a.batch, a.context, a.rank, a.exponent, a.counted_stages,
+                     a.lifetime_ms, a.pathway, a.tokens, a.payload),
+            std::tie(b.run, b.epoch, b.microbatch, b.attempt, b.boundary, b.direction, b.kind,
+                     b.codec, b.batch, b.context, b.rank, b.exponent, b.counted_stages,
+                     b.lifetime_ms, b.pathway, b.tokens, b.payload));
 }
 
 // With a checksum that fits, as a sender with other settings or with bad intentions would make it.
@@ -79,7 +89,8 @@ Admission admission_of(std::string_view bytes, const RunSpec& spec, std::string*
 }
 
 TEST(Frame, EveryKindCodecAndDirectionComesBackAsItWent) {
-  for (const BoundaryKind kind : {BoundaryKind::kNone, BoundaryKind::kIota, BoundaryKind::kResidual, BoundaryKind::kAnchored}) {
+  for (const BoundaryKind kind : {BoundaryKind::kNone, BoundaryKind::kIota, BoundaryKind::kResidual,
+                                  BoundaryKind::kAnchored}) {
     for (const Codec codec : {Codec::kFp32, Codec::kBf16, Codec::kInt8, Codec::kInt4}) {
       for (const uint32_t vocab : {256u, 257u, 65536u, 65537u}) {
         for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
@@ -87,7 +98,8 @@ TEST(Frame, EveryKindCodecAndDirectionComesBackAsItWent) {
           const Frame sent = frame_of(spec, direction);
           const std::string bytes = encode_frame(sent, vocab);
           EXPECT_EQ(bytes.size(), kFrameHeaderBytes + 4 * sent.pathway.size() +
-                                      token_id_bytes(vocab) * sent.tokens.size() + sent.payload.size());
+                                      token_id_bytes(vocab) * sent.tokens.size() +
+                                      sent.payload.size());
           Frame received;
           std::string why;
           ASSERT_EQ(decode_frame(bytes, spec, kRun, &received, &why), Admission::kAccepted) << why;
@@ -111,7 +123,8 @@ TEST(Frame, EveryTruncationAndExtensionIsRefused) {
   for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
     const std::string bytes = encode_frame(frame_of(spec, direction), 256);
     for (size_t length = 0; length < bytes.size(); ++length) {
-      ASSERT_EQ(admission_of(std::string_view(bytes).substr(0, length), spec), Admission::kCorrupt) << length;
+      ASSERT_EQ(admission_of(std::string_view(bytes).substr(0, length), spec), Admission::kCorrupt)
+          << length;
     }
     EXPECT_EQ(admission_of(bytes + '\0', spec), Admission::kCorrupt);
   }
@@ -150,7 +163,8 @@ TEST(Frame, NoiseIsRefused) {
 
 TEST(Frame, AnotherRunIsRefusedByName) {
   const RunSpec spec = spec_of(BoundaryKind::kAnchored, Codec::kInt4);
-  const std::string bytes = with_field(encode_frame(frame_of(spec, Direction::kForward), 256), kRunAt, kRun + 1);
+  const std::string bytes =
+      with_field(encode_frame(frame_of(spec, Direction::kForward), 256), kRunAt, kRun + 1);
   std::string why;
   EXPECT_EQ(admission_of(bytes, spec, &why), Admission::kWrongRun);
   EXPECT_EQ(why, "frame of run 1122334455667789, this is run 1122334455667788");
@@ -190,7 +204,8 @@ TEST(Frame, LengthsThatDoNotFitTheBytesAreRefused) {
   const std::string good = encode_frame(frame_of(spec, Direction::kForward), 256);
   std::string why;
   for (const uint32_t count : {2u, 4u, 64u}) {
-    EXPECT_EQ(admission_of(with_field(good, kPathwayCountAt, count), spec, &why), Admission::kCorrupt);
+    EXPECT_EQ(admission_of(with_field(good, kPathwayCountAt, count), spec, &why),
+              Admission::kCorrupt);
     EXPECT_THAT(why, HasSubstr("the header promises"));
   }
   EXPECT_EQ(admission_of(with_checksum(good + "x"), spec), Admission::kCorrupt);

@@ -48,7 +48,8 @@ TEST(MinerAttempts, AMicrobatchIsAccumulatedOnceHere) {
   middle.start();
   forward_through(middle, 1, 0);
   middle.backward_arrives(1, 0);
-  EXPECT_EQ(middle.forward_arrives(1, 1), Admission::kAccepted);  // while the first is being accumulated
+  EXPECT_EQ(middle.forward_arrives(1, 1),
+            Admission::kAccepted);  // while the first is being accumulated
   middle.finish_job();
   middle.frame_answered(Admission::kAccepted);
   middle.finish_job();
@@ -80,7 +81,8 @@ TEST(MinerAttempts, TheNewerRouteWins) {
   MinerHarness tail(small_spec(2, 2), 1);
   tail.start();
   ASSERT_EQ(tail.forward_arrives(1, 0, 0), Admission::kAccepted);
-  ASSERT_EQ(tail.forward_arrives(1, 0, 1), Admission::kAccepted);  // while the first one's forward runs
+  ASSERT_EQ(tail.forward_arrives(1, 0, 1),
+            Admission::kAccepted);  // while the first one's forward runs
   tail.finish_job();
   EXPECT_EQ(tail.discarded.size(), 1u);
   ASSERT_TRUE(tail.next_job_is<Forward>());
@@ -89,7 +91,8 @@ TEST(MinerAttempts, TheNewerRouteWins) {
   tail.finish_job();
   ASSERT_EQ(tail.sends.size(), 1u);
   EXPECT_EQ(tail.sends[0].peer.miner, 1u);
-  // And once more, when the gradient is there already: it is handed to the newest, and computed once.
+  // And once more, when the gradient is there already: it is handed to the newest, and computed
+  // once.
   EXPECT_EQ(tail.forward_arrives(1, 0, 0), Admission::kDuplicate);
   ASSERT_EQ(tail.sends.size(), 2u);
   EXPECT_EQ(tail.sends[1].peer.miner, 0u);

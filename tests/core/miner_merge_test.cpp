@@ -61,7 +61,8 @@ TEST(MinerLoading, FromTheSeedMakesTheInitialMastersTheBase) {
 
 TEST(MinerLoading, FromAPublishedState) {
   MinerHarness lone(small_spec(1, 1), 0);
-  lone.assign({.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = {}, .schedule_step = 9});
+  lone.assign(
+      {.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = {}, .schedule_step = 9});
   lone.load();
   const core::SyncRequest report = lone.miner->report();
   EXPECT_EQ(report.applied->state, digest_of("state"));
@@ -73,7 +74,11 @@ TEST(MinerLoading, FromAPublishedState) {
 // All that was trained before the checkpoint is step 0 of the new process.
 TEST(MinerLoading, WithAStateOfItsOwnCountsItsStepsFromOne) {
   MinerHarness lone(small_spec(1, 1), 0);
-  lone.assign({.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = digest_of("own"), .schedule_step = 9});
+  lone.assign({.stage = 0,
+               .epoch = 4,
+               .state = digest_of("state"),
+               .local_state = digest_of("own"),
+               .schedule_step = 9});
   const auto fetch = std::get<FetchState>(lone.background.front());
   EXPECT_EQ(fetch.assignment.local_state, digest_of("own"));
   lone.load();
@@ -84,7 +89,11 @@ TEST(MinerLoading, WithAStateOfItsOwnCountsItsStepsFromOne) {
 
 TEST(MinerLoading, APartialGradientThatCameWithItIsGoneOnWith) {
   MinerHarness lone(small_spec(1, 1), 0);
-  lone.assign({.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = digest_of("own"), .schedule_step = 9});
+  lone.assign({.stage = 0,
+               .epoch = 4,
+               .state = digest_of("state"),
+               .local_state = digest_of("own"),
+               .schedule_step = 9});
   lone.take_background<FetchState>();
   lone.step(core::miner_event::StateFetched{
       true, "", lone.values(), std::make_shared<core::LocalState>(), digest_of("state"), true});
@@ -92,7 +101,8 @@ TEST(MinerLoading, APartialGradientThatCameWithItIsGoneOnWith) {
   lone.jobs.clear();
   lone.step(core::miner_event::StateInstalled{true, "", 1, 1, nullptr});
   train(lone, 0, 1);
-  EXPECT_EQ(lone.miner->report().status.local_steps, 2u);  // one came with it, one more made the step
+  EXPECT_EQ(lone.miner->report().status.local_steps,
+            2u);  // one came with it, one more made the step
 }
 
 TEST(MinerLoading, IsTriedAgainAfterAWhileWhenItFails) {
@@ -170,7 +180,8 @@ TEST(MinerLoading, WhoDrainsWhileItLoadsDoesNotBeginToWork) {
   lone.step(core::miner_event::DrainRequested{});
   lone.load();
   EXPECT_EQ(lone.miner->phase(), MinerPhase::kDraining);
-  lone.assign({.stage = 0, .epoch = 2, .state = digest_of("x"), .local_state = {}, .schedule_step = 0});
+  lone.assign(
+      {.stage = 0, .epoch = 2, .state = digest_of("x"), .local_state = {}, .schedule_step = 0});
   EXPECT_TRUE(lone.background.empty());
 }
 

@@ -76,7 +76,8 @@ TEST(Head, TakesALeaseFromTokensToReceipt) {
   EXPECT_EQ(receipt.gradient_in_hash, digest_of("payload"));
   EXPECT_EQ(receipt.unix_ms, 1000100);
   const Digest signed_hash = digest_of(receipt.signed_bytes("0123456789abcdef"));
-  EXPECT_TRUE(std::equal(signed_hash.bytes.begin(), signed_hash.bytes.end(), receipt.signature.begin()));
+  EXPECT_TRUE(
+      std::equal(signed_hash.bytes.begin(), signed_hash.bytes.end(), receipt.signature.begin()));
 }
 
 TEST(Tail, TurnsAroundAtOnceAndReportsTheLoss) {
@@ -134,10 +135,12 @@ TEST(MinerOptimizer, StepsAfterItsMicrobatchesBeforeAnythingElse) {
   backward_through(middle, 1);
   EXPECT_TRUE(middle.jobs.empty());
   middle.backward_arrives(2);
-  EXPECT_EQ(middle.forward_arrives(3), Admission::kAccepted);  // waits behind the backward and the step
+  EXPECT_EQ(middle.forward_arrives(3),
+            Admission::kAccepted);  // waits behind the backward and the step
   middle.finish_job();
   ASSERT_TRUE(middle.next_job_is<OptimizerStep>());
-  EXPECT_DOUBLE_EQ(std::get<OptimizerStep>(middle.jobs.front()).learning_rate, learning_rate_at(middle.spec.training, 0));
+  EXPECT_DOUBLE_EQ(std::get<OptimizerStep>(middle.jobs.front()).learning_rate,
+                   learning_rate_at(middle.spec.training, 0));
   middle.finish_job();
   ASSERT_TRUE(middle.next_job_is<Forward>());
   const core::SyncRequest report = middle.miner->report();
@@ -216,7 +219,8 @@ TEST(MinerPeers, ARefusedFrameGoesToAnother) {
     ASSERT_EQ(middle.sends.size(), 1u);  // a new round
     EXPECT_EQ(middle.sends[0].peer.miner, 20u);
     middle.frame_answered(Admission::kAccepted);
-    EXPECT_EQ(middle.backward_arrives(1, 0, 1), Admission::kUnknownMicrobatch);  // not from whom it went to
+    EXPECT_EQ(middle.backward_arrives(1, 0, 1),
+              Admission::kUnknownMicrobatch);  // not from whom it went to
     EXPECT_EQ(middle.backward_arrives(1, 0, 0), Admission::kAccepted);
   }
 }
@@ -288,7 +292,8 @@ TEST(MinerPeers, AGradientIsHandedBackUntilUpstreamHasIt) {
   tail.forward_arrives(1);
   tail.finish_job();
   tail.finish_job();
-  for (const Admission refusal : {Admission::kUnreachable, Admission::kFull, Admission::kNotReady}) {
+  for (const Admission refusal :
+       {Admission::kUnreachable, Admission::kFull, Admission::kNotReady}) {
     tail.frame_answered(refusal);
     EXPECT_TRUE(tail.sends.empty());
     tail.pass(200);
@@ -304,10 +309,14 @@ TEST(MinerAdmission, OnlyFromANeighbourForThisStageAndWhenReady) {
   EXPECT_EQ(middle.forward_arrives(1), Admission::kNotReady);
   EXPECT_EQ(middle.backward_arrives(1), Admission::kWrongStage);
   middle.start();
-  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kForward, 1), 0), Admission::kWrongStage);
-  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kBackward, 0), 20), Admission::kWrongStage);
-  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kForward, 0), 5), Admission::kNotReady);   // unknown
-  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kForward, 0), 20), Admission::kNotReady);  // downstream
+  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kForward, 1), 0),
+            Admission::kWrongStage);
+  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kBackward, 0), 20),
+            Admission::kWrongStage);
+  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kForward, 0), 5),
+            Admission::kNotReady);  // unknown
+  EXPECT_EQ(middle.arrive(middle.frame_of(1, 0, Direction::kForward, 0), 20),
+            Admission::kNotReady);  // downstream
   EXPECT_EQ(middle.backward_arrives(1), Admission::kUnknownMicrobatch);
   EXPECT_EQ(middle.miner->report().status.frames_refused, 7u);
 }

@@ -86,7 +86,8 @@ TEST(Leases, AreCappedAndGivenAgainForTheSameRequest) {
   head.sync();
   ASSERT_EQ(head.leases.size(), 2u);
   EXPECT_EQ(head.leases[0].microbatch, 0u);
-  EXPECT_EQ(head.leases[0].pathway, (std::vector<MinerIndex>{head.index(), swarm.at(1, 0).index()}));
+  EXPECT_EQ(head.leases[0].pathway,
+            (std::vector<MinerIndex>{head.index(), swarm.at(1, 0).index()}));
   EXPECT_EQ(head.leases[0].lifetime_ms, 1000u);
   core::SyncRequest request = head.report();
   request.leases_wanted = 2;
@@ -103,7 +104,8 @@ TEST(Leases, AreCappedAndGivenAgainForTheSameRequest) {
   EXPECT_EQ(swarm.world.state().leased, 4u);  // twice max_in_flight
   EXPECT_EQ(head.record().in_flight, 4u);
   const uint64_t met = head.record().lease_request;
-  swarm.world.step(core::LeasesRequested{head.index(), met + 1, 1});  // at its cap: the number is not used up
+  swarm.world.step(
+      core::LeasesRequested{head.index(), met + 1, 1});  // at its cap: the number is not used up
   EXPECT_EQ(head.record().lease_request, met);
 }
 
@@ -137,8 +139,9 @@ TEST(Leases, ExpireAndAreIssuedAgainAsTheNextAttempt) {
   ScriptedMiner& other = swarm.at(0, 1);
   other.leases.clear();
   other.sync();
-  const auto again = std::find_if(other.leases.begin(), other.leases.end(),
-                                  [&](const core::Lease& l) { return l.microbatch == lease.microbatch; });
+  const auto again =
+      std::find_if(other.leases.begin(), other.leases.end(),
+                   [&](const core::Lease& l) { return l.microbatch == lease.microbatch; });
   ASSERT_NE(again, other.leases.end());
   EXPECT_EQ(again->attempt, 1u);
   EXPECT_EQ(again->counted_stages, 2u);  // stage 1 has its gradient
@@ -160,7 +163,8 @@ TEST(Leases, ARequestThatCouldNotBeMetStaysOpen) {
     head.receipt(head.leases.back().microbatch);
     head.leases.pop_back();
   }
-  // The same report completes the checkpoint's last microbatch and asks for more: it gets none, and asks again later.
+  // The same report completes the checkpoint's last microbatch and asks for more: it gets none, and
+  // asks again later.
   head.habits.checkpoints = false;
   EXPECT_TRUE(head.sync().leases.empty());
   EXPECT_EQ(swarm.world.state().phase, RunPhase::kCheckpointing);

@@ -42,7 +42,8 @@ TEST(Merge, BeginsWhenTheQuorumHasItsMicrobatches) {
   const core::Merge& merge = *swarm.world.stage(0).merge;
   EXPECT_EQ(merge.target, 1u);
   EXPECT_EQ(merge.phase, MergePhase::kSnapshot);
-  EXPECT_EQ(merge.invited, (std::set<MinerIndex>{swarm.at(0, 0).index(), swarm.at(0, 1).index(), swarm.at(0, 2).index()}));
+  EXPECT_EQ(merge.invited, (std::set<MinerIndex>{swarm.at(0, 0).index(), swarm.at(0, 1).index(),
+                                                 swarm.at(0, 2).index()}));
 }
 
 // Gradients that no optimizer step has taken up yet are not in any snapshot.
@@ -108,7 +109,8 @@ TEST(Merge, WeightsAreTheCountedMicrobatchesUpToTheSnapshot) {
   for (int i = 0; i < 4; ++i) swarm.train_one(0);
   swarm.sync_all();
   ASSERT_TRUE(swarm.world.stage(0).merge);
-  EXPECT_EQ(swarm.world.stage(0).merge->invited, (std::set<MinerIndex>{1}));  // the quorum was there with it
+  EXPECT_EQ(swarm.world.stage(0).merge->invited,
+            (std::set<MinerIndex>{1}));  // the quorum was there with it
   swarm.at(0, 1).habits.uploads = true;
   swarm.at(0, 1).sync();  // takes the snapshot: 8 gradients in 4 steps, one more in the next
   swarm.at(0, 1).sync();
@@ -120,7 +122,8 @@ TEST(Merge, WeightsAreTheCountedMicrobatchesUpToTheSnapshot) {
   swarm.at(0, 1).sync();
   EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
   EXPECT_EQ(swarm.at(0, 1).record().fresh_total(), 1u);
-  EXPECT_EQ(swarm.at(0, 0).record().fresh_total(), 4u);  // it took no part: its work counts in the next
+  EXPECT_EQ(swarm.at(0, 0).record().fresh_total(),
+            4u);  // it took no part: its work counts in the next
   swarm.sync_all();
   swarm.sync_all();
   EXPECT_EQ(swarm.at(0, 0).record().epoch, 1u);
@@ -132,7 +135,9 @@ TEST(Merge, TheDeadlineFreezesWithTheUploadsThatAreThere) {
   swarm.at(0, 2).habits.uploads = false;
   swarm.at(0, 0).habits.reduces = swarm.at(0, 1).habits.reduces = false;
   swarm.train(4);
-  ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).merge && swarm.world.stage(0).merge->uploads.size() == 2; }));
+  ASSERT_TRUE(swarm.sync_until([&] {
+    return swarm.world.stage(0).merge && swarm.world.stage(0).merge->uploads.size() == 2;
+  }));
   swarm.world.pass(499);
   EXPECT_EQ(swarm.world.stage(0).merge->phase, MergePhase::kSnapshot);
   swarm.world.pass(1);
@@ -238,7 +243,8 @@ TEST(Merge, AnUnreadableUploadAbortsAndTheOthersGoOnWithoutIt) {
   swarm.at(0, 1).habits.lies = false;
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.at(0, 1).record().epoch == 1; }));
   EXPECT_EQ(swarm.world.stage(0).past[0].participants, (std::vector<MinerIndex>{0}));
-  EXPECT_EQ(swarm.at(0, 1).record().fresh_total(), 4u);  // its work is in its masters, and counts in the next merge
+  EXPECT_EQ(swarm.at(0, 1).record().fresh_total(),
+            4u);  // its work is in its masters, and counts in the next merge
   swarm.train(4);
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).epoch == 2; }));
   EXPECT_EQ(swarm.world.stage(0).past[1].participants, (std::vector<MinerIndex>{0, 1}));
@@ -252,14 +258,16 @@ TEST(Merge, AnUploadThatMerelyCouldNotBeFetchedIsTriedAgain) {
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
   swarm.world.pass(500);
   ASSERT_EQ(swarm.world.recomputations.size(), 1u);
-  swarm.world.step(core::ShardRecomputed{0, {1, swarm.world.recomputations[0].shard, Digest{}}, {}});
+  swarm.world.step(
+      core::ShardRecomputed{0, {1, swarm.world.recomputations[0].shard, Digest{}}, {}});
   EXPECT_EQ(swarm.world.stage(0).merges_aborted, 1u);
   EXPECT_TRUE(swarm.at(0, 0).record().upload);  // it is committed again
   swarm.at(0, 0).habits.reduces = true;
   EXPECT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).epoch == 1; }));
 }
 
-// A merge that fails at its uploads begins again with another manifest: shards of the first must not count in it.
+// A merge that fails at its uploads begins again with another manifest: shards of the first must
+// not count in it.
 TEST(Merge, CommitsOfAnAbortedMergeDoNotCountInTheNext) {
   ScriptedSwarm swarm(one_stage(3));
   swarm.start();
@@ -277,8 +285,10 @@ TEST(Merge, CommitsOfAnAbortedMergeDoNotCountInTheNext) {
   // What was asked for in the first comes late, when the second has its manifest.
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
   for (uint32_t i = 0; i < 3; ++i) {
-    swarm.world.step(core::ShardCommitted{0, {job.target, first + i, digest_of("of the first manifest")}});
-    swarm.world.step(core::ShardRecomputed{0, {job.target, first + i, digest_of("of the first manifest")}, {}});
+    swarm.world.step(
+        core::ShardCommitted{0, {job.target, first + i, digest_of("of the first manifest")}});
+    swarm.world.step(
+        core::ShardRecomputed{0, {job.target, first + i, digest_of("of the first manifest")}, {}});
   }
   swarm.world.recomputations.clear();
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).epoch == 1; }));
@@ -326,7 +336,8 @@ TEST(Merge, ALostMinersUploadCountsButARestartedOnesDoesNot) {
   }
 }
 
-// The steps of a new process are counted from 0 again: the end of the old one's merge must not take them for its own.
+// The steps of a new process are counted from 0 again: the end of the old one's merge must not take
+// them for its own.
 TEST(Merge, AProcessThatRestartsDuringTheReductionKeepsItsNewCounts) {
   ScriptedSwarm swarm(one_stage(2));
   swarm.start();

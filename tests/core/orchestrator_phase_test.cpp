@@ -15,7 +15,8 @@ using core::RunPhase;
 int finish(ScriptedSwarm& swarm) {
   int rounds = 0;
   for (; rounds < 500 && swarm.world.state().phase != RunPhase::kFinished; ++rounds) {
-    for (uint32_t replica = 0; replica < swarm.world.state().spec.pipeline.miners_per_stage; ++replica) {
+    for (uint32_t replica = 0; replica < swarm.world.state().spec.pipeline.miners_per_stage;
+         ++replica) {
       swarm.at(0, replica).sync();
       while (!swarm.at(0, replica).leases.empty()) swarm.train_one(replica);
     }
@@ -100,7 +101,8 @@ TEST(Checkpoint, IsTakenEverySoManyMicrobatches) {
   ScriptedSwarm swarm(spec);
   swarm.start();
   finish(swarm);
-  EXPECT_EQ(swarm.world.state().checkpoint_id, 4u);  // at 10, 20, 30 or a little later, and at the end
+  EXPECT_EQ(swarm.world.state().checkpoint_id,
+            4u);  // at 10, 20, 30 or a little later, and at the end
 }
 
 TEST(Checkpoint, DrainsFirstAndNamesWhatIsOpenWhenThatTakesTooLong) {
@@ -262,7 +264,8 @@ core::RunResumed resumed_event(const core::RunSpec& spec) {
   resumed.next_microbatch = 10;
   resumed.done = 8;
   resumed.open = {{3, 2, 1}, {9, 0, 0}};
-  for (StageIndex s = 0; s < spec.pipeline.stages; ++s) resumed.stages.push_back({5, digest_of("state"), 4});
+  for (StageIndex s = 0; s < spec.pipeline.stages; ++s)
+    resumed.stages.push_back({5, digest_of("state"), 4});
   resumed.miners.push_back({node_of(101), 1, digest_of("local"), 17, 7, 1});
   return resumed;
 }

@@ -106,7 +106,8 @@ TEST(Newcomers, GetTheNewestPublishedStateAndCatchUpFromThere) {
   EXPECT_EQ(next.answer().assignment->schedule_step, 2u);
 }
 
-// Merges since the newest published state are kept however old they are: the state can always be built again.
+// Merges since the newest published state are kept however old they are: the state can always be
+// built again.
 TEST(Newcomers, BuildTheStateFromTheSeedWhenNothingIsPublished) {
   core::RunSpec spec = one_stage(2);
   spec.merge.max_staleness = 1;
@@ -115,16 +116,20 @@ TEST(Newcomers, BuildTheStateFromTheSeedWhenNothingIsPublished) {
   swarm.start();
   for (Epoch epoch = 1; epoch <= 3; ++epoch) {
     swarm.train(4);
-    ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).epoch == epoch && swarm.at(0, 1).record().epoch == epoch; }));
+    ASSERT_TRUE(swarm.sync_until([&] {
+      return swarm.world.stage(0).epoch == epoch && swarm.at(0, 1).record().epoch == epoch;
+    }));
   }
   EXPECT_EQ(swarm.world.stage(0).past.size(), 3u);
-  for (const auto& miner : swarm.miners) swarm.world.step(core::MinerLost{miner->index(), "silent"});
+  for (const auto& miner : swarm.miners)
+    swarm.world.step(core::MinerLost{miner->index(), "silent"});
   ScriptedMiner newcomer(swarm.world, 50, 0);
   for (int i = 0; i < 6; ++i) newcomer.sync();
   EXPECT_EQ(newcomer.record().epoch, 3u);
-  EXPECT_TRUE(swarm.world.stage(0).state_published);  // the lost ones' silence made it the publisher
+  EXPECT_TRUE(
+      swarm.world.stage(0).state_published);  // the lost ones' silence made it the publisher
   EXPECT_EQ(swarm.world.stage(0).replica_mismatches, 0u);
-  EXPECT_EQ(swarm.world.stage(0).past.size(), 1u);    // that is enough now
+  EXPECT_EQ(swarm.world.stage(0).past.size(), 1u);  // that is enough now
 }
 
 TEST(Replicas, OneThatDiffersWaitsUntilSomethingIsPublished) {
@@ -133,7 +138,8 @@ TEST(Replicas, OneThatDiffersWaitsUntilSomethingIsPublished) {
   swarm.at(0, 1).spoiled_state = digest_of("another seed");
   for (int i = 0; i < 4; ++i) swarm.sync_all();
   EXPECT_FALSE(swarm.at(0, 1).answer().assignment);
-  EXPECT_EQ(swarm.at(0, 1).answer().reason, "waiting until a replica has published the stage's state");
+  EXPECT_EQ(swarm.at(0, 1).answer().reason,
+            "waiting until a replica has published the stage's state");
   EXPECT_TRUE(swarm.at(0, 0).sync().publish_state);
   swarm.at(0, 0).habits.publishes = true;
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.at(0, 1).record().ready; }));

@@ -23,11 +23,14 @@ class MergeReduceTest : public testing::Test {
   void SetUp() override {
     for (const float start : {1.0f, -3.0f, 100.0f}) {
       const std::vector<float> values = upload_of(start);
-      uploads_.push_back({*put_object(blobs_, bytes_of(values), kBlock * 4), weights_[uploads_.size()]});
+      uploads_.push_back(
+          {*put_object(blobs_, bytes_of(values), kBlock * 4), weights_[uploads_.size()]});
       values_.push_back(values);
     }
   }
-  ReduceInputs inputs(uint64_t first, uint64_t count) const { return {uploads_, first, count, kBlock, kValues}; }
+  ReduceInputs inputs(uint64_t first, uint64_t count) const {
+    return {uploads_, first, count, kBlock, kValues};
+  }
 
   const float weights_[3] = {0.25f, 0.5f, 0.25f};
   test::MemoryBlobs blobs_;
@@ -87,8 +90,12 @@ TEST_F(MergeReduceTest, UploadsOfAnotherSizeOrBlockAreRefused) {
 TEST_F(MergeReduceTest, AStoreThatDoesNotAnswerBlamesNobody) {
   class Away final : public ports::BlobLink {
    public:
-    StatusOr<std::vector<Digest>> put(const std::vector<std::string>&) override { return unavailable("away"); }
-    StatusOr<std::vector<std::string>> get(const std::vector<Digest>&) override { return unavailable("away"); }
+    StatusOr<std::vector<Digest>> put(const std::vector<std::string>&) override {
+      return unavailable("away");
+    }
+    StatusOr<std::vector<std::string>> get(const std::vector<Digest>&) override {
+      return unavailable("away");
+    }
   } away;
   EXPECT_TRUE(absl::IsUnavailable(reduce_shard(away, inputs(0, 1)).status()));
   EXPECT_TRUE(unreadable_uploads(away, inputs(0, 1)).empty());

@@ -20,10 +20,12 @@ TEST(Objects, ComeBackWholeAndInParts) {
     EXPECT_EQ(manifest->digest(), *name);
     for (uint64_t first = 0; first <= manifest->chunks.size(); ++first) {
       for (uint64_t count = 0; first + count <= manifest->chunks.size(); ++count) {
-        EXPECT_EQ(*get_chunks(blobs, *manifest, first, count), content.substr(std::min(first * 100, size), count * 100));
+        EXPECT_EQ(*get_chunks(blobs, *manifest, first, count),
+                  content.substr(std::min(first * 100, size), count * 100));
       }
     }
-    EXPECT_TRUE(absl::IsOutOfRange(get_chunks(blobs, *manifest, 0, manifest->chunks.size() + 1).status()));
+    EXPECT_TRUE(
+        absl::IsOutOfRange(get_chunks(blobs, *manifest, 0, manifest->chunks.size() + 1).status()));
     EXPECT_TRUE(absl::IsOutOfRange(get_chunks(blobs, *manifest, UINT64_MAX, 2).status()));
   }
 }
@@ -55,7 +57,8 @@ TEST(Objects, ChunksOfOtherLengthsAreRefused) {
 TEST(StageState, IsNamedAsItIsStored) {
   test::MemoryBlobs blobs;
   const std::vector<float> base{1, -2, 3.5f}, momentum{0, 1e-30f, -0.0f};
-  EXPECT_EQ(*name_stage_state(base, momentum), *put_object(blobs, encode_stage_state(base, momentum)));
+  EXPECT_EQ(*name_stage_state(base, momentum),
+            *put_object(blobs, encode_stage_state(base, momentum)));
   EXPECT_NE(*name_stage_state(momentum, base), *name_stage_state(base, momentum));
   EXPECT_EQ(values_of(bytes_of(base)), base);
 }

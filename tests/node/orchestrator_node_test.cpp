@@ -27,7 +27,8 @@ class OrchestratorNodeTest : public testing::Test {
     node::OrchestratorOptions options;
     options.spec = spec_;
     options.data = small_data();
-    TESSERA_ASSIGN_OR_RETURN(node_, node::OrchestratorNode::open(std::move(options), {&journal_, &blobs_, &checkpoints_}));
+    TESSERA_ASSIGN_OR_RETURN(node_, node::OrchestratorNode::open(
+                                        std::move(options), {&journal_, &blobs_, &checkpoints_}));
     return ok_status();
   }
   core::Registration registration() const {
@@ -40,8 +41,9 @@ class OrchestratorNodeTest : public testing::Test {
   }
   StatusOr<core::RegisterAnswer> join(const NodeId& caller, core::Registration registration) {
     auto answer = std::make_shared<std::promise<StatusOr<core::RegisterAnswer>>>();
-    node_->on_register({caller, "", "here"}, std::move(registration),
-                       [answer](StatusOr<core::RegisterAnswer> a) { answer->set_value(std::move(a)); });
+    node_->on_register(
+        {caller, "", "here"}, std::move(registration),
+        [answer](StatusOr<core::RegisterAnswer> a) { answer->set_value(std::move(a)); });
     return answer->get_future().get();
   }
   StatusOr<core::SyncAnswer> sync(const std::string& session, core::SyncRequest request) {
@@ -110,8 +112,9 @@ TEST_F(OrchestratorNodeTest, AReceiptMustBeSignedAboutItselfAndByItsSender) {
   changed.signature = key_.sign(receipt.signed_bytes(joined.run_id));
   changed.loss = 1;
   EXPECT_TRUE(absl::IsInvalidArgument(outcome(changed, false)));
-  for (const auto& spoil : {+[](core::Receipt* r) { r->miner = 1; }, +[](core::Receipt* r) { r->stage = 1; },
-                            +[](core::Receipt* r) { r->incarnation = 4; }}) {
+  for (const auto& spoil :
+       {+[](core::Receipt* r) { r->miner = 1; }, +[](core::Receipt* r) { r->stage = 1; },
+        +[](core::Receipt* r) { r->incarnation = 4; }}) {
     core::Receipt wrong = receipt;
     spoil(&wrong);
     EXPECT_TRUE(absl::IsInvalidArgument(outcome(wrong)));
@@ -127,9 +130,10 @@ TEST_F(OrchestratorNodeTest, AReceiptMustBeSignedAboutItselfAndByItsSender) {
 TEST_F(OrchestratorNodeTest, NothingIsAcknowledgedThatTheJournalDoesNotHave) {
   journal_.fail();
   std::atomic<bool> answered{false};
-  node_->on_register({key_.id(), "", "here"}, registration(), [&](StatusOr<core::RegisterAnswer> answer) {
-    if (answer.ok()) answered = true;
-  });
+  node_->on_register({key_.id(), "", "here"}, registration(),
+                     [&](StatusOr<core::RegisterAnswer> answer) {
+                       if (answer.ok()) answered = true;
+                     });
   thread_.join();
   EXPECT_TRUE(absl::IsDataLoss(result_->status()));
   EXPECT_THAT(message_of(result_->status()), HasSubstr("journal: disk full"));
@@ -152,7 +156,9 @@ TEST_F(OrchestratorNodeTest, AJournalOfOtherSettingsOrAnotherVersionIsNotOpened)
   journal_.write_garbage();
   const Status refused = open();
   EXPECT_TRUE(absl::IsDataLoss(refused));
-  EXPECT_EQ(message_of(refused), "journal entry 2 ('of the future') can't be read by this version; use the version that wrote it");
+  EXPECT_EQ(message_of(refused),
+            "journal entry 2 ('of the future') can't be read by this version; use the version that "
+            "wrote it");
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ using core::RunPhase;
 bool finished(const OrchestratorState& state) { return state.phase == RunPhase::kFinished; }
 
 bool merged(const OrchestratorState& state) {
-  return std::all_of(state.stages.begin(), state.stages.end(), [](const core::StageRecord& s) { return s.epoch >= 1; });
+  return std::all_of(state.stages.begin(), state.stages.end(),
+                     [](const core::StageRecord& s) { return s.epoch >= 1; });
 }
 
 void expect_nothing_lost(NodeSwarm& swarm) {
@@ -92,7 +93,8 @@ TEST(SwarmFaults, TheOrchestratorGoesOnFromItsJournal) {
     const OrchestratorState after = swarm.journal->state();
     EXPECT_EQ(after.done, before.done);
     EXPECT_EQ(after.stages[0].epoch, before.stages[0].epoch);
-    ASSERT_TRUE(swarm.journal->wait([&](const OrchestratorState& s) { return s.done >= done + 30; }));
+    ASSERT_TRUE(
+        swarm.journal->wait([&](const OrchestratorState& s) { return s.done >= done + 30; }));
   }
   expect_nothing_lost(swarm);
   // The same processes all the way: nobody had to start again.
@@ -121,7 +123,8 @@ TEST(SwarmFaults, AMinerThatDrainsLeavesNothingBehind) {
   expect_nothing_lost(swarm);
 }
 
-// One whose uploads never arrive at the store spoils a merge once; then the others merge without it.
+// One whose uploads never arrive at the store spoils a merge once; then the others merge without
+// it.
 TEST(SwarmFaults, UploadsThatAreLostDoNotStallTheMerges) {
   core::RunSpec spec = node_spec(1, 3, 40);
   spec.timeouts.merge_phase_ms = 300;
@@ -131,8 +134,10 @@ TEST(SwarmFaults, UploadsThatAreLostDoNotStallTheMerges) {
   swarm.start_miner(0);
   swarm.start_miner(0);
   ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& s) { return s.miners.size() == 2; }));
-  const size_t loser = swarm.start_miner(0, &losing);  // not the first: that one publishes the state
-  ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& s) { return s.stages[0].epoch >= 1; }));
+  const size_t loser =
+      swarm.start_miner(0, &losing);  // not the first: that one publishes the state
+  ASSERT_TRUE(
+      swarm.journal->wait([](const OrchestratorState& s) { return s.stages[0].epoch >= 1; }));
   losing.loses = true;
   const NodeId node = swarm.node(loser);
   EXPECT_TRUE(swarm.journal->wait([&](const OrchestratorState& s) {
@@ -140,7 +145,8 @@ TEST(SwarmFaults, UploadsThatAreLostDoNotStallTheMerges) {
   }));
   const Epoch epoch = swarm.journal->state().stages[0].epoch;
   EXPECT_GE(swarm.journal->state().stages[0].merges_aborted, 1u);
-  EXPECT_TRUE(swarm.journal->wait([&](const OrchestratorState& s) { return s.stages[0].epoch > epoch; }));
+  EXPECT_TRUE(
+      swarm.journal->wait([&](const OrchestratorState& s) { return s.stages[0].epoch > epoch; }));
   losing.loses = false;
   expect_nothing_lost(swarm);
   expect_same_files(swarm, 0, 1);

@@ -23,7 +23,8 @@ bool at_epoch(const OrchestratorState& state, Epoch epoch) {
 
 // The run is finished, nothing is lost, and everyone heard of it.
 void expect_finished(NodeSwarm& swarm) {
-  ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& state) { return state.phase == RunPhase::kFinished; }));
+  ASSERT_TRUE(swarm.journal->wait(
+      [](const OrchestratorState& state) { return state.phase == RunPhase::kFinished; }));
   const OrchestratorState state = swarm.journal->state();
   EXPECT_EQ(state.done, swarm.spec.total_microbatches());
   EXPECT_TRUE(state.open.empty());
@@ -45,10 +46,13 @@ void expect_identical_replicas(NodeSwarm& swarm, const std::vector<size_t>& mine
     const std::string file = swarm.stage_state(number);
     ASSERT_GT(file.size(), 20u) << "miner " << number;
     const auto [first, is_first] = files.emplace(record.stage, file);
-    EXPECT_TRUE(is_first || first->second == file) << "miner " << number << " of stage " << record.stage;
+    EXPECT_TRUE(is_first || first->second == file)
+        << "miner " << number << " of stage " << record.stage;
     const std::vector<float> values = node::values_of(std::string_view(file).substr(20));
-    const std::vector<float> base(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2));
-    const std::vector<float> momentum(values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
+    const std::vector<float> base(values.begin(),
+                                  values.begin() + static_cast<int64_t>(values.size() / 2));
+    const std::vector<float> momentum(values.begin() + static_cast<int64_t>(values.size() / 2),
+                                      values.end());
     EXPECT_EQ(*node::name_stage_state(base, momentum), state.stages[record.stage].state);
   }
   EXPECT_EQ(files.size(), state.stages.size());
@@ -93,7 +97,8 @@ TEST(Swarm, ThreeStagesOfTwoMinersTrainMergeAndFinish) {
   for (StageIndex s = 0; s < 3; ++s) {
     EXPECT_EQ(checkpoint.stages[s].weights.size(), core::stage_value_count(swarm.spec, s));
     EXPECT_EQ(checkpoint.stages[s].weights, checkpoint.stages[s].base);
-    EXPECT_EQ(*node::name_stage_state(checkpoint.stages[s].base, checkpoint.stages[s].momentum), state.stages[s].state);
+    EXPECT_EQ(*node::name_stage_state(checkpoint.stages[s].base, checkpoint.stages[s].momentum),
+              state.stages[s].state);
   }
 }
 
@@ -125,7 +130,8 @@ TEST(Swarm, ALateJoinerGetsTheStateAndTakesPartInAMerge) {
   NodeSwarm swarm(node_spec(2, 2, 150));
   ASSERT_TRUE(swarm.open_orchestrator().ok());
   swarm.start_all();
-  ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& state) { return at_epoch(state, 1); }));
+  ASSERT_TRUE(
+      swarm.journal->wait([](const OrchestratorState& state) { return at_epoch(state, 1); }));
   const size_t late = swarm.start_miner(1);
   const NodeId node = swarm.node(late);
   EXPECT_TRUE(swarm.journal->wait([&](const OrchestratorState& state) {
@@ -147,13 +153,15 @@ TEST(Swarm, StopsWithACheckpointAndGoesOnFromIt) {
   NodeSwarm swarm(spec);
   ASSERT_TRUE(swarm.open_orchestrator().ok());
   swarm.start_all();
-  ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& state) { return !state.last_checkpoint.empty(); }));
+  ASSERT_TRUE(swarm.journal->wait(
+      [](const OrchestratorState& state) { return !state.last_checkpoint.empty(); }));
   ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& state) { return state.done >= 90; }));
   swarm.request_stop();
   const StatusOr<std::string> why = swarm.orchestrator_result();
   ASSERT_TRUE(why.ok()) << why.status();
   EXPECT_EQ(*why, "the run is stopped");
-  for (size_t number = 0; number < 4; ++number) EXPECT_EQ(*swarm.miner_result(number), "the run is stopped");
+  for (size_t number = 0; number < 4; ++number)
+    EXPECT_EQ(*swarm.miner_result(number), "the run is stopped");
   const ports::Checkpoint checkpoint = swarm.checkpoints.all().back();
   EXPECT_GE(checkpoint.done, 90u);
   EXPECT_LT(checkpoint.done, spec.total_microbatches());
@@ -170,7 +178,8 @@ TEST(Swarm, StopsWithACheckpointAndGoesOnFromIt) {
   EXPECT_EQ(swarm.journal->state().done, checkpoint.done);
   EXPECT_EQ(swarm.journal->state().run_id, checkpoint.run_id);
   for (size_t number = 0; number < 4; ++number) swarm.restart_miner(number);
-  ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& state) { return state.phase == RunPhase::kRunning; }));
+  ASSERT_TRUE(swarm.journal->wait(
+      [](const OrchestratorState& state) { return state.phase == RunPhase::kRunning; }));
   expect_finished(swarm);
   EXPECT_GT(swarm.journal->state().stages[0].epoch, epoch);
   for (size_t number = 0; number < 4; ++number) EXPECT_TRUE(swarm.miner_result(number).ok());
@@ -179,8 +188,9 @@ TEST(Swarm, StopsWithACheckpointAndGoesOnFromIt) {
   const ports::Checkpoint last = swarm.checkpoints.all().back();
   ASSERT_EQ(last.miners.size(), 4u);
   for (const ports::CheckpointMiner& miner : last.miners) {
-    const auto before = std::find_if(checkpoint.miners.begin(), checkpoint.miners.end(),
-                                     [&](const ports::CheckpointMiner& m) { return m.node == miner.node; });
+    const auto before =
+        std::find_if(checkpoint.miners.begin(), checkpoint.miners.end(),
+                     [&](const ports::CheckpointMiner& m) { return m.node == miner.node; });
     ASSERT_NE(before, checkpoint.miners.end());
     EXPECT_GT(miner.state.optimizer_steps, before->state.optimizer_steps);
     EXPECT_GT(miner.schedule_step, before->schedule_step);
@@ -197,7 +207,8 @@ TEST(Swarm, PauseAndViews) {
   EXPECT_TRUE(absl::IsPermissionDenied(refused.status()));
   EXPECT_THAT(message_of(refused.status()), HasSubstr("add it to 'admins'"));
   ASSERT_TRUE(swarm.command(swarm.admin, "pause").ok());
-  ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& state) { return state.phase == RunPhase::kPaused; }));
+  ASSERT_TRUE(swarm.journal->wait(
+      [](const OrchestratorState& state) { return state.phase == RunPhase::kPaused; }));
   const std::string status = swarm.query("status");
   EXPECT_THAT(status, HasSubstr("\"phase\":\"paused\""));
   EXPECT_THAT(status, HasSubstr("\"microbatches_total\":120"));
@@ -206,8 +217,9 @@ TEST(Swarm, PauseAndViews) {
   EXPECT_EQ(swarm.query("weather"), "unknown topic 'weather'; known: status, miners");
   EXPECT_TRUE(absl::IsInvalidArgument(swarm.command(swarm.admin, "dance").status()));
   ASSERT_TRUE(swarm.command(swarm.admin, "checkpoint").ok());
-  ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& state) { return state.phase == RunPhase::kPaused &&
-                                                                               !state.last_checkpoint.empty(); }));
+  ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& state) {
+    return state.phase == RunPhase::kPaused && !state.last_checkpoint.empty();
+  }));
   ASSERT_TRUE(swarm.command(swarm.admin, "resume").ok());
   expect_finished(swarm);
 }

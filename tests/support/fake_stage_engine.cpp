@@ -34,10 +34,12 @@ void FakeStageEngine::new_version() {
   weights_ = std::make_shared<const std::vector<float>>(masters_);
 }
 
-core::BoundaryPayload FakeStageEngine::payload(uint32_t boundary, core::Direction direction, MicrobatchId microbatch) const {
+core::BoundaryPayload FakeStageEngine::payload(uint32_t boundary, core::Direction direction,
+                                               MicrobatchId microbatch) const {
   core::BoundaryPayload out;
   const size_t rows = spec_.tokens_per_microbatch();
-  out.bytes.resize(payload_bytes(spec_.boundary.codec, rows, static_cast<size_t>(core::boundary_width(spec_))));
+  out.bytes.resize(
+      payload_bytes(spec_.boundary.codec, rows, static_cast<size_t>(core::boundary_width(spec_))));
   const PayloadLabel label{microbatch, boundary, static_cast<uint32_t>(direction)};
   TESSERA_CHECK(out.bytes.size() >= sizeof(label));
   std::memcpy(out.bytes.data(), &label, sizeof(label));
@@ -45,18 +47,23 @@ core::BoundaryPayload FakeStageEngine::payload(uint32_t boundary, core::Directio
   return out;
 }
 
-Status FakeStageEngine::check(const core::BoundaryPayload& input, uint32_t boundary, core::Direction direction,
-                              MicrobatchId microbatch) const {
+Status FakeStageEngine::check(const core::BoundaryPayload& input, uint32_t boundary,
+                              core::Direction direction, MicrobatchId microbatch) const {
   const core::BoundaryPayload expected = payload(boundary, direction, microbatch);
   if (input.bytes == expected.bytes && input.exponent == expected.exponent) return ok_status();
-  return internal_error("the payload is not that of microbatch {} at boundary {}", microbatch, boundary);
+  return internal_error("the payload is not that of microbatch {} at boundary {}", microbatch,
+                        boundary);
 }
 
-StatusOr<ports::ForwardResult> FakeStageEngine::forward(const core::MicrobatchKey& key, const std::vector<uint32_t>& tokens,
+StatusOr<ports::ForwardResult> FakeStageEngine::forward(const core::MicrobatchKey& key,
+                                                        const std::vector<uint32_t>& tokens,
                                                         const core::BoundaryPayload& input) {
-  if (tokens.size() != spec_.training.microbatch_size * (spec_.model.context + 1)) return internal_error("wrong tokens");
-  if (stage_ > 0) TESSERA_RETURN_IF_ERROR(check(input, stage_ - 1, core::Direction::kForward, key.microbatch));
-  if (!held_.emplace(key, Held{weights_, version_}).second) return internal_error("microbatch {} twice", key.microbatch);
+  if (tokens.size() != spec_.training.microbatch_size * (spec_.model.context + 1))
+    return internal_error("wrong tokens");
+  if (stage_ > 0)
+    TESSERA_RETURN_IF_ERROR(check(input, stage_ - 1, core::Direction::kForward, key.microbatch));
+  if (!held_.emplace(key, Held{weights_, version_}).second)
+    return internal_error("microbatch {} twice", key.microbatch);
   ports::ForwardResult result;
   result.weight_version = version_;
   if (is_tail()) {
@@ -69,22 +76,26 @@ StatusOr<ports::ForwardResult> FakeStageEngine::forward(const core::MicrobatchKe
   return result;
 }
 
-StatusOr<ports::BackwardResult> FakeStageEngine::backward(const core::MicrobatchKey& key,
-                                                          const core::BoundaryPayload& output_gradient, bool accumulate) {
+StatusOr<ports::BackwardResult> FakeStageEngine::backward(
+    const core::MicrobatchKey& key, const core::BoundaryPayload& output_gradient, bool accumulate) {
   const auto held = held_.extract(key);
   if (held.empty()) return internal_error("microbatch {} is not held", key.microbatch);
-  if (!is_tail()) TESSERA_RETURN_IF_ERROR(check(output_gradient, stage_, core::Direction::kBackward, key.microbatch));
+  if (!is_tail())
+    TESSERA_RETURN_IF_ERROR(
+        check(output_gradient, stage_, core::Direction::kBackward, key.microbatch));
   if (accumulate) {
     const auto& weights = *held.mapped().weights;
     for (size_t i = 0; i < weights.size(); ++i) {
-      const auto noise = static_cast<float>(mix64(key.microbatch * 8191 + i) >> 40) * 0x1.0p-24f - 0.5f;
+      const auto noise =
+          static_cast<float>(mix64(key.microbatch * 8191 + i) >> 40) * 0x1.0p-24f - 0.5f;
       gradient_[i] += weights[i] + 0.1f * noise;
     }
     ++accumulated_;
   }
   ports::BackwardResult result;
   result.weight_version = held.mapped().version;
-  if (stage_ > 0) result.input_gradient = payload(stage_ - 1, core::Direction::kBackward, key.microbatch);
+  if (stage_ > 0)
+    result.input_gradient = payload(stage_ - 1, core::Direction::kBackward, key.microbatch);
   return result;
 }
 
@@ -105,14 +116,16 @@ StatusOr<ports::StepResult> FakeStageEngine::step(double learning_rate) {
 }
 
 Status FakeStageEngine::set_masters(const std::vector<float>& values) {
-  if (values.size() != masters_.size()) return invalid_argument("{} values for {}", values.size(), masters_.size());
+  if (values.size() != masters_.size())
+    return invalid_argument("{} values for {}", values.size(), masters_.size());
   masters_ = values;
   new_version();
   return ok_status();
 }
 
 core::LocalState FakeStageEngine::export_state() {
-  core::LocalState state{masters_, first_moment_, second_moment_, optimizer_steps_, {}, accumulated_};
+  core::LocalState state{masters_, first_moment_, second_moment_, optimizer_steps_,
+                         {},       accumulated_};
   if (accumulated_ > 0) state.gradient = gradient_;
   return state;
 }

@@ -1,5 +1,6 @@
-// A stage without a model: plain vectors, a gradient that pulls every value towards zero, and payloads that say what they
-// are, so that one that went astray is noticed. Deterministic in (stage, microbatch, weights).
+// A stage without a model: plain vectors, a gradient that pulls every value towards zero, and
+// payloads that say what they are, so that one that went astray is noticed. Deterministic in
+// (stage, microbatch, weights).
 #pragma once
 
 #include <map>
@@ -17,9 +18,11 @@ class FakeStageEngine final : public ports::StageEngine {
 
   const std::vector<core::TensorLayout>& layout() const override { return layout_; }
   uint64_t value_count() const override { return masters_.size(); }
-  StatusOr<ports::ForwardResult> forward(const core::MicrobatchKey& key, const std::vector<uint32_t>& tokens,
+  StatusOr<ports::ForwardResult> forward(const core::MicrobatchKey& key,
+                                         const std::vector<uint32_t>& tokens,
                                          const core::BoundaryPayload& input) override;
-  StatusOr<ports::BackwardResult> backward(const core::MicrobatchKey& key, const core::BoundaryPayload& output_gradient,
+  StatusOr<ports::BackwardResult> backward(const core::MicrobatchKey& key,
+                                           const core::BoundaryPayload& output_gradient,
                                            bool accumulate) override;
   void discard(const core::MicrobatchKey& key) override { held_.erase(key); }
   StatusOr<ports::StepResult> step(double learning_rate) override;
@@ -35,7 +38,8 @@ class FakeStageEngine final : public ports::StageEngine {
     std::shared_ptr<const std::vector<float>> weights;
     uint64_t version = 0;
   };
-  core::BoundaryPayload payload(uint32_t boundary, core::Direction direction, MicrobatchId microbatch) const;
+  core::BoundaryPayload payload(uint32_t boundary, core::Direction direction,
+                                MicrobatchId microbatch) const;
   Status check(const core::BoundaryPayload& payload, uint32_t boundary, core::Direction direction,
                MicrobatchId microbatch) const;
   bool is_tail() const { return stage_ + 1 == spec_.pipeline.stages; }

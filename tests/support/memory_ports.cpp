@@ -16,7 +16,8 @@ Status MemoryJournal::append(std::vector<ports::JournalRecord>* records) {
   return ok_status();
 }
 
-Status MemoryJournal::replay(uint64_t after, const std::function<Status(const ports::JournalRecord&)>& visit) {
+Status MemoryJournal::replay(uint64_t after,
+                             const std::function<Status(const ports::JournalRecord&)>& visit) {
   std::lock_guard lock(mutex_);
   for (const ports::JournalRecord& record : records_) {
     if (record.sequence > after) TESSERA_RETURN_IF_ERROR(visit(record));
@@ -42,13 +43,18 @@ core::OrchestratorState MemoryJournal::state() const {
 std::vector<core::Event> MemoryJournal::events() const {
   std::lock_guard lock(mutex_);
   std::vector<core::Event> events;
-  for (const ports::JournalRecord& record : records_) events.push_back(*core::decode_event(record.kind, record.body));
+  for (const ports::JournalRecord& record : records_)
+    events.push_back(*core::decode_event(record.kind, record.body));
   return events;
 }
 
 void MemoryJournal::write_garbage() {
   std::lock_guard lock(mutex_);
-  records_.push_back({.sequence = records_.size() + 1, .unix_ms = 0, .kind = "of the future", .body = "?", .json = "{}"});
+  records_.push_back({.sequence = records_.size() + 1,
+                      .unix_ms = 0,
+                      .kind = "of the future",
+                      .body = "?",
+                      .json = "{}"});
 }
 
 StatusOr<std::vector<Digest>> MemoryBlobs::put(const std::vector<std::string>& blobs) {
@@ -101,10 +107,13 @@ std::vector<ports::Checkpoint> MemoryCheckpoints::all() const {
   return checkpoints_;
 }
 
-StatusOr<std::vector<uint32_t>> CountingTokens::read(const core::TokenShard& shard, uint64_t first, uint64_t count) {
-  if (first + count > shard.tokens) return error(absl::StatusCode::kOutOfRange, "past the shard's end");
+StatusOr<std::vector<uint32_t>> CountingTokens::read(const core::TokenShard& shard, uint64_t first,
+                                                     uint64_t count) {
+  if (first + count > shard.tokens)
+    return error(absl::StatusCode::kOutOfRange, "past the shard's end");
   std::vector<uint32_t> tokens;
-  for (uint64_t i = 0; i < count; ++i) tokens.push_back(static_cast<uint32_t>((first + i) % vocab_));
+  for (uint64_t i = 0; i < count; ++i)
+    tokens.push_back(static_cast<uint32_t>((first + i) % vocab_));
   return tokens;
 }
 

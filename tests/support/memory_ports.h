@@ -19,12 +19,14 @@
 
 namespace tessera::test {
 
-// Outlives the orchestrator node that writes it, as a disk would. Whatever is appended is also stepped into a state
-// machine of its own, so that a test can wait for what the run has come to. Thread-safe.
+// Outlives the orchestrator node that writes it, as a disk would. Whatever is appended is also
+// stepped into a state machine of its own, so that a test can wait for what the run has come to.
+// Thread-safe.
 class MemoryJournal final : public ports::Journal {
  public:
   Status append(std::vector<ports::JournalRecord>* records) override;
-  Status replay(uint64_t after, const std::function<Status(const ports::JournalRecord&)>& visit) override;
+  Status replay(uint64_t after,
+                const std::function<Status(const ports::JournalRecord&)>& visit) override;
   uint64_t last_sequence() const override;
   Status verify_chain() override { return ok_status(); }
 
@@ -66,7 +68,9 @@ class LosingBlobs final : public ports::BlobLink {
  public:
   explicit LosingBlobs(ports::BlobLink& blobs) : blobs_(blobs) {}
   StatusOr<std::vector<Digest>> put(const std::vector<std::string>& blobs) override;
-  StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) override { return blobs_.get(digests); }
+  StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) override {
+    return blobs_.get(digests);
+  }
 
   std::atomic<bool> loses{false};
 
@@ -88,7 +92,8 @@ class MemoryCheckpoints final : public ports::CheckpointStore {
 class CountingTokens final : public ports::TokenSource {
  public:
   explicit CountingTokens(uint32_t vocab) : vocab_(vocab) {}
-  StatusOr<std::vector<uint32_t>> read(const core::TokenShard& shard, uint64_t first, uint64_t count) override;
+  StatusOr<std::vector<uint32_t>> read(const core::TokenShard& shard, uint64_t first,
+                                       uint64_t count) override;
 
  private:
   const uint32_t vocab_;

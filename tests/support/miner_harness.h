@@ -1,5 +1,6 @@
-// One miner's state machine with everything around it in the hands of the test: what it asks for waits in queues until the
-// test answers. Replica r of stage s is miner 10 s + r with key node_of(10 s + r); the miner itself is replica 0.
+// One miner's state machine with everything around it in the hands of the test: what it asks for
+// waits in queues until the test answers. Replica r of stage s is miner 10 s + r with key
+// node_of(10 s + r); the miner itself is replica 0.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -51,7 +52,8 @@ class MinerHarness {
     std::vector<core::Peer> peers;
     for (StageIndex s = 0; s < spec.pipeline.stages; ++s) {
       if (s + 1 != stage && s != stage + 1) continue;
-      for (uint32_t r = 0; r < replicas; ++r) peers.push_back({10 * s + r, node_of(10 * s + r), s, "peer:1", true});
+      for (uint32_t r = 0; r < replicas; ++r)
+        peers.push_back({10 * s + r, node_of(10 * s + r), s, "peer:1", true});
     }
     return peers;
   }
@@ -78,16 +80,19 @@ class MinerHarness {
     const auto fetch = take_background<core::miner_effect::FetchState>();
     core::miner_event::StateFetched fetched;
     if (!fetch.assignment.state.is_zero()) fetched.masters = values();
-    if (!fetch.assignment.local_state.is_zero()) fetched.local_state = std::make_shared<core::LocalState>();
+    if (!fetch.assignment.local_state.is_zero())
+      fetched.local_state = std::make_shared<core::LocalState>();
     fetched.state = fetch.assignment.state;
     step(fetched);
     finish_job();
-    if (!background.empty() && std::holds_alternative<core::miner_effect::AdoptBase>(background.front())) {
+    if (!background.empty() &&
+        std::holds_alternative<core::miner_effect::AdoptBase>(background.front())) {
       background.pop_front();
       step(core::miner_event::BaseAdopted{digest_of("seed")});
     }
   }
-  void lease(MicrobatchId id, uint32_t attempt = 0, uint64_t counted_stages = 0, std::vector<MinerIndex> pathway = {}) {
+  void lease(MicrobatchId id, uint32_t attempt = 0, uint64_t counted_stages = 0,
+             std::vector<MinerIndex> pathway = {}) {
     if (pathway.empty()) {
       for (StageIndex s = 0; s < spec.pipeline.stages; ++s) pathway.push_back(10 * s);
     }
@@ -103,7 +108,8 @@ class MinerHarness {
   }
 
   // ---- peers ----
-  core::Admission forward_arrives(MicrobatchId id, uint32_t attempt = 0, uint32_t from = 0, uint64_t counted_stages = 0) {
+  core::Admission forward_arrives(MicrobatchId id, uint32_t attempt = 0, uint32_t from = 0,
+                                  uint64_t counted_stages = 0) {
     core::Frame frame = frame_of(id, attempt, core::Direction::kForward, stage - 1);
     frame.counted_stages = counted_stages;
     frame.tokens.assign(spec.training.microbatch_size * (spec.model.context + 1), 1);
@@ -111,7 +117,8 @@ class MinerHarness {
     return arrive(std::move(frame), 10 * (stage - 1) + from);
   }
   core::Admission backward_arrives(MicrobatchId id, uint32_t attempt = 0, uint32_t from = 0) {
-    return arrive(frame_of(id, attempt, core::Direction::kBackward, stage), 10 * (stage + 1) + from);
+    return arrive(frame_of(id, attempt, core::Direction::kBackward, stage),
+                  10 * (stage + 1) + from);
   }
   core::Admission arrive(core::Frame frame, MinerIndex from) {
     core::miner_event::FrameArrived event;
@@ -124,7 +131,8 @@ class MinerHarness {
     EXPECT_NE(reply, replies.end());
     return reply == replies.end() ? core::Admission::kFull : reply->second;
   }
-  core::Frame frame_of(MicrobatchId id, uint32_t attempt, core::Direction direction, StageIndex boundary) const {
+  core::Frame frame_of(MicrobatchId id, uint32_t attempt, core::Direction direction,
+                       StageIndex boundary) const {
     core::Frame frame;
     frame.run = miner->run_tag();
     frame.microbatch = id;
@@ -239,7 +247,9 @@ class MinerHarness {
     step(std::move(event));
   }
   void done(const core::miner_effect::Discard&) {}
-  void done(const core::miner_effect::OptimizerStep&) { step(core::miner_event::StepDone{true, 0.5, ++weight_version, ""}); }
+  void done(const core::miner_effect::OptimizerStep&) {
+    step(core::miner_event::StepDone{true, 0.5, ++weight_version, ""});
+  }
   void done(const core::miner_effect::InstallState& job) {
     core::miner_event::StateInstalled event;
     event.weight_version = ++weight_version;

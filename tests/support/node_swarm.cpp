@@ -14,11 +14,14 @@ core::RunSpec node_spec(uint32_t stages, uint32_t miners_per_stage, uint64_t ste
   spec.training.steps = steps;
   spec.training.learning_rate = 0.05;
   spec.merge.min_microbatches = 12;
-  spec.timeouts = {.lease_ms = 3000, .miner_lost_ms = 300, .peer_ms = 500, .merge_phase_ms = 2000, .sync_ms = 5};
+  spec.timeouts = {
+      .lease_ms = 3000, .miner_lost_ms = 300, .peer_ms = 500, .merge_phase_ms = 2000, .sync_ms = 5};
   return spec;
 }
 
-NodeSwarm::NodeSwarm(const core::RunSpec& run) : spec(run) { spdlog::set_level(spdlog::level::off); }
+NodeSwarm::NodeSwarm(const core::RunSpec& run) : spec(run) {
+  spdlog::set_level(spdlog::level::off);
+}
 
 NodeSwarm::~NodeSwarm() {
   for (size_t number = 0; number < miners_.size(); ++number) kill_miner(number);
@@ -32,11 +35,13 @@ Status NodeSwarm::open_orchestrator(std::optional<ports::Checkpoint> resume_from
   options.resume_from = std::move(resume_from);
   options.admins = {admin.id()};
   options.exit_when_over = true;
-  TESSERA_ASSIGN_OR_RETURN(orchestrator_, node::OrchestratorNode::open(std::move(options),
-                                                                      {journal.get(), &blobs, &checkpoints}));
+  TESSERA_ASSIGN_OR_RETURN(
+      orchestrator_,
+      node::OrchestratorNode::open(std::move(options), {journal.get(), &blobs, &checkpoints}));
   stop_ = abandon_ = false;
   orchestrator_result_.reset();
-  orchestrator_thread_ = std::jthread([this] { orchestrator_result_ = orchestrator_->run(stop_, abandon_); });
+  orchestrator_thread_ =
+      std::jthread([this] { orchestrator_result_ = orchestrator_->run(stop_, abandon_); });
   network.serve_orchestrator(orchestrator_.get());
   return ok_status();
 }
@@ -55,15 +60,17 @@ StatusOr<std::string> NodeSwarm::orchestrator_result() {
 
 std::string NodeSwarm::query(const std::string& topic) {
   auto answer = std::make_shared<std::promise<StatusOr<std::string>>>();
-  orchestrator_->on_query({}, topic, "", [answer](StatusOr<std::string> text) { answer->set_value(std::move(text)); });
+  orchestrator_->on_query(
+      {}, topic, "", [answer](StatusOr<std::string> text) { answer->set_value(std::move(text)); });
   const StatusOr<std::string> text = answer->get_future().get();
   return text.ok() ? *text : message_of(text.status());
 }
 
 StatusOr<std::string> NodeSwarm::command(const KeyPair& key, const std::string& what) {
   auto answer = std::make_shared<std::promise<StatusOr<std::string>>>();
-  orchestrator_->on_command({key.id(), "", "here"}, what, "",
-                            [answer](StatusOr<std::string> text) { answer->set_value(std::move(text)); });
+  orchestrator_->on_command({key.id(), "", "here"}, what, "", [answer](StatusOr<std::string> text) {
+    answer->set_value(std::move(text));
+  });
   return answer->get_future().get();
 }
 
@@ -90,11 +97,13 @@ void NodeSwarm::begin(size_t number) {
   options.registration.wanted_stage = miner.stage;
   options.key = &miner.key;
   options.directory = miner.folder->path();
-  options.make_engine = [](const core::RunSpec& run, StageIndex stage) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
+  options.make_engine = [](const core::RunSpec& run,
+                           StageIndex stage) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
     return std::make_unique<FakeStageEngine>(run, stage);
   };
   miner.node = std::make_unique<node::MinerNode>(
-      std::move(options), node::MinerLinks{miner.orchestrator.get(), miner.peers.get(), miner.blobs, miner.tokens.get()});
+      std::move(options), node::MinerLinks{miner.orchestrator.get(), miner.peers.get(), miner.blobs,
+                                           miner.tokens.get()});
   network.serve_peer(address(number), miner.node.get());
   miner.thread = std::jthread([&miner] { miner.result = miner.node->run(miner.stop); });
 }

@@ -1,5 +1,5 @@
-// Real orchestrator and miner nodes, with all their threads, in one process: only the network, the disk and the model are
-// made up.
+// Real orchestrator and miner nodes, with all their threads, in one process: only the network, the
+// disk and the model are made up.
 #pragma once
 
 #include <atomic>

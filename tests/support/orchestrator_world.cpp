@@ -19,9 +19,12 @@ std::string broken_work(const OrchestratorState& state) {
   std::map<MinerIndex, uint32_t> in_flight;
   const uint64_t all = (uint64_t{1} << state.stages.size()) - 1;
   for (const auto& [id, open] : state.open) {
-    if (id >= state.next_microbatch) return fmt::format("microbatch {} is open and was never leased", id);
-    if (open.counted_stages >= all) return fmt::format("microbatch {} is complete and still open", id);
-    if (open.leased == (state.reissue.count(id) > 0)) return fmt::format("microbatch {} is leased and waits, or neither", id);
+    if (id >= state.next_microbatch)
+      return fmt::format("microbatch {} is open and was never leased", id);
+    if (open.counted_stages >= all)
+      return fmt::format("microbatch {} is complete and still open", id);
+    if (open.leased == (state.reissue.count(id) > 0))
+      return fmt::format("microbatch {} is leased and waits, or neither", id);
     if (!open.leased) continue;
     for (const MinerIndex miner : open.pathway) in_flight[miner]++;
   }
@@ -29,11 +32,13 @@ std::string broken_work(const OrchestratorState& state) {
     if (state.open.count(id) == 0) return fmt::format("microbatch {} waits and is not open", id);
   }
   if (state.done + state.open.size() != state.next_microbatch) {
-    return fmt::format("{} done and {} open are not the {} leased", state.done, state.open.size(), state.next_microbatch);
+    return fmt::format("{} done and {} open are not the {} leased", state.done, state.open.size(),
+                       state.next_microbatch);
   }
   for (const core::MinerRecord& miner : state.miners) {
     if (miner.in_flight != in_flight[miner.index]) {
-      return fmt::format("miner {} counts {} in flight, not {}", miner.index, miner.in_flight, in_flight[miner.index]);
+      return fmt::format("miner {} counts {} in flight, not {}", miner.index, miner.in_flight,
+                         in_flight[miner.index]);
     }
   }
   return "";
@@ -50,8 +55,10 @@ std::string broken_merge(const OrchestratorState& state, const core::StageRecord
     return merge.participants.empty() && merge.shards.empty() ? "" : "a manifest before the freeze";
   }
   const size_t n = merge.participants.size();
-  if (n == 0 || merge.counts.size() != n || merge.weights.size() != n) return "a manifest of uneven lists";
-  if (merge.shards.size() != (n == 1 ? 1 : n * (n - 1) / 2)) return "a plan with a wrong number of shards";
+  if (n == 0 || merge.counts.size() != n || merge.weights.size() != n)
+    return "a manifest of uneven lists";
+  if (merge.shards.size() != (n == 1 ? 1 : n * (n - 1) / 2))
+    return "a plan with a wrong number of shards";
   double sum = 0;
   for (const float weight : merge.weights) sum += weight;
   if (std::abs(sum - 1) > 1e-5) return "weights do not add up to 1";
@@ -65,12 +72,15 @@ std::string broken_merge(const OrchestratorState& state, const core::StageRecord
 }
 
 std::string broken_stage(const OrchestratorState& state, const core::StageRecord& stage) {
-  const size_t needed = std::max<size_t>(state.spec.merge.max_staleness, stage.epoch - stage.published_epoch);
+  const size_t needed =
+      std::max<size_t>(state.spec.merge.max_staleness, stage.epoch - stage.published_epoch);
   if (stage.past.size() > std::min<size_t>(needed, 64)) return "too many past merges are kept";
   for (size_t i = 0; i < stage.past.size(); ++i) {
-    if (stage.past[i].target != stage.epoch - (stage.past.size() - 1 - i)) return "past merges are not consecutive";
+    if (stage.past[i].target != stage.epoch - (stage.past.size() - 1 - i))
+      return "past merges are not consecutive";
   }
-  if (stage.state_published && (stage.published_epoch != stage.epoch || stage.published_state != stage.state)) {
+  if (stage.state_published &&
+      (stage.published_epoch != stage.epoch || stage.published_state != stage.state)) {
     return "the published state is not the stage's";
   }
   return stage.merge ? broken_merge(state, stage) : "";
@@ -78,9 +88,12 @@ std::string broken_stage(const OrchestratorState& state, const core::StageRecord
 
 std::string broken_miner(const OrchestratorState& state, const core::MinerRecord& miner) {
   const auto known = state.by_node.find(miner.registration.node);
-  if (known == state.by_node.end() || known->second != miner.index) return "it is not found by its key";
-  if (miner.ready && miner.epoch > state.stages[miner.stage].epoch) return "it is ahead of its stage";
-  if (miner.ready && !state.stages[miner.stage].state_at(miner.epoch)) return "it is ready and can't catch up";
+  if (known == state.by_node.end() || known->second != miner.index)
+    return "it is not found by its key";
+  if (miner.ready && miner.epoch > state.stages[miner.stage].epoch)
+    return "it is ahead of its stage";
+  if (miner.ready && !state.stages[miner.stage].state_at(miner.epoch))
+    return "it is ready and can't catch up";
   if (miner.ready && miner.must_download) return "it is ready and must load";
   return "";
 }
@@ -97,7 +110,8 @@ std::string broken_invariant(const OrchestratorState& state) {
     const std::string broken = broken_miner(state, miner);
     if (!broken.empty()) return fmt::format("miner {}: {}", miner.index, broken);
   }
-  if (state.checkpoint_writing && state.phase != core::RunPhase::kCheckpointing) return "a checkpoint is written aside";
+  if (state.checkpoint_writing && state.phase != core::RunPhase::kCheckpointing)
+    return "a checkpoint is written aside";
   return "";
 }
 
@@ -107,7 +121,8 @@ OrchestratorWorld::OrchestratorWorld(const core::RunSpec& spec) {
   created.run_spec = encode(spec);
   created.data_plan = encode(small_data());
   created.secret = 7;
-  for (StageIndex s = 0; s < spec.pipeline.stages; ++s) created.stage_values.push_back(core::stage_value_count(spec, s));
+  for (StageIndex s = 0; s < spec.pipeline.stages; ++s)
+    created.stage_values.push_back(core::stage_value_count(spec, s));
   step(created);
 }
 
@@ -120,7 +135,8 @@ void OrchestratorWorld::step(const core::Event& event) {
   for (core::RecomputeShard& shard : effects.recompute) recomputations.push_back(std::move(shard));
   if (effects.checkpoint) checkpoints.push_back(effects.checkpoint->id);
   for (const core::Decision& decision : effects.decisions) decisions_.push_back(decision.text);
-  ASSERT_EQ(broken_invariant(state()), "") << "after " << journal_.back().name << " number " << journal_.size();
+  ASSERT_EQ(broken_invariant(state()), "")
+      << "after " << journal_.back().name << " number " << journal_.size();
 }
 
 void OrchestratorWorld::pass(TimeMs ms) {
@@ -128,7 +144,8 @@ void OrchestratorWorld::pass(TimeMs ms) {
   if (core_.due(now_)) step(core::Ticked{});
 }
 
-bool OrchestratorWorld::sync(const NodeId& node, core::SyncRequest request, core::SyncAnswer* answer) {
+bool OrchestratorWorld::sync(const NodeId& node, core::SyncRequest request,
+                             core::SyncAnswer* answer) {
   const core::MinerRecord* known = core_.find(node, request.incarnation);
   if (known == nullptr) return false;
   request.miner = known->index;
@@ -163,7 +180,8 @@ void OrchestratorWorld::restart() {
   checkpoints.clear();
   for (StageIndex s = 0; s < state().stages.size(); ++s) {
     if (!state().stages[s].merge) continue;
-    for (core::RecomputeShard& shard : core_.pending_recomputations(s)) recomputations.push_back(std::move(shard));
+    for (core::RecomputeShard& shard : core_.pending_recomputations(s))
+      recomputations.push_back(std::move(shard));
   }
   if (state().checkpoint_writing) checkpoints.push_back(state().checkpoint_id);
 }

@@ -1,5 +1,5 @@
-// An orchestrator's state machine with a clock that the test turns and a journal of what it was told. Every step is
-// followed by a check of everything that must always hold.
+// An orchestrator's state machine with a clock that the test turns and a journal of what it was
+// told. Every step is followed by a check of everything that must always hold.
 #pragma once
 
 #include <deque>
@@ -38,7 +38,7 @@ class OrchestratorWorld {
 
   std::deque<core::RecomputeShard> recomputations;  // that the background was asked for
   std::deque<uint64_t> checkpoints;
-  std::vector<core::Event> events;                  // everything that happened
+  std::vector<core::Event> events;  // everything that happened
 
  private:
   struct Record {

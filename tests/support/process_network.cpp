@@ -9,10 +9,12 @@ constexpr auto kCallLimit = std::chrono::milliseconds(2000);
 template <class Answer>
 class Once {
  public:
-  Once(ProcessNetwork& network, std::function<void(Answer)> done) : network_(network), done_(std::move(done)) {}
+  Once(ProcessNetwork& network, std::function<void(Answer)> done)
+      : network_(network), done_(std::move(done)) {}
   void answer(Answer with) {
     if (answered_.exchange(true)) return;
-    network_.post([done = std::move(done_), with = std::move(with)]() mutable { done(std::move(with)); });
+    network_.post(
+        [done = std::move(done_), with = std::move(with)]() mutable { done(std::move(with)); });
   }
 
  private:
@@ -88,9 +90,10 @@ class ProcessNetwork::PeerSide final : public ports::PeerLink {
             std::function<void(core::Admission)> done) override {
     sent_ += frame.size();
     auto once = std::make_shared<Once<core::Admission>>(network_, std::move(done));
-    network_.post([once] { once->answer(core::Admission::kUnreachable); }, std::chrono::milliseconds(timeout_ms));
-    network_.post([&network = network_, node = node_, from = address_, to = peer.address, frame = std::move(frame),
-                   once]() mutable {
+    network_.post([once] { once->answer(core::Admission::kUnreachable); },
+                  std::chrono::milliseconds(timeout_ms));
+    network_.post([&network = network_, node = node_, from = address_, to = peer.address,
+                   frame = std::move(frame), once]() mutable {
       std::lock_guard lock(network.endpoints_mutex_);
       if (network.cut_.count(from) > 0 || network.cut_.count(to) > 0) return;
       const auto handler = network.peers_.find(to);
@@ -108,7 +111,8 @@ class ProcessNetwork::PeerSide final : public ports::PeerLink {
   std::atomic<uint64_t> sent_{0};
 };
 
-std::unique_ptr<ports::PeerLink> ProcessNetwork::peer_link(const NodeId& node, const std::string& address) {
+std::unique_ptr<ports::PeerLink> ProcessNetwork::peer_link(const NodeId& node,
+                                                           const std::string& address) {
   return std::make_unique<PeerSide>(*this, node, address);
 }
 
@@ -116,27 +120,29 @@ std::unique_ptr<ProcessNetwork::MinerLink> ProcessNetwork::orchestrator_link(con
   return std::make_unique<MinerLink>(*this, node);
 }
 
-void ProcessNetwork::MinerLink::register_miner(core::Registration registration,
-                                               std::function<void(StatusOr<core::RegisterAnswer>)> done) {
+void ProcessNetwork::MinerLink::register_miner(
+    core::Registration registration, std::function<void(StatusOr<core::RegisterAnswer>)> done) {
   auto once = std::make_shared<Once<StatusOr<core::RegisterAnswer>>>(network_, std::move(done));
   network_.post([once] { once->answer(unavailable("no answer")); }, kCallLimit);
   if (dead_) return once->answer(invalid_argument("killed"));
-  network_.post([&network = network_, node = node_, session = session_, registration = std::move(registration),
-                 once]() mutable {
+  network_.post([&network = network_, node = node_, session = session_,
+                 registration = std::move(registration), once]() mutable {
     std::lock_guard lock(network.endpoints_mutex_);
     if (network.orchestrator_ == nullptr) return once->answer(unavailable("nobody is there"));
-    network.orchestrator_->on_register({node, "", "here"}, std::move(registration),
-                                       [once, session](StatusOr<core::RegisterAnswer> answer) {
-                                         if (answer.ok() && answer->refusal == core::RegisterRefusal::kNone) {
-                                           std::lock_guard session_lock(session->mutex);
-                                           session->value = answer->session;
-                                         }
-                                         once->answer(std::move(answer));
-                                       });
+    network.orchestrator_->on_register(
+        {node, "", "here"}, std::move(registration),
+        [once, session](StatusOr<core::RegisterAnswer> answer) {
+          if (answer.ok() && answer->refusal == core::RegisterRefusal::kNone) {
+            std::lock_guard session_lock(session->mutex);
+            session->value = answer->session;
+          }
+          once->answer(std::move(answer));
+        });
   });
 }
 
-void ProcessNetwork::MinerLink::sync(core::SyncRequest request, std::function<void(StatusOr<core::SyncAnswer>)> done) {
+void ProcessNetwork::MinerLink::sync(core::SyncRequest request,
+                                     std::function<void(StatusOr<core::SyncAnswer>)> done) {
   auto once = std::make_shared<Once<StatusOr<core::SyncAnswer>>>(network_, std::move(done));
   network_.post([once] { once->answer(unavailable("no answer")); }, kCallLimit);
   if (dead_) {
@@ -149,12 +155,14 @@ void ProcessNetwork::MinerLink::sync(core::SyncRequest request, std::function<vo
     std::lock_guard lock(session_->mutex);
     session = session_->value;
   }
-  network_.post([&network = network_, node = node_, session, request = std::move(request), once]() mutable {
-    std::lock_guard lock(network.endpoints_mutex_);
-    if (network.orchestrator_ == nullptr) return once->answer(unavailable("nobody is there"));
-    network.orchestrator_->on_sync({node, session, "here"}, std::move(request),
-                                   [once](StatusOr<core::SyncAnswer> answer) { once->answer(std::move(answer)); });
-  });
+  network_.post(
+      [&network = network_, node = node_, session, request = std::move(request), once]() mutable {
+        std::lock_guard lock(network.endpoints_mutex_);
+        if (network.orchestrator_ == nullptr) return once->answer(unavailable("nobody is there"));
+        network.orchestrator_->on_sync(
+            {node, session, "here"}, std::move(request),
+            [once](StatusOr<core::SyncAnswer> answer) { once->answer(std::move(answer)); });
+      });
 }
 
 }  // namespace tessera::test

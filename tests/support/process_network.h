@@ -1,5 +1,5 @@
-// Links between nodes of one process. One thread carries every call to its receiver and every answer back; a call that is
-// not answered in time fails, and each callback runs exactly once.
+// Links between nodes of one process. One thread carries every call to its receiver and every
+// answer back; a call that is not answered in time fails, and each callback runs exactly once.
 #pragma once
 
 #include <atomic>
@@ -34,7 +34,8 @@ class ProcessNetwork {
   class MinerLink;
   std::unique_ptr<MinerLink> orchestrator_link(const NodeId& node);
 
-  void post(std::function<void()> task, std::chrono::milliseconds delay = std::chrono::milliseconds(0));
+  void post(std::function<void()> task,
+            std::chrono::milliseconds delay = std::chrono::milliseconds(0));
 
  private:
   class PeerSide;
@@ -56,10 +57,13 @@ class ProcessNetwork {
 class ProcessNetwork::MinerLink final : public ports::OrchestratorLink {
  public:
   MinerLink(ProcessNetwork& network, const NodeId& node) : network_(network), node_(node) {}
-  void register_miner(core::Registration registration, std::function<void(StatusOr<core::RegisterAnswer>)> done) override;
-  void sync(core::SyncRequest request, std::function<void(StatusOr<core::SyncAnswer>)> done) override;
+  void register_miner(core::Registration registration,
+                      std::function<void(StatusOr<core::RegisterAnswer>)> done) override;
+  void sync(core::SyncRequest request,
+            std::function<void(StatusOr<core::SyncAnswer>)> done) override;
 
-  // From now on nothing reaches the orchestrator. The miner is told to leave, so that its thread ends at once.
+  // From now on nothing reaches the orchestrator. The miner is told to leave, so that its thread
+  // ends at once.
   void kill() { dead_ = true; }
 
  private:

@@ -17,7 +17,8 @@ Digest reduced(const std::vector<core::UploadRef>& uploads, const core::ShardTas
   return digest_of(encode(uploads) + encode(task.first_block) + encode(task.block_count));
 }
 
-ScriptedMiner::ScriptedMiner(OrchestratorWorld& world, uint64_t number, std::optional<StageIndex> stage)
+ScriptedMiner::ScriptedMiner(OrchestratorWorld& world, uint64_t number,
+                             std::optional<StageIndex> stage)
     : world_(world) {
   registration_.node = node_of(number);
   registration_.incarnation = 1000 * number + 1;
@@ -83,7 +84,9 @@ const core::SyncAnswer& ScriptedMiner::sync() {
 }
 
 void ScriptedMiner::obey() {
-  std::erase_if(receipts_, [&](const core::Receipt& r) { return r.sequence <= answer_.receipts_acknowledged; });
+  std::erase_if(receipts_, [&](const core::Receipt& r) {
+    return r.sequence <= answer_.receipts_acknowledged;
+  });
   if (answer_.leave) {
     told_to_leave = true;
     return;
@@ -99,12 +102,13 @@ void ScriptedMiner::obey() {
   if (answer_.checkpoint == 0) {
     checkpoint.reset();
   } else if (!checkpoint && habits.checkpoints) {
-    checkpoint = core::CheckpointCommit{.id = answer_.checkpoint,
-                                        .object = digest_of(fmt::format("local {} {}", index_, answer_.checkpoint)),
-                                        .local_steps = local_steps_,
-                                        .schedule_step = local_steps_,
-                                        .weight_version = 0,
-                                        .accumulated = accumulated_};
+    checkpoint = core::CheckpointCommit{
+        .id = answer_.checkpoint,
+        .object = digest_of(fmt::format("local {} {}", index_, answer_.checkpoint)),
+        .local_steps = local_steps_,
+        .schedule_step = local_steps_,
+        .weight_version = 0,
+        .accumulated = accumulated_};
   }
 }
 
@@ -119,7 +123,8 @@ void ScriptedMiner::load(const core::Assignment& assignment) {
   upload_.reset();
   shards_.clear();
   published_.reset();
-  applied_ = core::MergeApplied{.epoch = epoch_, .state = state_, .version_after = 0, .local_step = local_steps_};
+  applied_ = core::MergeApplied{
+      .epoch = epoch_, .state = state_, .version_after = 0, .local_step = local_steps_};
 }
 
 void ScriptedMiner::take_part(const core::MergeDirective& merge) {
@@ -129,7 +134,8 @@ void ScriptedMiner::take_part(const core::MergeDirective& merge) {
       if (!habits.uploads || (upload_ && upload_->target == merge.target)) break;
       upload_ = core::UploadCommit{
           .target = merge.target,
-          .object = digest_of(fmt::format("delta {} {} {}", index_, incarnation(), local_steps_) + state_.hex()),
+          .object = digest_of(fmt::format("delta {} {} {}", index_, incarnation(), local_steps_) +
+                              state_.hex()),
           .snapshot_step = local_steps_,
           .snapshot_version = local_steps_};
       break;
@@ -148,10 +154,11 @@ void ScriptedMiner::take_part(const core::MergeDirective& merge) {
       if (spoiled_state) state_ = *spoiled_state;
       spoiled_state.reset();
       epoch_ = merge.target;
-      applied_ = core::MergeApplied{.epoch = epoch_, .state = state_, .version_after = 0, .local_step = local_steps_};
+      applied_ = core::MergeApplied{
+          .epoch = epoch_, .state = state_, .version_after = 0, .local_step = local_steps_};
       upload_.reset();
       shards_.clear();
-          published_.reset();
+      published_.reset();
       break;
   }
 }

@@ -1,5 +1,6 @@
-// A miner that only reports and obeys: it computes nothing, and does what the test tells it. Names of states, uploads and
-// shards are hashes of what they would be made from, so that two miners agree exactly when real ones would.
+// A miner that only reports and obeys: it computes nothing, and does what the test tells it. Names
+// of states, uploads and shards are hashes of what they would be made from, so that two miners
+// agree exactly when real ones would.
 #pragma once
 
 #include <optional>
@@ -16,13 +17,14 @@ Digest reduced(const std::vector<core::UploadRef>& uploads, const core::ShardTas
 
 class ScriptedMiner {
  public:
-  ScriptedMiner(OrchestratorWorld& world, uint64_t number, std::optional<StageIndex> stage = std::nullopt);
+  ScriptedMiner(OrchestratorWorld& world, uint64_t number,
+                std::optional<StageIndex> stage = std::nullopt);
 
   struct Habits {
     bool loads = true;
     bool uploads = true;
     bool reduces = true;
-    bool lies = false;    // commits a wrong reduction
+    bool lies = false;  // commits a wrong reduction
     bool applies = true;
     bool publishes = true;
     bool checkpoints = true;

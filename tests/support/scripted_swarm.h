@@ -41,20 +41,23 @@ class ScriptedSwarm {
   ScriptedMiner& at(StageIndex stage, uint32_t replica) {
     return *miners.at(stage * world.state().spec.pipeline.miners_per_stage + replica);
   }
-  // The head `replica` leases one microbatch, and replica `replica` of every stage does its part of it.
+  // The head `replica` leases one microbatch, and replica `replica` of every stage does its part of
+  // it.
   core::Lease train_one(uint32_t replica) {
     ScriptedMiner& head = at(0, replica);
     for (int tries = 0; tries < 3 && head.leases.empty(); ++tries) head.sync();
     TESSERA_CHECK(!head.leases.empty());
     const core::Lease lease = head.leases.front();
     head.leases.erase(head.leases.begin());
-    for (StageIndex s = 0; s < world.state().stages.size(); ++s) at(s, replica).receipt(lease.microbatch, lease.attempt);
+    for (StageIndex s = 0; s < world.state().stages.size(); ++s)
+      at(s, replica).receipt(lease.microbatch, lease.attempt);
     return lease;
   }
   // `each` microbatches through every replica, reported.
   void train(uint32_t each) {
     for (uint32_t i = 0; i < each; ++i) {
-      for (uint32_t replica = 0; replica < world.state().spec.pipeline.miners_per_stage; ++replica) train_one(replica);
+      for (uint32_t replica = 0; replica < world.state().spec.pipeline.miners_per_stage; ++replica)
+        train_one(replica);
       sync_all();
     }
   }

@@ -5,19 +5,21 @@
 
 #include "support/scripted_miner.h"
 #include "support/simulated_swarm.h"
+#include "tessera/base/crypto.h"
 
 namespace tessera::test {
 
 void SimulatedSwarm::compute(size_t p, core::ComputeJob job) {
   Process& process = processes_[p];
   process.compute_free_at = std::max(process.compute_free_at, now_) + delay(3);
-  in_process(p, process.compute_free_at, [this, p, job = std::make_shared<core::ComputeJob>(std::move(job))](Process& me) {
-    if (auto* discard = std::get_if<core::miner_effect::Discard>(&*job)) {
-      me.held.erase(discard->key);
-    } else {
-      step(p, computed(me, *job));
-    }
-  });
+  in_process(p, process.compute_free_at,
+             [this, p, job = std::make_shared<core::ComputeJob>(std::move(job))](Process& me) {
+               if (auto* discard = std::get_if<core::miner_effect::Discard>(&*job)) {
+                 me.held.erase(discard->key);
+               } else {
+                 step(p, computed(me, *job));
+               }
+             });
 }
 
 // What an engine would do, and what it would complain about.
@@ -30,13 +32,15 @@ core::MinerEvent SimulatedSwarm::computed(Process& me, core::ComputeJob& job) {
   if (auto* backward = std::get_if<core::miner_effect::Backward>(&job)) {
     require(me.held.erase(backward->key) == 1, "a backward of what is not held");
     if (backward->accumulate) {
-      require(me.gradients.insert(backward->key.microbatch).second, "a microbatch accumulated twice by one process");
+      require(me.gradients.insert(backward->key.microbatch).second,
+              "a microbatch accumulated twice by one process");
       me.accumulated++;
     }
     return core::miner_event::BackwardDone{backward->key, {0, "g"}, {}, 1};
   }
   if (std::holds_alternative<core::miner_effect::OptimizerStep>(job)) {
-    require(me.accumulated == spec_.training.microbatches_per_step, "a step with another number of gradients");
+    require(me.accumulated == spec_.training.microbatches_per_step,
+            "a step with another number of gradients");
     me.accumulated = 0;
     return core::miner_event::StepDone{true, 1, ++me.weight_version, ""};
   }
@@ -52,15 +56,17 @@ core::MinerEvent SimulatedSwarm::computed(Process& me, core::ComputeJob& job) {
   if (auto* base = std::get_if<core::miner_effect::ApplyBase>(&job)) {
     return core::miner_event::BaseApplied{base->target, ++me.weight_version};
   }
-  return core::miner_event::LocalStateExported{std::get<core::miner_effect::ExportLocalState>(job).id,
-                                               std::make_shared<core::LocalState>()};
+  return core::miner_event::LocalStateExported{
+      std::get<core::miner_effect::ExportLocalState>(job).id, std::make_shared<core::LocalState>()};
 }
 
 void SimulatedSwarm::background(size_t p, core::BackgroundJob job) {
   Process& process = processes_[p];
   process.background_free_at = std::max(process.background_free_at, now_) + delay(10);
   in_process(p, process.background_free_at,
-             [this, p, job = std::make_shared<core::BackgroundJob>(std::move(job))](Process& me) { step(p, worked(me, *job)); });
+             [this, p, job = std::make_shared<core::BackgroundJob>(std::move(job))](Process& me) {
+               step(p, worked(me, *job));
+             });
 }
 
 // Tensors are their names here: see scripted_miner.h.
@@ -75,7 +81,8 @@ core::MinerEvent SimulatedSwarm::worked(Process& me, core::BackgroundJob& job) {
     me.base = assignment.state;
     me.epoch = assignment.epoch;
     done.state = assignment.state;
-    if (!assignment.state.is_zero()) done.masters = std::make_shared<const std::vector<float>>(1, 0.0f);
+    if (!assignment.state.is_zero())
+      done.masters = std::make_shared<const std::vector<float>>(1, 0.0f);
     return done;
   }
   if (std::holds_alternative<core::miner_effect::AdoptBase>(job)) {
@@ -83,18 +90,21 @@ core::MinerEvent SimulatedSwarm::worked(Process& me, core::BackgroundJob& job) {
     return core::miner_event::BaseAdopted{me.base};
   }
   if (auto* upload = std::get_if<core::miner_effect::UploadDelta>(&job)) {
-    const Digest object = digest_of(fmt::format("{} {} {}", me.incarnation, upload->target, upload->snapshot_step));
+    const Digest object =
+        digest_of(fmt::format("{} {} {}", me.incarnation, upload->target, upload->snapshot_step));
     if (!fault(0.05)) blobs_.insert(object);  // else it commits what nobody can read
     return core::miner_event::DeltaUploaded{
         {upload->target, object, upload->snapshot_step, upload->snapshot_version}, !fails, ""};
   }
   if (auto* reduce = std::get_if<core::miner_effect::ReduceShard>(&job)) {
-    const bool readable = std::all_of(reduce->uploads.begin(), reduce->uploads.end(),
-                                      [&](const core::UploadRef& upload) { return blobs_.count(upload.object) > 0; });
+    const bool readable =
+        std::all_of(reduce->uploads.begin(), reduce->uploads.end(),
+                    [&](const core::UploadRef& upload) { return blobs_.count(upload.object) > 0; });
     Digest object = reduced(reduce->uploads, reduce->task);
     if (fault(0.15)) object = digest_of(fmt::format("a lie of {}", me.number));
     blobs_.insert(object);
-    return core::miner_event::ShardReduced{{reduce->target, reduce->task.shard, object}, readable && !fails, ""};
+    return core::miner_event::ShardReduced{
+        {reduce->target, reduce->task.shard, object}, readable && !fails, ""};
   }
   if (auto* prepare = std::get_if<core::miner_effect::PrepareBase>(&job)) {
     core::miner_event::BasePrepared done;
@@ -114,7 +124,8 @@ core::MinerEvent SimulatedSwarm::worked(Process& me, core::BackgroundJob& job) {
     return core::miner_event::StatePutOut{publish->epoch, me.base, ok, ""};
   }
   const uint64_t id = std::get<core::miner_effect::UploadLocalState>(job).id;
-  return core::miner_event::LocalStateUploaded{id, digest_of(fmt::format("{} {}", me.incarnation, id)), !fails, ""};
+  return core::miner_event::LocalStateUploaded{
+      id, digest_of(fmt::format("{} {}", me.incarnation, id)), !fails, ""};
 }
 
 }  // namespace tessera::test

@@ -15,7 +15,8 @@ constexpr TimeMs kReportTimeoutMs = 100;
 
 }  // namespace
 
-SimulatedSwarm::SimulatedSwarm(const core::RunSpec& spec, uint64_t seed) : world(spec), spec_(spec), random_(seed) {
+SimulatedSwarm::SimulatedSwarm(const core::RunSpec& spec, uint64_t seed)
+    : world(spec), spec_(spec), random_(seed) {
   for (StageIndex s = 0; s < spec.pipeline.stages; ++s) {
     for (uint32_t replica = 0; replica < spec.pipeline.miners_per_stage; ++replica) {
       processes_.emplace_back();
@@ -132,9 +133,11 @@ void SimulatedSwarm::wreak() {
       }
       break;
     case 6:
-      if (processes_[victim].alive && processes_[victim].miner && processes_[victim].drain_until == 0) {
+      if (processes_[victim].alive && processes_[victim].miner &&
+          processes_[victim].drain_until == 0) {
         processes_[victim].drain_until = now_ + 300;
-        in_process(victim, now_, [this, victim](Process&) { step(victim, core::miner_event::DrainRequested{}); });
+        in_process(victim, now_,
+                   [this, victim](Process&) { step(victim, core::miner_event::DrainRequested{}); });
       }
       break;
     case 7:
@@ -151,7 +154,8 @@ void SimulatedSwarm::wreak() {
 
 void SimulatedSwarm::poll() {
   for (size_t p = 0; p < processes_.size(); ++p) {
-    if (!processes_[p].alive && processes_[p].restart_at > 0 && now_ >= processes_[p].restart_at) start_process(p);
+    if (!processes_[p].alive && processes_[p].restart_at > 0 && now_ >= processes_[p].restart_at)
+      start_process(p);
     if (processes_[p].alive && processes_[p].frozen_until <= now_) poll_process(p);
   }
   if (orchestrator_up_) poll_orchestrator();
@@ -173,7 +177,8 @@ void SimulatedSwarm::poll_process(size_t p) {
   }
   if (!process.alive || process.reporting) return;
   const TimeMs since = now_ - process.last_report;
-  if (since >= spec_.timeouts.sync_ms || (process.miner->report_is_urgent() && since >= kPollMs)) report(p);
+  if (since >= spec_.timeouts.sync_ms || (process.miner->report_is_urgent() && since >= kPollMs))
+    report(p);
 }
 
 void SimulatedSwarm::join(size_t p) {
@@ -223,21 +228,22 @@ void SimulatedSwarm::report(size_t p) {
       if (orchestrator_up_) world.sync(node, *request, &late);
     });
   }
-  at(now_ + delay(4), [this, p, incarnation = process.incarnation, node, request, answered, give_up] {
-    if (processes_[p].incarnation != incarnation) return;
-    core::SyncAnswer answer;
-    if (!orchestrator_up_) return give_up();
-    const bool known = world.sync(node, *request, &answer);
-    if (known) heard_[processes_[p].index] = now_;
-    if (fault(0.03)) return give_up();
-    in_process(p, now_ + delay(4), [this, p, answered, known, answer](Process& sender) {
-      if (*answered) return;
-      *answered = true;
-      sender.reporting = false;
-      sender.registered = known;
-      if (known) step(p, core::miner_event::AnswerArrived{answer});
-    });
-  });
+  at(now_ + delay(4),
+     [this, p, incarnation = process.incarnation, node, request, answered, give_up] {
+       if (processes_[p].incarnation != incarnation) return;
+       core::SyncAnswer answer;
+       if (!orchestrator_up_) return give_up();
+       const bool known = world.sync(node, *request, &answer);
+       if (known) heard_[processes_[p].index] = now_;
+       if (fault(0.03)) return give_up();
+       in_process(p, now_ + delay(4), [this, p, answered, known, answer](Process& sender) {
+         if (*answered) return;
+         *answered = true;
+         sender.reporting = false;
+         sender.registered = known;
+         if (known) step(p, core::miner_event::AnswerArrived{answer});
+       });
+     });
   give_up();
 }
 
@@ -303,8 +309,9 @@ void SimulatedSwarm::perform(size_t p, core::MinerEffect effect) {
 
 void SimulatedSwarm::send(size_t p, core::miner_effect::SendFrame effect) {
   auto answered = std::make_shared<bool>(false);
-  const auto answer = [this, p, answered, send = effect.send, incarnation = processes_[p].incarnation](
-                          TimeMs when, core::Admission admission) {
+  const auto answer = [this, p, answered, send = effect.send,
+                       incarnation = processes_[p].incarnation](TimeMs when,
+                                                                core::Admission admission) {
     if (processes_[p].incarnation != incarnation) return;  // the sender is gone
     in_process(p, when, [this, p, answered, send, admission](Process&) {
       if (*answered) return;
@@ -313,34 +320,37 @@ void SimulatedSwarm::send(size_t p, core::miner_effect::SendFrame effect) {
     });
   };
   answer(now_ + effect.timeout_ms, core::Admission::kUnreachable);
-  const auto receiver = std::find_if(processes_.begin(), processes_.end(), [&](const Process& process) {
-    return node_of(process.number) == effect.peer.node;
-  });
+  const auto receiver = std::find_if(
+      processes_.begin(), processes_.end(),
+      [&](const Process& process) { return node_of(process.number) == effect.peer.node; });
   require(receiver != processes_.end(), "a frame for nobody");
   if (receiver == processes_.end() || !receiver->alive || !receiver->miner || fault(0.02)) return;
-  in_process(static_cast<size_t>(receiver - processes_.begin()), now_ + delay(5),
-             [this, r = static_cast<size_t>(receiver - processes_.begin()), from = processes_[p].number, answer,
-              frame = std::make_shared<core::Frame>(std::move(effect.frame))](Process& to) {
-               if (!to.miner) return;
-               core::miner_event::FrameArrived event;
-               event.frame = *frame;
-               event.sender = node_of(from);
-               event.reply = next_reply_++;
-               replies_[event.reply] = [this, answer](core::Admission admission) {
-                 if (!fault(0.02)) answer(now_ + delay(5), admission);
-               };
-               step(r, std::move(event));
-             });
+  in_process(
+      static_cast<size_t>(receiver - processes_.begin()), now_ + delay(5),
+      [this, r = static_cast<size_t>(receiver - processes_.begin()), from = processes_[p].number,
+       answer, frame = std::make_shared<core::Frame>(std::move(effect.frame))](Process& to) {
+        if (!to.miner) return;
+        core::miner_event::FrameArrived event;
+        event.frame = *frame;
+        event.sender = node_of(from);
+        event.reply = next_reply_++;
+        replies_[event.reply] = [this, answer](core::Admission admission) {
+          if (!fault(0.02)) answer(now_ + delay(5), admission);
+        };
+        step(r, std::move(event));
+      });
 }
 
 std::string SimulatedSwarm::problem_at_end() const {
   const core::OrchestratorState& state = world.state();
   if (!broken.empty()) return broken;
   if (state.phase != core::RunPhase::kFinished) {
-    return fmt::format("after {} ms the run is {}: {} of {} done, {} open", now_, core::name_of(state.phase), state.done,
-                       spec_.total_microbatches(), state.open.size());
+    return fmt::format("after {} ms the run is {}: {} of {} done, {} open", now_,
+                       core::name_of(state.phase), state.done, spec_.total_microbatches(),
+                       state.open.size());
   }
-  if (state.done != spec_.total_microbatches() || !state.open.empty()) return "microbatches were lost";
+  if (state.done != spec_.total_microbatches() || !state.open.empty())
+    return "microbatches were lost";
   for (const core::StageRecord& stage : state.stages) {
     if (stage.replica_mismatches > 0) return "replicas computed different bases";
     if (!stage.state_published) return "a stage's last state was not published";
@@ -348,14 +358,18 @@ std::string SimulatedSwarm::problem_at_end() const {
   for (const core::MinerRecord& miner : state.miners) {
     if (!miner.live || !miner.ready) continue;
     const core::StageRecord& stage = state.stages[miner.stage];
-    const auto process = std::find_if(processes_.begin(), processes_.end(), [&](const Process& candidate) {
-      return candidate.alive && candidate.index == miner.index && candidate.incarnation == miner.registration.incarnation;
-    });
+    const auto process =
+        std::find_if(processes_.begin(), processes_.end(), [&](const Process& candidate) {
+          return candidate.alive && candidate.index == miner.index &&
+                 candidate.incarnation == miner.registration.incarnation;
+        });
     if (miner.epoch != stage.epoch) {  // it came back when the last checkpoint was being written
-      if (miner.checkpoint) return fmt::format("miner {} is in the checkpoint and behind its stage", miner.index);
+      if (miner.checkpoint)
+        return fmt::format("miner {} is in the checkpoint and behind its stage", miner.index);
       continue;
     }
-    if (process != processes_.end() && process->base != stage.state) return "a replica holds another base than its stage";
+    if (process != processes_.end() && process->base != stage.state)
+      return "a replica holds another base than its stage";
   }
   return "";
 }

@@ -1,7 +1,8 @@
-// A whole run in one thread: the orchestrator's and the miners' state machines over a simulated network, clock, compute and
-// blob store. One seed gives the whole run. During the chaos everything fails now and then: processes die, freeze and
-// drain, frames, reports and answers are lost, come late or twice, jobs fail, shards are lied about, the orchestrator
-// crashes. Then everything works, and the run must finish.
+// A whole run in one thread: the orchestrator's and the miners' state machines over a simulated
+// network, clock, compute and blob store. One seed gives the whole run. During the chaos everything
+// fails now and then: processes die, freeze and drain, frames, reports and answers are lost, come
+// late or twice, jobs fail, shards are lied about, the orchestrator crashes. Then everything works,
+// and the run must finish.
 #pragma once
 
 #include <functional>
@@ -63,7 +64,9 @@ class SimulatedSwarm {
   // Runs in the process, if it is still that one; later, if it is frozen.
   void in_process(size_t p, TimeMs when, std::function<void(Process&)> what);
   bool fault(double probability);
-  TimeMs delay(TimeMs most) { return 1 + static_cast<TimeMs>(random_.below(static_cast<uint64_t>(most))); }
+  TimeMs delay(TimeMs most) {
+    return 1 + static_cast<TimeMs>(random_.below(static_cast<uint64_t>(most)));
+  }
   void require(bool condition, const std::string& what);
 
   void start_process(size_t p);

@@ -13,7 +13,13 @@ namespace tessera::test {
 inline core::RunSpec small_spec(uint32_t stages, uint32_t miners_per_stage) {
   core::RunSpec spec;
   spec.name = "small";
-  spec.model = {.layers = stages, .width = 8, .heads = 2, .kv_heads = 2, .ffn_width = 16, .vocab = 16, .context = 4};
+  spec.model = {.layers = stages,
+                .width = 8,
+                .heads = 2,
+                .kv_heads = 2,
+                .ffn_width = 16,
+                .vocab = 16,
+                .context = 4};
   spec.pipeline.stages = stages;
   spec.pipeline.miners_per_stage = miners_per_stage;
   spec.pipeline.max_in_flight = 2;
@@ -25,7 +31,8 @@ inline core::RunSpec small_spec(uint32_t stages, uint32_t miners_per_stage) {
   spec.boundary.rank = 4;
   spec.merge.min_microbatches = 4;
   spec.merge.block_values = 256;
-  spec.timeouts = {.lease_ms = 1000, .miner_lost_ms = 300, .peer_ms = 100, .merge_phase_ms = 500, .sync_ms = 10};
+  spec.timeouts = {
+      .lease_ms = 1000, .miner_lost_ms = 300, .peer_ms = 100, .merge_phase_ms = 500, .sync_ms = 10};
   const Status status = core::validate(&spec);
   TESSERA_CHECK(status.ok());
   return spec;
@@ -35,7 +42,8 @@ inline core::DataPlan small_data() {
   core::DataPlan data;
   data.tokenizer = "bytes";
   data.vocab = 16;
-  data.train.push_back({.file = "train-0", .tokens = 1001, .bytes = 2002, .digest = {}, .object = {}});
+  data.train.push_back(
+      {.file = "train-0", .tokens = 1001, .bytes = 2002, .digest = {}, .object = {}});
   return data;
 }
 

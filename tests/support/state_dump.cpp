@@ -17,8 +17,8 @@ using core::PlannedShard;
 using core::ShardResult;
 using core::StageRecord;
 
-// Every struct is taken apart by a structured binding, which no longer compiles when a field is added: none can be
-// forgotten here.
+// Every struct is taken apart by a structured binding, which no longer compiles when a field is
+// added: none can be forgotten here.
 class Dump {
  public:
   std::string take() { return std::move(text_); }
@@ -58,7 +58,7 @@ class Dump {
     value(v.second);
   }
   template <class C>
-    requires requires(const C& c) { c.begin(); }
+  requires requires(const C& c) { c.begin(); }
   void composite(const C& items) {
     text_ += fmt::format("[{}]", items.size());
     for (const auto& item : items) {

@@ -1,4 +1,5 @@
-// An orchestrator's whole state as text, one field a line: two states are equal if and only if their dumps are.
+// An orchestrator's whole state as text, one field a line: two states are equal if and only if
+// their dumps are.
 #pragma once
 
 #include <string>
