@@ -8,6 +8,7 @@
 #include "live_blobs.h"
 #include "orchestrator_shell.h"
 #include "tessera/base/log.h"
+#include "tessera/core/object.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/node/merge_reduce.h"
 
@@ -18,6 +19,40 @@ constexpr size_t kBatchLimit = 512;  // requests that share one journal transact
 constexpr auto kWait = std::chrono::milliseconds(20);
 constexpr TimeMs kSweepMs = 60000;   // between two collections of unneeded blobs
 constexpr TimeMs kGoodbyeMs = 2000;  // for the miners to hear that the run is over
+
+}  // namespace
+
+namespace {
+
+// The YAML's sections in which two specifications differ.
+std::string differing_sections(const core::RunSpec& a, const core::RunSpec& b) {
+  std::string names;
+  const auto compare = [&](const char* name, const auto& of_a, const auto& of_b) {
+    if (encode(of_a) != encode(of_b)) names += (names.empty() ? "" : ", ") + std::string(name);
+  };
+  compare("run", a.name, b.name);
+  compare("model", a.model, b.model);
+  compare("pipeline", a.pipeline, b.pipeline);
+  compare("training", a.training, b.training);
+  compare("boundary", a.boundary, b.boundary);
+  compare("merge", a.merge, b.merge);
+  compare("timeouts", a.timeouts, b.timeouts);
+  compare("checkpoint", a.checkpoint, b.checkpoint);
+  return names;
+}
+
+// A stage travels as an object, whose manifest has to fit into one blob.
+Status check_block_count(const core::RunSpec& spec) {
+  for (StageIndex s = 0; s < spec.pipeline.stages; ++s) {
+    const uint64_t values = core::stage_value_count(spec, s);
+    const uint64_t needed = (values + core::kMaxChunks - 1) / core::kMaxChunks;
+    if (needed > spec.merge.block_values) {
+      return invalid_argument("stage {} has {} values: merge.block_values must be at least {}, or the run needs more stages",
+                              s, values, needed);
+    }
+  }
+  return ok_status();
+}
 
 }  // namespace
 
@@ -36,6 +71,7 @@ Status OrchestratorNode::Shell::replay() {
 }
 
 Status OrchestratorNode::Shell::begin_or_resume() {
+  TESSERA_RETURN_IF_ERROR(check_block_count(options_.spec));
   if (!core_.state().created) {
     core::RunCreated created;
     created.run_id = options_.resume_from ? options_.resume_from->run_id : random_bytes(16);
@@ -48,7 +84,8 @@ Status OrchestratorNode::Shell::begin_or_resume() {
     TESSERA_RETURN_IF_ERROR(apply(std::move(created)));
   } else if (!options_.resume_from && encode(core_.state().spec) != encode(options_.spec)) {
     return failed_precondition(
-        "this folder holds the journal of a run with other settings; use its settings, another folder, or --resume");
+        "this folder holds the journal of a run with other settings (section {}); use its settings, another folder, or "
+        "--resume", differing_sections(core_.state().spec, options_.spec));
   }
   if (options_.resume_from) {
     TESSERA_ASSIGN_OR_RETURN(core::RunResumed resumed,

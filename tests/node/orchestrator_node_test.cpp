@@ -53,7 +53,14 @@ class OrchestratorNodeTest : public testing::Test {
     return answer->get_future().get();
   }
 
-  core::RunSpec spec_ = small_spec(2, 1);
+  // Nobody is lost here, however slow the machine is.
+  static core::RunSpec patient_spec() {
+    core::RunSpec spec = small_spec(2, 1);
+    spec.timeouts.miner_lost_ms = 60000;
+    return spec;
+  }
+
+  core::RunSpec spec_ = patient_spec();
   const KeyPair key_ = KeyPair::from_seed(std::string(32, 'k'));
   MemoryJournal journal_;
   MemoryBlobs blobs_;
@@ -91,6 +98,28 @@ TEST_F(OrchestratorNodeTest, OnlyTheSessionOfTheNewestRegistrationMayReport) {
   EXPECT_TRUE(sync(second, request)->known);
   request.incarnation = 6;
   EXPECT_FALSE(sync(second, request)->known);
+}
+
+// One process with a key takes another's place at once; two that share it can't keep doing so.
+TEST_F(OrchestratorNodeTest, ProcessesThatShareAKeyTakeTurnsSlowly) {
+  ASSERT_TRUE(join(key_.id(), registration()).ok());
+  core::Registration restarted = registration();
+  restarted.incarnation = 6;
+  EXPECT_TRUE(join(key_.id(), restarted).ok());
+  const Status refused = join(key_.id(), registration()).status();
+  EXPECT_TRUE(absl::IsUnavailable(refused)) << refused;
+  EXPECT_THAT(message_of(refused), HasSubstr("share a key file"));
+  EXPECT_TRUE(join(key_.id(), restarted).ok());  // its own process may always come back
+}
+
+TEST_F(OrchestratorNodeTest, AStageOfMoreBlocksThanAnObjectHoldsIsRefused) {
+  TearDown();
+  spec_.model.width = 4096;
+  spec_.model.ffn_width = 65536;
+  spec_.merge.block_values = 256;
+  const Status refused = open();
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  EXPECT_THAT(message_of(refused), HasSubstr("merge.block_values must be at least"));
 }
 
 TEST_F(OrchestratorNodeTest, AReceiptMustBeSignedAboutItselfAndByItsSender) {
@@ -150,7 +179,9 @@ TEST_F(OrchestratorNodeTest, CallsAfterTheEndAreToldSo) {
 TEST_F(OrchestratorNodeTest, AJournalOfOtherSettingsOrAnotherVersionIsNotOpened) {
   TearDown();
   spec_.training.steps++;
-  EXPECT_TRUE(absl::IsFailedPrecondition(open()));
+  const Status other = open();
+  EXPECT_TRUE(absl::IsFailedPrecondition(other));
+  EXPECT_THAT(message_of(other), HasSubstr("(section training)"));
   spec_.training.steps--;
   EXPECT_TRUE(open().ok());
   journal_.write_garbage();

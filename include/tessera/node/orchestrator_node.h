@@ -39,7 +39,7 @@ struct OrchestratorPorts {
 class OrchestratorNode final : public ports::OrchestratorHandler {
  public:
   // Replays the journal (or begins a new run in an empty one). Fails if the journal is of another run specification and
-  // no checkpoint is given, saying which key differs.
+  // no checkpoint is given, saying which sections differ.
   static StatusOr<std::unique_ptr<OrchestratorNode>> open(OrchestratorOptions options, OrchestratorPorts ports);
   ~OrchestratorNode() override;
 
