@@ -81,6 +81,7 @@ void Miner::on(miner_event::AnswerArrived& event) {
         // A new address or a fresh word from the orchestrator that it lives ends a suspension.
         if (old->second.peer.address == peer.address && old->second.peer.live == peer.live) {
           state.suspended_until = old->second.suspended_until;
+          state.newest_epoch = old->second.newest_epoch;
         }
       }
       state.peer = std::move(peer);

@@ -29,6 +29,9 @@ Admission Miner::admit_forward(miner_event::FrameArrived& event) {
     return entry.second.peer.node == event.sender && entry.second.peer.stage == frame.boundary;
   });
   if (sender == peers_.end()) return Admission::kNotReady;  // the table is old, or the sender has no place in this run
+  Epoch& newest = sender->second.newest_epoch;
+  if (newest > spec_.merge.max_staleness && frame.epoch < newest - spec_.merge.max_staleness) return Admission::kStaleEpoch;
+  newest = std::max(newest, frame.epoch);
   const MicrobatchKey key{frame.microbatch, frame.attempt};
   if (const auto refusal = meet_held(key, sender->first)) return *refusal;
   if (works_.size() >= kCapacity) return Admission::kFull;

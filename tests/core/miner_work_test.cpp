@@ -304,6 +304,22 @@ TEST(MinerPeers, AGradientIsHandedBackUntilUpstreamHasIt) {
   EXPECT_EQ(tail.miner->report().receipts.size(), 1u);
 }
 
+// A frame that was on its way for more than max_staleness of its sender's epochs is refused; another sender's are not.
+TEST(MinerAdmission, AFrameOlderThanTheAllowedStalenessIsRefused) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  const Epoch allowed = middle.spec.merge.max_staleness;
+  const auto arrive = [&](MicrobatchId id, Epoch epoch, MinerIndex sender) {
+    core::Frame frame = middle.frame_of(id, 0, Direction::kForward, 0);
+    frame.epoch = epoch;
+    return middle.arrive(frame, sender);
+  };
+  EXPECT_EQ(arrive(1, allowed + 5, 0), Admission::kAccepted);
+  EXPECT_EQ(arrive(2, 5, 0), Admission::kAccepted);
+  EXPECT_EQ(arrive(3, 4, 0), Admission::kStaleEpoch);
+  EXPECT_EQ(arrive(4, 0, 1), Admission::kAccepted);
+}
+
 TEST(MinerAdmission, OnlyFromANeighbourForThisStageAndWhenReady) {
   MinerHarness middle(small_spec(3, 2), 1);
   EXPECT_EQ(middle.forward_arrives(1), Admission::kNotReady);

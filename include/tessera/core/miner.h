@@ -81,6 +81,7 @@ class Miner {
     Peer peer;
     TimeMs suspended_until = 0;
     uint32_t outstanding = 0;
+    Epoch newest_epoch = 0;        // in its frames so far; epochs are per stage, so its own is the only measure of age
   };
 
   // miner.cpp
