@@ -7,7 +7,7 @@ import unittest
 
 from swarm import TINY, Swarm, alive, kill, merged
 
-PAIRS = merged(TINY, {"pipeline": {"miners_per_stage": 2}, "training": {"steps": 60}, "boundary": {"kind": "anchored", "codec": "int8", "compression": 4}})
+PAIRS = merged(TINY, {"pipeline": {"miners_per_stage": 2}, "training": {"steps": 100}, "boundary": {"kind": "anchored", "codec": "int8", "compression": 4}})
 
 
 def check_complete(test, summary, total):
@@ -18,7 +18,7 @@ def check_complete(test, summary, total):
 
 
 class Faults(unittest.TestCase):
-    total = 60 * 2 * 2
+    total = 100 * 2 * 2
 
     def test_a_killed_miner_does_not_stop_the_run_and_joins_again(self):
         with Swarm(PAIRS) as swarm:
