@@ -232,13 +232,4 @@ std::vector<Digest> BlobStore::list() const {
   return digests;
 }
 
-Status BlobStore::sync() const {
-  const int fd = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return system_error(folder_, "open");
-  const int result = ::syncfs(fd);
-  const Status status = result == 0 ? ok_status() : system_error(folder_, "flush");
-  ::close(fd);
-  return status;
-}
-
 }  // namespace tessera::store

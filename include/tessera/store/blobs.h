@@ -5,8 +5,8 @@
 // A put writes a temporary file and renames it, without fsync: a flush for each of thousands of
 // blobs would make the disk the bottleneck, and none is needed for truth, because get() checks the
 // hash of what it reads. A power failure can cost the newest blobs; they read as NOT_FOUND or
-// DATA_LOSS, never as wrong content, and can be put again. Where something durable is about to name
-// blobs (a checkpoint's record in the journal), call sync() first.
+// DATA_LOSS, never as wrong content, and can be put again. What must outlive a power failure is in
+// checkpoint folders, which are flushed.
 #pragma once
 
 #include <array>
@@ -50,8 +50,6 @@ class BlobStore {
   std::vector<Digest> list() const;
   // Of the contents stored.
   uint64_t bytes() const { return bytes_.load(); }
-  // When it returns OK, every put that returned before survives a power failure.
-  Status sync() const;
 
  private:
   static constexpr size_t kLocks = 64;
