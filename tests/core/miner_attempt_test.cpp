@@ -12,22 +12,6 @@ using core::MicrobatchKey;
 using core::miner_effect::Backward;
 using core::miner_effect::Forward;
 
-// A middle miner takes a forward frame, computes and sends it on; the peer takes it.
-void forward_through(MinerHarness& harness, MicrobatchId id, uint32_t attempt = 0) {
-  ASSERT_EQ(harness.forward_arrives(id, attempt), Admission::kAccepted);
-  ASSERT_TRUE(harness.next_job_is<Forward>());
-  harness.finish_job();
-  harness.frame_answered(Admission::kAccepted);
-}
-
-// The gradient comes, is computed and handed on.
-void backward_through(MinerHarness& harness, MicrobatchId id, uint32_t attempt = 0) {
-  ASSERT_EQ(harness.backward_arrives(id, attempt), Admission::kAccepted);
-  ASSERT_TRUE(harness.next_job_is<Backward>());
-  harness.finish_job();
-  harness.frame_answered(Admission::kAccepted);
-}
-
 TEST(MinerAttempts, ANewerOneReplacesAnOlderOneAndFencesIt) {
   MinerHarness middle(small_spec(3, 2), 1);
   middle.start();

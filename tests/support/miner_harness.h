@@ -267,4 +267,20 @@ class MinerHarness {
   }
 };
 
+// A middle miner takes a forward frame, computes and sends it on; the peer takes it.
+inline void forward_through(MinerHarness& harness, MicrobatchId id, uint32_t attempt = 0) {
+  ASSERT_EQ(harness.forward_arrives(id, attempt), core::Admission::kAccepted);
+  ASSERT_TRUE(harness.next_job_is<core::miner_effect::Forward>());
+  harness.finish_job();
+  harness.frame_answered(core::Admission::kAccepted);
+}
+
+// The gradient comes, is computed and handed on.
+inline void backward_through(MinerHarness& harness, MicrobatchId id, uint32_t attempt = 0) {
+  ASSERT_EQ(harness.backward_arrives(id, attempt), core::Admission::kAccepted);
+  ASSERT_TRUE(harness.next_job_is<core::miner_effect::Backward>());
+  harness.finish_job();
+  harness.frame_answered(core::Admission::kAccepted);
+}
+
 }  // namespace tessera::test
