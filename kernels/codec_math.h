@@ -8,34 +8,14 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define TESSERA_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define TESSERA_HOST_DEVICE inline
-#endif
+#include "tessera/kernels/real.h"
 
 namespace tessera::kernels {
 
 // ---- bits of numbers
 
-constexpr uint32_t kMagnitudeMask = 0x7fffffffu;
-constexpr uint32_t kInfinityBits = 0x7f800000u;
-constexpr uint32_t kQuietNanBits = 0x7fc00000u;
 constexpr uint16_t kHalfQuietNan = 0x7e00u;
 constexpr uint16_t kHalfSmallestNormal = 0x0400u;  // 2^-14
-constexpr uint16_t kBfloat16QuietNan = 0x7fc0u;
-
-TESSERA_HOST_DEVICE uint32_t bits_of_float(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-TESSERA_HOST_DEVICE float float_of_bits(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof(value));
-  return value;
-}
 
 // Processors disagree about the sign and payload of the NaN that an operation makes. One pattern
 // stands for all.
@@ -74,18 +54,6 @@ TESSERA_HOST_DEVICE float float_of_half(uint16_t half) {
     return float_of_bits(mantissa != 0 ? kQuietNanBits : (sign | kInfinityBits));
   }
   return float_of_bits(sign | ((exponent + 112u) << 23) | (mantissa << 13));
-}
-
-// To nearest even.
-TESSERA_HOST_DEVICE uint16_t bfloat16_of_float(float value) {
-  const uint32_t bits = bits_of_float(value);
-  if ((bits & kMagnitudeMask) > kInfinityBits) return kBfloat16QuietNan;
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-// Exact.
-TESSERA_HOST_DEVICE float float_of_bfloat16(uint16_t value) {
-  return float_of_bits(static_cast<uint32_t>(value) << 16);
 }
 
 // 2^exponent as a normal float, the exponent clamped to [-126, 127].
