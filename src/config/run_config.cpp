@@ -9,6 +9,7 @@ namespace {
 using core::BoundaryKind;
 using core::LrDecay;
 using core::OptimizerKind;
+using core::Recompute;
 
 constexpr double kMaxValidationShare = 0.5;
 constexpr uint32_t kByteVocab = 256;
@@ -101,6 +102,16 @@ void add_training(core::TrainingSpec* training, FieldTable* table) {
                 "decoupled, on matrices only"),
           field("training.clip_norm", &training->clip_norm, "0 to 1000000",
                 "largest global gradient norm over a stage; 0 clips nothing"),
+          field("training.recompute",
+                Choice<Recompute>{&training->recompute,
+                                  {{"off", Recompute::kOff},
+                                   {"block", Recompute::kBlock},
+                                   {"full", Recompute::kFull}}},
+                "",
+                "less memory for more computation: block keeps only the layers' inputs of a "
+                "microbatch in flight, full only the stage's; on GPUs"),
+          field("training.deterministic", &training->deterministic, "",
+                "the same bits in every run on the same kind of device; slower on GPUs"),
       });
 }
 

@@ -167,6 +167,7 @@ Status check_training(const TrainingSpec& training) {
   TESSERA_RETURN_IF_ERROR(
       check_enum("training.optimizer", training.optimizer, OptimizerKind::kAdamW));
   TESSERA_RETURN_IF_ERROR(check_enum("training.decay", training.decay, LrDecay::kCosine));
+  TESSERA_RETURN_IF_ERROR(check_enum("training.recompute", training.recompute, Recompute::kFull));
   return check_real({{"training.learning_rate", training.learning_rate, 0, 10, Ends::kOpenLow},
                      {"training.min_learning_rate_ratio", training.min_learning_rate_ratio, 0, 1},
                      {"training.beta1", training.beta1, 0, 1, Ends::kOpenHigh},

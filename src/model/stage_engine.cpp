@@ -3,17 +3,16 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "model/failure.h"
-#include "model/optimizer.h"
-#include "model/stage_function.h"
+#include "model/device_stage.h"
 #include "model/token_batch.h"
 #include "model/wire.h"
 
@@ -59,9 +58,8 @@ Status check_values(const std::vector<float>& values, uint64_t count, const char
 
 // What backward() needs of a forward().
 struct InFlight {
-  std::shared_ptr<const StageWeights> weights;
-  at::Tensor input;   // leaf [B, T, r]; undefined at the head
-  at::Tensor output;  // the boundary tensor, or the loss
+  uint64_t weight_version = 0;
+  std::unique_ptr<PassState> state;
 };
 
 // Everything the calls below return by value crosses from the device when they return: no work is
@@ -73,21 +71,15 @@ class LibTorchStageEngine final : public ports::StageEngine {
         stage_(options.stage),
         max_in_flight_(options.max_in_flight),
         device_(device),
-        compute_(at::TensorOptions().device(device).dtype(device.is_cuda() ? at::kBFloat16
-                                                                           : at::kFloat)),
         layout_(stage_layout(spec_, stage_)),
         count_(model::value_count(layout_)),
-        function_(spec_, stage_, compute_),
-        optimizer_(spec_.training, layout_, device),
-        masters_(to_device(initial_values(spec_, stage_, options.threads), device)),
-        accumulator_(at::zeros_like(masters_)) {
-    renew_weights();
-  }
+        device_stage_(spec_, stage_, device, options.pass,
+                      to_device(initial_values(spec_, stage_, options.threads), device)) {}
 
   const std::vector<TensorLayout>& layout() const override { return layout_; }
   uint64_t value_count() const override { return count_; }
-  uint32_t accumulated_microbatches() const override { return accumulated_; }
-  uint64_t weight_version() const override { return weights_->version; }
+  uint32_t accumulated_microbatches() const override { return device_stage_.accumulated(); }
+  uint64_t weight_version() const override { return device_stage_.weights()->version; }
 
   StatusOr<ForwardResult> forward(const MicrobatchKey& key, const std::vector<uint32_t>& tokens,
                                   const BoundaryPayload& input) override {
@@ -108,7 +100,7 @@ class LibTorchStageEngine final : public ports::StageEngine {
 
   std::vector<float> masters() override {
     std::vector<float> values;
-    copy_or_end("reading the weights", [&] { values = to_host(masters_); });
+    copy_or_end("reading the weights", [&] { values = to_host(device_stage_.masters()); });
     return values;
   }
 
@@ -116,8 +108,7 @@ class LibTorchStageEngine final : public ports::StageEngine {
     return guarded("setting the weights", [&]() -> Status {
       const c10::DeviceGuard on_device(device_);
       TESSERA_RETURN_IF_ERROR(check_values(values, count_, "weights"));
-      masters_.copy_(to_device(values, device_));
-      renew_weights();
+      device_stage_.set_masters(to_device(values, device_));
       return ok_status();
     });
   }
@@ -125,13 +116,14 @@ class LibTorchStageEngine final : public ports::StageEngine {
   LocalState export_state() override {
     LocalState state;
     copy_or_end("reading the optimizer state", [&] {
-      state.masters = to_host(masters_);
-      state.first_moment = to_host(optimizer_.first_moment());
-      state.second_moment = to_host(optimizer_.second_moment());
-      if (accumulated_ > 0) state.gradient = to_host(accumulator_);
+      const FlatAdamW& optimizer = device_stage_.optimizer();
+      state.masters = to_host(device_stage_.masters());
+      state.first_moment = to_host(optimizer.first_moment());
+      state.second_moment = to_host(optimizer.second_moment());
+      if (device_stage_.accumulated() > 0) state.gradient = to_host(device_stage_.accumulator());
     });
-    state.optimizer_steps = optimizer_.steps();
-    state.gradient_microbatches = accumulated_;
+    state.optimizer_steps = device_stage_.optimizer().steps();
+    state.gradient_microbatches = device_stage_.accumulated();
     return state;
   }
 
@@ -140,8 +132,8 @@ class LibTorchStageEngine final : public ports::StageEngine {
   }
 
  private:
-  bool is_head() const { return function_.is_head(); }
-  bool is_tail() const { return function_.is_tail(); }
+  bool is_head() const { return stage_ == 0; }
+  bool is_tail() const { return stage_ + 1 == spec_.pipeline.stages; }
   int64_t batch() const { return spec_.training.microbatch_size; }
   int64_t context() const { return spec_.model.context; }
 
@@ -158,15 +150,6 @@ class LibTorchStageEngine final : public ports::StageEngine {
     TESSERA_CHECK(status.ok());
   }
 
-  // A new version of the compute weights from the masters. The old one lives on in the microbatches
-  // that use it.
-  void renew_weights() {
-    const uint64_t version = weights_ ? weights_->version + 1 : 0;
-    const at::Tensor flat = masters_.to(compute_, /*non_blocking=*/false, /*copy=*/true);
-    weights_ = std::make_shared<const StageWeights>(
-        make_stage_weights(spec_, stage_, flat, version, /*requires_grad=*/true));
-  }
-
   Status admit(const MicrobatchKey& key, const std::vector<uint32_t>& tokens,
                const BoundaryPayload& input) const;
   StatusOr<ForwardResult> run_forward(const MicrobatchKey& key, const std::vector<uint32_t>& tokens,
@@ -176,24 +159,14 @@ class LibTorchStageEngine final : public ports::StageEngine {
                                         const BoundaryPayload& output_gradient, bool accumulate);
   StatusOr<StepResult> run_step(double learning_rate);
   Status run_import(const LocalState& state);
-  void clear_gradient() {
-    accumulator_.zero_();
-    accumulated_ = 0;
-  }
 
   const RunSpec spec_;
   const StageIndex stage_;
   const size_t max_in_flight_;
   const at::Device device_;
-  const at::TensorOptions compute_;
   const std::vector<TensorLayout> layout_;
   const uint64_t count_;
-  const StageFunction function_;
-  FlatAdamW optimizer_;
-  at::Tensor masters_;      // [count], fp32
-  at::Tensor accumulator_;  // [count], fp32: the sum of the microbatches' gradients
-  uint32_t accumulated_ = 0;
-  std::shared_ptr<const StageWeights> weights_;
+  DeviceStage device_stage_;
   std::map<MicrobatchKey, InFlight> in_flight_;
 };
 
@@ -228,42 +201,40 @@ StatusOr<ForwardResult> LibTorchStageEngine::run_forward(const MicrobatchKey& ke
                                                          const BoundaryPayload& input) {
   const c10::DeviceGuard on_device(device_);
   TESSERA_RETURN_IF_ERROR(admit(key, tokens, input));
-  InFlight entry{weights_, {}, {}};
+  const at::Tensor ids = token_tensor(tokens, context() + 1, device_);
+  at::Tensor boundary;
   if (!is_head()) {
     const int64_t width = boundary_width(spec_);
     TESSERA_ASSIGN_OR_RETURN(const at::Tensor decoded,
                              decode_rows(input, spec_.boundary.codec, batch() * context(), width,
                                          device_, "activation"));
-    entry.input = decoded.view({batch(), context(), width}).requires_grad_(true);
+    boundary = decoded.view({batch(), context(), width});
   }
-  const at::Tensor ids = token_tensor(tokens, context() + 1, device_);
-  const StageOutput output = function_.run(*weights_, ids.narrow(1, 0, context()), entry.input);
+  PassOutput output = device_stage_.forward(ids, boundary);
 
   ForwardResult result;
-  result.weight_version = weights_->version;
+  result.weight_version = weight_version();
   if (is_tail()) {
-    entry.output = function_.loss(*weights_, output.value, ids.narrow(1, 1, context()));
-    result.loss = entry.output.item<double>();
+    result.loss = output.loss.item<double>();
     if (!std::isfinite(result.loss)) {
       return data_loss("the loss of microbatch {} attempt {} is not finite; it is left out",
                        key.microbatch, key.attempt);
     }
   } else {
-    entry.output = output.value;
     TESSERA_ASSIGN_OR_RETURN(result.output, encode_rows(output.wire, forward_encoding(spec_)));
   }
-  in_flight_.emplace(key, std::move(entry));
+  in_flight_.emplace(key, InFlight{result.weight_version, std::move(output.state)});
   return result;
 }
 
-// The gradient of the stage's output: from downstream, or 1 for the tail's loss.
+// The gradient of the stage's output from downstream; undefined at the tail.
 StatusOr<at::Tensor> LibTorchStageEngine::decode_gradient(const BoundaryPayload& payload) const {
   if (is_tail()) {
     if (!payload.bytes.empty()) {
       return invalid_argument("the last stage takes no boundary gradient, but got one of {} bytes",
                               payload.bytes.size());
     }
-    return at::ones({}, at::TensorOptions().dtype(at::kFloat).device(device_));
+    return at::Tensor();
   }
   const int64_t width = boundary_width(spec_);
   TESSERA_ASSIGN_OR_RETURN(const at::Tensor decoded,
@@ -284,51 +255,34 @@ StatusOr<BackwardResult> LibTorchStageEngine::run_backward(const MicrobatchKey& 
         key.microbatch, key.attempt);
   }
   TESSERA_ASSIGN_OR_RETURN(const at::Tensor outer, decode_gradient(output_gradient));
-  const InFlight entry = std::move(found->second);
+  InFlight entry = std::move(found->second);
   in_flight_.erase(found);
 
   BackwardResult result;
-  result.weight_version = entry.weights->version;
-  std::vector<at::Tensor> inputs;
-  if (!is_head()) inputs.push_back(entry.input);
-  const std::vector<StageWeights::Leaf>& leaves = entry.weights->leaves;
-  if (accumulate) {
-    for (const StageWeights::Leaf& leaf : leaves) inputs.push_back(leaf.tensor);
+  result.weight_version = entry.weight_version;
+  std::optional<PendingPayload> pending;
+  device_stage_.backward(
+      std::move(entry.state), outer, accumulate, [&](const at::Tensor& gradient) {
+        if (!is_head()) {
+          pending.emplace(
+              begin_encode(gradient, gradient_encoding(spec_, key.microbatch, stage_ - 1)));
+        }
+      });
+  // On a GPU the weight gradients may still be running when the input's is here.
+  if (pending) {
+    TESSERA_ASSIGN_OR_RETURN(result.input_gradient, pending->finish());
   }
-  if (inputs.empty()) return result;
-  const std::vector<at::Tensor> gradients = torch::autograd::grad({entry.output}, inputs, {outer});
-
-  const c10::NoGradGuard no_graph;
-  if (!is_head()) {
-    TESSERA_ASSIGN_OR_RETURN(result.input_gradient,
-                             encode_rows(gradients[0].contiguous(),
-                                         gradient_encoding(spec_, key.microbatch, stage_ - 1)));
-  }
-  if (!accumulate) return result;
-  const at::Tensor* gradient = &gradients[is_head() ? 0 : 1];
-  for (const StageWeights::Leaf& leaf : leaves) {
-    accumulator_.narrow(0, static_cast<int64_t>(leaf.offset), gradient->numel())
-        .view(gradient->sizes())
-        .add_(*gradient);
-    ++gradient;
-  }
-  ++accumulated_;
   return result;
 }
 
 StatusOr<StepResult> LibTorchStageEngine::run_step(double learning_rate) {
   const c10::DeviceGuard on_device(device_);
-  const c10::NoGradGuard no_graph;
-  if (accumulated_ == 0) {
+  if (device_stage_.accumulated() == 0) {
     return failed_precondition(
         "an optimizer step without a gradient: no microbatch was accumulated since the last");
   }
-  const StatusOr<double> norm =
-      optimizer_.step(masters_, accumulator_, accumulated_, learning_rate);
-  clear_gradient();
-  if (!norm.ok()) return norm.status();
-  renew_weights();
-  return StepResult{*norm, weights_->version};
+  TESSERA_ASSIGN_OR_RETURN(const double norm, device_stage_.step(learning_rate));
+  return StepResult{norm, weight_version()};
 }
 
 Status LibTorchStageEngine::run_import(const LocalState& state) {
@@ -355,12 +309,9 @@ Status LibTorchStageEngine::run_import(const LocalState& state) {
   const at::Tensor first_moment = to_device(state.first_moment, device_);
   const at::Tensor second_moment = to_device(state.second_moment, device_);
   const at::Tensor gradient =
-      state.gradient.empty() ? at::zeros_like(masters) : to_device(state.gradient, device_);
-  optimizer_.restore(first_moment, second_moment, state.optimizer_steps);
-  masters_.copy_(masters);
-  accumulator_.copy_(gradient);
-  accumulated_ = state.gradient_microbatches;
-  renew_weights();
+      state.gradient.empty() ? at::Tensor() : to_device(state.gradient, device_);
+  device_stage_.restore(masters, first_moment, second_moment, state.optimizer_steps, gradient,
+                        state.gradient_microbatches);
   return ok_status();
 }
 

@@ -10,6 +10,7 @@
 #include "tessera/kernels/codec.h"
 
 #ifdef TESSERA_WITH_CUDA
+#include <ATen/cuda/CUDAEvent.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
 
@@ -43,31 +44,12 @@ kernels::EncodeParams encode_params(const at::Tensor& values, const WireEncoding
 
 #ifdef TESSERA_WITH_CUDA
 
+int64_t exponent_offset(int64_t payload_size) { return (payload_size + 3) / 4 * 4; }
+
 Status check_launch(int code, const char* kernel) {
   if (code == 0) return ok_status();
   return internal_error("{} could not be launched (CUDA error {}); restart the process", kernel,
                         code);
-}
-
-StatusOr<BoundaryPayload> encode_on_gpu(kernels::EncodeParams params, const at::Device& device) {
-  const int64_t size = static_cast<int64_t>(payload_bytes(
-      params.codec, static_cast<size_t>(params.rows), static_cast<size_t>(params.width)));
-  // The exponent behind the payload, aligned: one copy fetches both.
-  const int64_t exponent_at = (size + 3) / 4 * 4;
-  const at::TensorOptions bytes = at::TensorOptions().dtype(at::kByte);
-  const at::Tensor encoded = at::empty({exponent_at + 4}, bytes.device(device));
-  const at::Tensor host = at::empty({exponent_at + 4}, bytes.pinned_memory(true));
-  params.payload = encoded.data_ptr<uint8_t>();
-  params.exponent = reinterpret_cast<int32_t*>(encoded.data_ptr<uint8_t>() + exponent_at);
-  const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(device.index());
-  TESSERA_RETURN_IF_ERROR(check_launch(kernels::encode_cuda(params, stream.stream()), "encode"));
-  host.copy_(encoded, /*non_blocking=*/true);
-  stream.synchronize();
-  BoundaryPayload payload;
-  payload.bytes.assign(reinterpret_cast<const char*>(host.data_ptr<uint8_t>()),
-                       static_cast<size_t>(size));
-  std::memcpy(&payload.exponent, host.data_ptr<uint8_t>() + exponent_at, sizeof(int32_t));
-  return payload;
 }
 
 StatusOr<at::Tensor> decode_on_gpu(kernels::DecodeParams params, const BoundaryPayload& payload,
@@ -128,20 +110,54 @@ WireEncoding gradient_encoding(const core::RunSpec& spec, MicrobatchId microbatc
   return encoding;
 }
 
-StatusOr<BoundaryPayload> encode_rows(const at::Tensor& values, const WireEncoding& encoding) {
+PendingPayload begin_encode(const at::Tensor& values, const WireEncoding& encoding) {
   TESSERA_CHECK(values.is_contiguous() && values.scalar_type() == at::kFloat && values.numel() > 0);
   kernels::EncodeParams params = encode_params(values, encoding);
+  PendingPayload pending;
+  pending.bytes_ = static_cast<int64_t>(payload_bytes(
+      params.codec, static_cast<size_t>(params.rows), static_cast<size_t>(params.width)));
 #ifdef TESSERA_WITH_CUDA
-  if (values.is_cuda()) return encode_on_gpu(params, values.device());
+  if (values.is_cuda()) {
+    // The exponent behind the payload, aligned: one copy fetches both.
+    const int64_t exponent_at = exponent_offset(pending.bytes_);
+    const at::TensorOptions bytes = at::TensorOptions().dtype(at::kByte);
+    pending.encoded_ = at::empty({exponent_at + 4}, bytes.device(values.device()));
+    pending.host_ = at::empty({exponent_at + 4}, bytes.pinned_memory(true));
+    params.payload = pending.encoded_.data_ptr<uint8_t>();
+    params.exponent =
+        reinterpret_cast<int32_t*>(pending.encoded_.data_ptr<uint8_t>() + exponent_at);
+    const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(values.device().index());
+    const int code = kernels::encode_cuda(params, stream.stream());
+    TORCH_CHECK(code == 0, "the boundary's encoder could not be launched: CUDA error ", code);
+    pending.host_.copy_(pending.encoded_, /*non_blocking=*/true);
+    auto event = std::make_shared<at::cuda::CUDAEvent>();
+    event->record(stream);
+    pending.event_ = event;
+    return pending;
+  }
 #endif
   TESSERA_CHECK(values.is_cpu());
-  BoundaryPayload payload;
-  payload.bytes.resize(payload_bytes(params.codec, static_cast<size_t>(params.rows),
-                                     static_cast<size_t>(params.width)));
-  params.payload = reinterpret_cast<uint8_t*>(payload.bytes.data());
-  params.exponent = &payload.exponent;
+  pending.payload_.bytes.resize(static_cast<size_t>(pending.bytes_));
+  params.payload = reinterpret_cast<uint8_t*>(pending.payload_.bytes.data());
+  params.exponent = &pending.payload_.exponent;
   kernels::encode_cpu(params);
-  return payload;
+  return pending;
+}
+
+StatusOr<BoundaryPayload> PendingPayload::finish() {
+#ifdef TESSERA_WITH_CUDA
+  if (event_) {
+    static_cast<at::cuda::CUDAEvent*>(event_.get())->synchronize();
+    const uint8_t* bytes = host_.const_data_ptr<uint8_t>();
+    payload_.bytes.assign(reinterpret_cast<const char*>(bytes), static_cast<size_t>(bytes_));
+    std::memcpy(&payload_.exponent, bytes + exponent_offset(bytes_), sizeof(int32_t));
+  }
+#endif
+  return std::move(payload_);
+}
+
+StatusOr<BoundaryPayload> encode_rows(const at::Tensor& values, const WireEncoding& encoding) {
+  return begin_encode(values, encoding).finish();
 }
 
 StatusOr<at::Tensor> decode_rows(const BoundaryPayload& payload, Codec codec, int64_t rows,

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 
 #include "tessera/base/codec.h"
 #include "tessera/base/ids.h"
@@ -31,7 +32,22 @@ WireEncoding forward_encoding(const core::RunSpec& spec);
 WireEncoding gradient_encoding(const core::RunSpec& spec, MicrobatchId microbatch,
                                uint32_t boundary);
 
-// `values`: [..., width] fp32, contiguous. Waits for the device.
+// A payload on its way from the device.
+class PendingPayload {
+ public:
+  // Waits until it is there; not for work that was begun after it.
+  StatusOr<ports::BoundaryPayload> finish();
+
+ private:
+  friend PendingPayload begin_encode(const at::Tensor&, const WireEncoding&);
+  ports::BoundaryPayload payload_;  // on a CPU: complete
+  at::Tensor encoded_, host_;       // on a GPU: payload, then its exponent
+  int64_t bytes_ = 0;
+  std::shared_ptr<void> event_;
+};
+// `values`: [..., width] fp32, contiguous.
+PendingPayload begin_encode(const at::Tensor& values, const WireEncoding& encoding);
+// Both in one.
 StatusOr<ports::BoundaryPayload> encode_rows(const at::Tensor& values,
                                              const WireEncoding& encoding);
 

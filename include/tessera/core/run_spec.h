@@ -50,6 +50,11 @@ struct PipelineSpec {
 enum class OptimizerKind : uint8_t { kAdamW = 0 };
 enum class LrDecay : uint8_t { kConstant = 0, kLinear = 1, kCosine = 2 };
 
+// What a stage keeps of a microbatch between its forward and its backward pass. Less memory for more
+// computation: kBlock keeps the layers' inputs and computes each layer once more, kFull keeps the
+// stage's input only and computes the whole stage once more.
+enum class Recompute : uint8_t { kOff = 0, kBlock = 1, kFull = 2 };
+
 struct TrainingSpec {
   uint64_t seed = 1;
   uint64_t steps = 100;                // local optimizer steps of one replica, planned
@@ -66,6 +71,8 @@ struct TrainingSpec {
   double epsilon = 1e-8;
   double weight_decay = 0.1;           // matrices only
   double clip_norm = 1.0;              // global norm over the stage; 0: off
+  Recompute recompute = Recompute::kOff;
+  bool deterministic = false;          // the same bits in every run on the same kind of device
   template <class A>
   void fields(A& a) {
     a("seed", seed)("steps", steps)("microbatch_size", microbatch_size)(

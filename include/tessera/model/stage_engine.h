@@ -18,12 +18,16 @@
 
 namespace tessera::model {
 
+// How forward and backward are computed. kBest: by hand on a GPU, by autograd on a CPU.
+enum class PassKind : uint8_t { kBest, kAutograd, kFused };
+
 struct EngineOptions {
   core::RunSpec spec;
   StageIndex stage = 0;
   std::string device = "cpu";  // "cpu" or "cuda:N", as choose_device() answers
   int threads = 0;             // of the CPU; 0: torch's own choice
   size_t max_in_flight = 64;   // microbatches between forward() and backward() or discard()
+  PassKind pass = PassKind::kBest;
 };
 
 // The engine at the start of the run (initial_values()). Used by one thread, the one that made it

@@ -1,0 +1,91 @@
+#include "model/device_stage.h"
+
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/core/GradMode.h>
+
+#include <utility>
+
+#include "tessera/model/stage_layout.h"
+
+namespace tessera::model {
+namespace {
+
+std::unique_ptr<StagePass> make_pass(const core::RunSpec& spec, StageIndex stage,
+                                     const at::TensorOptions& compute, PassKind kind) {
+  const bool fits =
+      spec.boundary.kind != core::BoundaryKind::kIota || spec.pipeline.stages == 1;
+  const bool fused = kind == PassKind::kFused ||
+                     (kind == PassKind::kBest && compute.device().is_cuda() && fits);
+  if (spec.training.deterministic) {
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+  }
+  if (!fused) return make_autograd_pass(spec, stage, compute);
+  return make_fused_pass(spec, stage, compute, spec.training.recompute,
+                         spec.training.deterministic);
+}
+
+}  // namespace
+
+DeviceStage::DeviceStage(const core::RunSpec& spec, StageIndex stage, const at::Device& device,
+                         PassKind kind, at::Tensor masters)
+    : spec_(spec),
+      stage_(stage),
+      compute_(at::TensorOptions().device(device).dtype(device.is_cuda() ? at::kBFloat16
+                                                                         : at::kFloat)),
+      pass_(make_pass(spec, stage, compute_, kind)),
+      masters_(std::move(masters)),
+      accumulator_(at::empty_like(masters_)),
+      optimizer_(spec.training, stage_layout(spec, stage), device) {
+  renew_weights();
+}
+
+void DeviceStage::renew_weights() {
+  const uint64_t version = weights_ ? weights_->version + 1 : 0;
+  const int64_t count = masters_.numel();
+  const at::Tensor flat = at::empty({count + weight_padding(spec_, stage_)}, compute_);
+  flat.narrow(0, count, flat.numel() - count).zero_();
+  flat.narrow(0, 0, count).copy_(masters_);
+  weights_ = std::make_shared<const StageWeights>(
+      make_stage_weights(spec_, stage_, flat, version, /*requires_grad=*/true));
+}
+
+PassOutput DeviceStage::forward(const at::Tensor& ids, const at::Tensor& boundary) {
+  return pass_->forward({weights_, ids, boundary});
+}
+
+void DeviceStage::backward(std::unique_ptr<PassState> state, const at::Tensor& outer,
+                           bool accumulate,
+                           const std::function<void(const at::Tensor&)>& ready) {
+  GradientSink sink = accumulate ? GradientSink(accumulator_, accumulated_ > 0) : GradientSink();
+  // Nothing counts until all is added.
+  const uint32_t accumulated = accumulate ? std::exchange(accumulated_, 0) + 1 : accumulated_;
+  ready(pass_->backward(std::move(state), outer, &sink));
+  sink.flush();
+  accumulated_ = accumulated;
+}
+
+StatusOr<double> DeviceStage::step(double learning_rate) {
+  const c10::NoGradGuard no_graph;
+  const StatusOr<double> norm = optimizer_.step(masters_, accumulator_,
+                                                std::exchange(accumulated_, 0), learning_rate);
+  if (norm.ok()) renew_weights();
+  return norm;
+}
+
+void DeviceStage::set_masters(const at::Tensor& masters) {
+  masters_.copy_(masters);
+  renew_weights();
+}
+
+void DeviceStage::restore(const at::Tensor& masters, const at::Tensor& first_moment,
+                          const at::Tensor& second_moment, uint64_t steps,
+                          const at::Tensor& gradient, uint32_t microbatches) {
+  optimizer_.restore(first_moment, second_moment, steps);
+  if (gradient.defined()) accumulator_.copy_(gradient);
+  accumulated_ = microbatches;
+  set_masters(masters);
+}
+
+}  // namespace tessera::model
