@@ -13,6 +13,7 @@
 
 #include "codec_math.h"
 #include "codec_quads.cuh"
+#include "launch.cuh"
 #include "tessera/kernels/codec.h"
 
 namespace tessera::kernels {
@@ -258,17 +259,6 @@ cudaError_t with_codec(Codec codec, Function function) {
       return function(CodecTag<Codec::kInt4>{});
   }
   return cudaErrorInvalidValue;
-}
-
-// The launch's own error, not one that an earlier call left behind.
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
-                   Arguments... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 // Blocks for `rows` rows of which each block takes kThreads / lanes at a time.

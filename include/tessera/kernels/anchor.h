@@ -57,7 +57,7 @@ struct AnchorBackwardParams {
   float* partials = nullptr;
 };
 
-// At most 4224.
+// At most 792.
 int64_t anchor_partial_rows(int64_t rows, int64_t width);
 
 void anchor_forward_cpu(const AnchorForwardParams& params);

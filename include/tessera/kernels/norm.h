@@ -45,7 +45,7 @@ struct NormBackwardParams {
   float* partials = nullptr;
 };
 
-// At most 4224.
+// At most 792.
 int64_t norm_partial_rows(int64_t rows, int64_t width);
 
 void residual_norm_forward_cpu(const ResidualNormForwardParams& params);

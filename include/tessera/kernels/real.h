@@ -3,13 +3,14 @@
 //
 // What holds for every stage kernel (norm.h, rope.h, swiglu.h, cross_entropy.h, embedding.h,
 // anchor.h):
-//   - Tensors are contiguous unless strides are given, and do not overlap unless a comment says that
+//   - Tensors are contiguous unless strides are given, and do not overlap unless a comment says
+//   that
 //     they may be the same memory.
 //   - x_cpu is the reference, single-threaded; sizes or pointers that break the rules are bugs of
 //     the caller: TESSERA_CHECK.
 //   - x_cuda takes device pointers and a cudaStream_t, launches in stream order without allocating
 //     or waiting (it may be captured in a graph) and returns a cudaError_t: 0 launched, 1
-//     (cudaErrorInvalidValue) what the CPU version aborts on. Memory of any alignment works;
+//     (cudaErrorInvalidValue) what the CPU version aborts on. Tensors may start at any element;
 //     16-byte aligned tensors with rows of whole 16-byte pieces are fast.
 //   - CUDA gives the same bits in every run. It agrees with the CPU within the bounds in
 //     docs/numerics.md, not bit by bit.

@@ -12,8 +12,9 @@
 
 namespace tessera::kernels {
 
-// Sizes both functions share. head_dim is even; all sizes but `rows` are at least 1; rows is a
-// multiple of positions for the gradient.
+// Sizes both functions share. head_dim is even; all sizes but `rows` are at least 1; a row has at
+// most 2^24 numbers, rows and positions are below 2^31. For the gradient, rows is a multiple of
+// positions.
 struct RopeShape {
   Real type = Real::kBfloat16;
   int64_t rows = 0;
@@ -22,6 +23,16 @@ struct RopeShape {
   int64_t key_heads = 0;  // of keys, and of values
   int64_t head_dim = 0;
 };
+
+inline bool are_rope_sizes(const RopeShape& shape) {
+  constexpr int64_t kMaximumRow = int64_t{1} << 24;
+  const auto within = [](int64_t size, int64_t largest) { return size >= 1 && size <= largest; };
+  return shape.rows >= 0 && shape.rows < int64_t{1} << 31 &&
+         within(shape.positions, (int64_t{1} << 31) - 1) && within(shape.heads, kMaximumRow) &&
+         within(shape.key_heads, kMaximumRow) && within(shape.head_dim, kMaximumRow) &&
+         shape.head_dim % 2 == 0 &&
+         shape.heads + 2 * shape.key_heads <= kMaximumRow / shape.head_dim;
+}
 
 // Rotates queries and keys in place; values stay.
 struct RopeParams {

@@ -1,5 +1,5 @@
 // SwiGLU on a fused projection: the gate and up halves lie side by side in each row.
-// Rules and NaN policy: real.h; silu(-infinity) is NaN.
+// Widths: 1 to kMaximumSwigluWidth. Rules and NaN policy: real.h; silu(-infinity) is NaN.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,8 @@
 #include "tessera/kernels/real.h"
 
 namespace tessera::kernels {
+
+inline constexpr int64_t kMaximumSwigluWidth = int64_t{1} << 24;
 
 // h = silu(gate) * up, silu(v) = v / (1 + exp(-v))
 struct SwigluForwardParams {
