@@ -29,6 +29,9 @@ using ports::MicrobatchKey;
 using ports::StepResult;
 using ports::TensorLayout;
 
+// Of a state from outside: past it, a count is no longer exact as a double.
+constexpr uint64_t kMostOptimizerSteps = uint64_t{1} << 53;
+
 at::Tensor to_device(const std::vector<float>& values, const at::Device& device) {
   // from_blob borrows and does not write; the copy is the tensor that stays.
   const at::Tensor borrowed = at::from_blob(const_cast<float*>(values.data()),
@@ -78,7 +81,7 @@ class LibTorchStageEngine final : public ports::StageEngine {
         layout_(stage_layout(spec_, stage_)),
         count_(model::value_count(layout_)),
         function_(spec_, stage_, compute_),
-        optimizer_(spec_.training, layout_, device),
+        optimizer_(make_optimizer(spec_.training, layout_, device)),
         masters_(to_device(initial_values(spec_, stage_, options.threads), device)),
         accumulator_(at::zeros_like(masters_)) {
     renew_weights();
@@ -126,11 +129,11 @@ class LibTorchStageEngine final : public ports::StageEngine {
     LocalState state;
     copy_or_end("reading the optimizer state", [&] {
       state.masters = to_host(masters_);
-      state.first_moment = to_host(optimizer_.first_moment());
-      state.second_moment = to_host(optimizer_.second_moment());
+      state.first_moment = to_host(optimizer_->first_moment());
+      state.second_moment = to_host(optimizer_->second_moment());
       if (accumulated_ > 0) state.gradient = to_host(accumulator_);
     });
-    state.optimizer_steps = optimizer_.steps();
+    state.optimizer_steps = optimizer_->steps();
     state.gradient_microbatches = accumulated_;
     return state;
   }
@@ -161,8 +164,10 @@ class LibTorchStageEngine final : public ports::StageEngine {
   // A new version of the compute weights from the masters. The old one lives on in the microbatches
   // that use it.
   void renew_weights() {
+    publish_weights(masters_.to(compute_, /*non_blocking=*/false, /*copy=*/true));
+  }
+  void publish_weights(const at::Tensor& flat) {
     const uint64_t version = weights_ ? weights_->version + 1 : 0;
-    const at::Tensor flat = masters_.to(compute_, /*non_blocking=*/false, /*copy=*/true);
     weights_ = std::make_shared<const StageWeights>(
         make_stage_weights(spec_, stage_, flat, version, /*requires_grad=*/true));
   }
@@ -189,7 +194,7 @@ class LibTorchStageEngine final : public ports::StageEngine {
   const std::vector<TensorLayout> layout_;
   const uint64_t count_;
   const StageFunction function_;
-  FlatAdamW optimizer_;
+  const std::unique_ptr<Optimizer> optimizer_;
   at::Tensor masters_;      // [count], fp32
   at::Tensor accumulator_;  // [count], fp32: the sum of the microbatches' gradients
   uint32_t accumulated_ = 0;
@@ -323,11 +328,13 @@ StatusOr<StepResult> LibTorchStageEngine::run_step(double learning_rate) {
     return failed_precondition(
         "an optimizer step without a gradient: no microbatch was accumulated since the last");
   }
+  // A buffer of its own: microbatches in flight hold the version before.
+  const at::Tensor flat = at::empty(masters_.sizes(), compute_);
   const StatusOr<double> norm =
-      optimizer_.step(masters_, accumulator_, accumulated_, learning_rate);
+      optimizer_->step(masters_, accumulator_, accumulated_, learning_rate, flat);
   clear_gradient();
   if (!norm.ok()) return norm.status();
-  renew_weights();
+  publish_weights(flat);
   return StepResult{*norm, weights_->version};
 }
 
@@ -341,6 +348,10 @@ Status LibTorchStageEngine::run_import(const LocalState& state) {
                   [](float value) { return value < 0; })) {
     return data_loss(
         "second moment: a value is negative, which no mean of squares is; the state is damaged");
+  }
+  if (state.optimizer_steps > kMostOptimizerSteps) {
+    return invalid_argument("{} optimizer steps are more than any run takes; the state is damaged",
+                            state.optimizer_steps);
   }
   if (state.gradient.empty() != (state.gradient_microbatches == 0)) {
     return invalid_argument(
@@ -356,7 +367,7 @@ Status LibTorchStageEngine::run_import(const LocalState& state) {
   const at::Tensor second_moment = to_device(state.second_moment, device_);
   const at::Tensor gradient =
       state.gradient.empty() ? at::zeros_like(masters) : to_device(state.gradient, device_);
-  optimizer_.restore(first_moment, second_moment, state.optimizer_steps);
+  optimizer_->restore(first_moment, second_moment, state.optimizer_steps);
   masters_.copy_(masters);
   accumulator_.copy_(gradient);
   accumulated_ = state.gradient_microbatches;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "model/failure.h"
 #include "tessera/base/prng.h"
 #include "tessera/kernels/codec.h"
 
@@ -42,12 +43,6 @@ kernels::EncodeParams encode_params(const at::Tensor& values, const WireEncoding
 }
 
 #ifdef TESSERA_WITH_CUDA
-
-Status check_launch(int code, const char* kernel) {
-  if (code == 0) return ok_status();
-  return internal_error("{} could not be launched (CUDA error {}); restart the process", kernel,
-                        code);
-}
 
 StatusOr<BoundaryPayload> encode_on_gpu(kernels::EncodeParams params, const at::Device& device) {
   const int64_t size = static_cast<int64_t>(payload_bytes(
