@@ -37,18 +37,28 @@ DeviceStage::DeviceStage(const core::RunSpec& spec, StageIndex stage, const at::
       pass_(make_pass(spec, stage, compute_, kind)),
       masters_(std::move(masters)),
       accumulator_(at::empty_like(masters_)),
-      optimizer_(spec.training, stage_layout(spec, stage), device) {
+      optimizer_(make_optimizer(spec.training, stage_layout(spec, stage), device)) {
   renew_weights();
 }
 
-void DeviceStage::renew_weights() {
-  const uint64_t version = weights_ ? weights_->version + 1 : 0;
+// Room for the compute weights, with the zeros behind them that the pass may read.
+at::Tensor DeviceStage::flat_weights() const {
   const int64_t count = masters_.numel();
-  const at::Tensor flat = at::empty({count + weight_padding(spec_, stage_)}, compute_);
+  at::Tensor flat = at::empty({count + weight_padding(spec_, stage_)}, compute_);
   flat.narrow(0, count, flat.numel() - count).zero_();
-  flat.narrow(0, 0, count).copy_(masters_);
+  return flat;
+}
+
+void DeviceStage::publish(const at::Tensor& flat) {
+  const uint64_t version = weights_ ? weights_->version + 1 : 0;
   weights_ = std::make_shared<const StageWeights>(
       make_stage_weights(spec_, stage_, flat, version, /*requires_grad=*/true));
+}
+
+void DeviceStage::renew_weights() {
+  const at::Tensor flat = flat_weights();
+  flat.narrow(0, 0, masters_.numel()).copy_(masters_);
+  publish(flat);
 }
 
 PassOutput DeviceStage::forward(const at::Tensor& ids, const at::Tensor& boundary) {
@@ -68,9 +78,12 @@ void DeviceStage::backward(std::unique_ptr<PassState> state, const at::Tensor& o
 
 StatusOr<double> DeviceStage::step(double learning_rate) {
   const c10::NoGradGuard no_graph;
-  const StatusOr<double> norm = optimizer_.step(masters_, accumulator_,
-                                                std::exchange(accumulated_, 0), learning_rate);
-  if (norm.ok()) renew_weights();
+  const at::Tensor flat = flat_weights();
+  TESSERA_ASSIGN_OR_RETURN(
+      const double norm,
+      optimizer_->step(masters_, accumulator_, std::exchange(accumulated_, 0), learning_rate,
+                       flat.narrow(0, 0, masters_.numel())));
+  publish(flat);
   return norm;
 }
 
@@ -82,7 +95,7 @@ void DeviceStage::set_masters(const at::Tensor& masters) {
 void DeviceStage::restore(const at::Tensor& masters, const at::Tensor& first_moment,
                           const at::Tensor& second_moment, uint64_t steps,
                           const at::Tensor& gradient, uint32_t microbatches) {
-  optimizer_.restore(first_moment, second_moment, steps);
+  optimizer_->restore(first_moment, second_moment, steps);
   if (gradient.defined()) accumulator_.copy_(gradient);
   accumulated_ = microbatches;
   set_masters(masters);

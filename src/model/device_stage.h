@@ -37,7 +37,7 @@ class DeviceStage {
   const at::Tensor& masters() const { return masters_; }
   const at::Tensor& accumulator() const { return accumulator_; }
   uint32_t accumulated() const { return accumulated_; }
-  const FlatAdamW& optimizer() const { return optimizer_; }
+  const Optimizer& optimizer() const { return *optimizer_; }
 
   void set_masters(const at::Tensor& masters);
   // `gradient`: undefined if `microbatches` is 0.
@@ -46,9 +46,10 @@ class DeviceStage {
                uint32_t microbatches);
 
  private:
-  // A new version of the compute weights from the masters. The old one lives on in the microbatches
-  // that use it.
+  // A new version of the compute weights. The old one lives on in the microbatches that use it.
   void renew_weights();
+  at::Tensor flat_weights() const;
+  void publish(const at::Tensor& flat);
 
   const core::RunSpec spec_;
   const StageIndex stage_;
@@ -57,7 +58,7 @@ class DeviceStage {
   at::Tensor masters_;      // [count] fp32
   at::Tensor accumulator_;  // [count] fp32: the sum of the microbatches' gradients, if there are any
   uint32_t accumulated_ = 0;
-  FlatAdamW optimizer_;
+  const std::unique_ptr<Optimizer> optimizer_;
   std::shared_ptr<const StageWeights> weights_;
 };
 

@@ -2,85 +2,88 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
-#include <cmath>
-
 namespace tessera::model {
 namespace {
 
-// As torch.nn.utils.clip_grad_norm_ has it.
-constexpr double kClipEpsilon = 1e-6;
+int64_t count_of(const std::vector<ports::TensorLayout>& layout) {
+  return layout.empty() ? 0 : static_cast<int64_t>(layout.back().offset + layout.back().count);
+}
+
+// Weight decay is for matrices.
+std::vector<kernels::OptimizerSegment> segments_of(const std::vector<ports::TensorLayout>& layout) {
+  std::vector<kernels::OptimizerSegment> segments;
+  for (const ports::TensorLayout& tensor : layout) {
+    segments.push_back({static_cast<int64_t>(tensor.offset), static_cast<int64_t>(tensor.count),
+                        tensor.shape.size() > 1});
+  }
+  return segments;
+}
+
+kernels::AdamSettings settings_of(const core::TrainingSpec& training) {
+  kernels::AdamSettings settings;
+  settings.beta1 = training.beta1;
+  settings.beta2 = training.beta2;
+  settings.epsilon = training.epsilon;
+  settings.weight_decay = training.weight_decay;
+  return settings;
+}
+
+class AdamW final : public Optimizer {
+ public:
+  AdamW(const core::TrainingSpec& training, const std::vector<ports::TensorLayout>& layout,
+        const at::Device& device)
+      : Optimizer(training, count_of(layout), device),
+        settings_(settings_of(training)),
+        pass_(segments_of(layout), device) {}
+
+ private:
+  Status update(const StepTensors& tensors, const kernels::GradientNorm* norm, uint64_t step,
+                double learning_rate) override {
+    return pass_.enqueue(tensors, first_moment_, second_moment_,
+                         kernels::adamw_constants(settings_, learning_rate, step), norm);
+  }
+
+  const kernels::AdamSettings settings_;
+  const AdamPass pass_;
+};
 
 }  // namespace
 
-FlatAdamW::FlatAdamW(const core::TrainingSpec& training,
-                     const std::vector<ports::TensorLayout>& layout, const at::Device& device)
-    : training_(training) {
-  int64_t count = 0;
-  for (const ports::TensorLayout& tensor : layout) {
-    const bool decays = tensor.shape.size() > 1;
-    if (slices_.empty() || slices_.back().decays != decays) slices_.push_back({count, 0, decays});
-    slices_.back().count += static_cast<int64_t>(tensor.count);
-    count += static_cast<int64_t>(tensor.count);
-  }
-  const at::TensorOptions options = at::TensorOptions().dtype(at::kFloat).device(device);
-  first_moment_ = at::zeros({count}, options);
-  second_moment_ = at::zeros({count}, options);
-}
+Optimizer::Optimizer(const core::TrainingSpec& training, int64_t count, const at::Device& device)
+    : training_(training),
+      first_moment_(at::zeros({count}, at::TensorOptions().dtype(at::kFloat).device(device))),
+      second_moment_(at::zeros_like(first_moment_)),
+      norm_(count, device) {}
 
-StatusOr<double> FlatAdamW::step(const at::Tensor& masters, const at::Tensor& accumulator,
-                                 uint32_t microbatches, double learning_rate) {
-  // The norm of the slices' norms: sums of squares stay short, and their sum is in double.
-  std::vector<at::Tensor> norms;
-  for (const Slice& slice : slices_) {
-    norms.push_back(at::linalg_vector_norm(accumulator.narrow(0, slice.offset, slice.count)));
-  }
-  const double sum_norm = at::linalg_vector_norm(at::stack(norms).to(at::kDouble)).item<double>();
-  const double norm = sum_norm / microbatches;
-  if (!std::isfinite(norm)) {
+StatusOr<double> Optimizer::step(const at::Tensor& masters, const at::Tensor& gradient,
+                                 uint32_t microbatches, double learning_rate,
+                                 const at::Tensor& compute_weights) {
+  TESSERA_CHECK(microbatches > 0);
+  TESSERA_RETURN_IF_ERROR(norm_.enqueue(gradient, microbatches, training_.clip_norm));
+  TESSERA_RETURN_IF_ERROR(
+      update({masters, gradient, compute_weights}, norm_.result(), steps_ + 1, learning_rate));
+  const kernels::GradientNorm norm = norm_.wait();
+  if (norm.finite == 0) {
     return data_loss(
         "the gradient of {} microbatches is not finite; it was dropped and the weights are as "
-        "before. If this "
-        "repeats, lower training.learning_rate or set training.clip_norm",
+        "before. If this repeats, lower training.learning_rate or set training.clip_norm",
         microbatches);
   }
-  double divisor = microbatches;
-  if (training_.clip_norm > 0) {
-    divisor /= std::min(1.0, training_.clip_norm / (norm + kClipEpsilon));
-  }
   ++steps_;
-  const at::Tensor gradient_divisor = at::full({}, divisor, masters.options());
-  update(true, masters, accumulator, gradient_divisor, learning_rate);
-  update(false, masters, accumulator, gradient_divisor, learning_rate);
-  return norm;
+  return norm.norm;
 }
 
-void FlatAdamW::update(bool decays, const at::Tensor& masters, const at::Tensor& accumulator,
-                       const at::Tensor& gradient_divisor, double learning_rate) {
-  std::vector<at::Tensor> values, gradients, first, second, steps;
-  const at::Tensor step = at::full({}, static_cast<double>(steps_), masters.options());
-  for (const Slice& slice : slices_) {
-    if (slice.decays != decays) continue;
-    values.push_back(masters.narrow(0, slice.offset, slice.count));
-    gradients.push_back(accumulator.narrow(0, slice.offset, slice.count));
-    first.push_back(first_moment_.narrow(0, slice.offset, slice.count));
-    second.push_back(second_moment_.narrow(0, slice.offset, slice.count));
-    steps.push_back(step);
-  }
-  if (values.empty()) return;
-  // The fused kernel reads and writes each number once; division by gradient_divisor takes the mean
-  // and clips.
-  at::_fused_adamw_(values, gradients, first, second, /*max_exp_avg_sqs=*/{}, steps, learning_rate,
-                    training_.beta1, training_.beta2, decays ? training_.weight_decay : 0.0,
-                    training_.epsilon, /*amsgrad=*/false,
-                    /*maximize=*/false, gradient_divisor);
-}
-
-void FlatAdamW::restore(const at::Tensor& first_moment, const at::Tensor& second_moment,
+void Optimizer::restore(const at::Tensor& first_moment, const at::Tensor& second_moment,
                         uint64_t steps) {
   first_moment_.copy_(first_moment);
   second_moment_.copy_(second_moment);
   steps_ = steps;
+}
+
+std::unique_ptr<Optimizer> make_optimizer(const core::TrainingSpec& training,
+                                          const std::vector<ports::TensorLayout>& layout,
+                                          const at::Device& device) {
+  return std::make_unique<AdamW>(training, layout, device);
 }
 
 }  // namespace tessera::model

@@ -28,6 +28,9 @@ using ports::MicrobatchKey;
 using ports::StepResult;
 using ports::TensorLayout;
 
+// Of a state from outside: past it, a count is no longer exact as a double.
+constexpr uint64_t kMostOptimizerSteps = uint64_t{1} << 53;
+
 at::Tensor to_device(const std::vector<float>& values, const at::Device& device) {
   // from_blob borrows and does not write; the copy is the tensor that stays.
   const at::Tensor borrowed = at::from_blob(const_cast<float*>(values.data()),
@@ -116,7 +119,7 @@ class LibTorchStageEngine final : public ports::StageEngine {
   LocalState export_state() override {
     LocalState state;
     copy_or_end("reading the optimizer state", [&] {
-      const FlatAdamW& optimizer = device_stage_.optimizer();
+      const Optimizer& optimizer = device_stage_.optimizer();
       state.masters = to_host(device_stage_.masters());
       state.first_moment = to_host(optimizer.first_moment());
       state.second_moment = to_host(optimizer.second_moment());
@@ -295,6 +298,10 @@ Status LibTorchStageEngine::run_import(const LocalState& state) {
                   [](float value) { return value < 0; })) {
     return data_loss(
         "second moment: a value is negative, which no mean of squares is; the state is damaged");
+  }
+  if (state.optimizer_steps > kMostOptimizerSteps) {
+    return invalid_argument("{} optimizer steps are more than any run takes; the state is damaged",
+                            state.optimizer_steps);
   }
   if (state.gradient.empty() != (state.gradient_microbatches == 0)) {
     return invalid_argument(

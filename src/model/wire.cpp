@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "model/failure.h"
 #include "tessera/base/prng.h"
 #include "tessera/kernels/codec.h"
 
@@ -45,12 +46,6 @@ kernels::EncodeParams encode_params(const at::Tensor& values, const WireEncoding
 #ifdef TESSERA_WITH_CUDA
 
 int64_t exponent_offset(int64_t payload_size) { return (payload_size + 3) / 4 * 4; }
-
-Status check_launch(int code, const char* kernel) {
-  if (code == 0) return ok_status();
-  return internal_error("{} could not be launched (CUDA error {}); restart the process", kernel,
-                        code);
-}
 
 StatusOr<at::Tensor> decode_on_gpu(kernels::DecodeParams params, const BoundaryPayload& payload,
                                    const at::Device& device) {

@@ -258,6 +258,9 @@ TEST(StageEngine, RefusesAStateOfAnotherShape) {
   broken = state;
   broken.second_moment[3] = -1;
   EXPECT_EQ(head->import_state(broken).code(), StatusCode::kDataLoss);
+  broken = state;
+  broken.optimizer_steps = UINT64_MAX;
+  EXPECT_EQ(head->import_state(broken).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(head->masters(), before);
   EXPECT_TRUE(head->import_state(state).ok());
   EXPECT_EQ(head->masters(), state.masters);

@@ -1,12 +1,11 @@
 // The pieces by themselves, in double where derivatives are taken: gradients against differences of
-// function values, the fused loss against the plain one, AdamW against torch's.
+// function values, the fused loss against the plain one.
 #include <torch/torch.h>
 
 #include <cmath>
 #include <string>
 
 #include "model/blocks.h"
-#include "model/optimizer.h"
 #include "model/pipeline.h"
 #include "model/stage_function.h"
 
@@ -156,72 +155,6 @@ TEST(RmsNorm, HasTheEpsilonUnderTheRoot) {
   const torch::Tensor y = rms_norm(x, {}, 1e-5);
   EXPECT_NEAR(y[0][0].item<double>(), 3 / std::sqrt(12.5 + 1e-5), 1e-12);
   EXPECT_NEAR(y[1][0].item<double>(), 1e-4 / std::sqrt(0.5e-8 + 1e-5), 1e-12);
-}
-
-// Against torch::optim::AdamW with its own clipping, on gradients of very different sizes; within
-// 1e-6 relative per value.
-TEST(AdamW, IsTorchs) {
-  const RunSpec spec = tiny_spec(BoundaryKind::kAnchored, Codec::kFp32);
-  core::TrainingSpec training = spec.training;
-  training.clip_norm = 2;
-  const std::vector<ports::TensorLayout> layout = stage_layout(spec, 1);
-  torch::manual_seed(5);
-  const torch::Tensor masters = torch::randn({static_cast<int64_t>(value_count(layout))});
-  const torch::Tensor start = masters.clone();
-  FlatAdamW optimizer(training, layout, torch::kCPU);
-
-  std::vector<torch::Tensor> matrices, vectors, all;
-  for (const ports::TensorLayout& tensor : layout) {
-    const torch::Tensor part =
-        start.narrow(0, static_cast<int64_t>(tensor.offset), static_cast<int64_t>(tensor.count))
-            .clone();
-    all.push_back(part.view(tensor.shape).requires_grad_(true));
-    (tensor.shape.size() > 1 ? matrices : vectors).push_back(all.back());
-  }
-  const auto options = [&](double decay) {
-    return std::make_unique<torch::optim::AdamWOptions>(torch::optim::AdamWOptions(1e-3)
-                                                            .betas({training.beta1, training.beta2})
-                                                            .eps(training.epsilon)
-                                                            .weight_decay(decay));
-  };
-  std::vector<torch::optim::OptimizerParamGroup> groups;
-  groups.emplace_back(matrices, options(training.weight_decay));
-  groups.emplace_back(vectors, options(0));
-  torch::optim::AdamW expected(groups);
-
-  for (int step = 0; step < 12; ++step) {
-    const double learning_rate = 1e-3 * (step + 1),
-                 size = std::pow(10.0, step % 4 - 4);  // clipped and not
-    const torch::Tensor gradient = size * torch::randn_like(masters);
-    for (size_t i = 0; i < all.size(); ++i) {
-      all[i].mutable_grad() =
-          gradient.narrow(0, static_cast<int64_t>(layout[i].offset), all[i].numel())
-              .clone()
-              .view(all[i].sizes());
-    }
-    const double norm = torch::nn::utils::clip_grad_norm_(all, training.clip_norm);
-    for (auto& group : expected.param_groups()) {
-      static_cast<torch::optim::AdamWOptions&>(group.options()).lr(learning_rate);
-    }
-    expected.step();
-    const double measured = value_of(optimizer.step(masters, gradient * 5, 5, learning_rate));
-    EXPECT_NEAR(measured, norm, 1e-5 * norm);
-  }
-  for (size_t i = 0; i < all.size(); ++i) {
-    const torch::Tensor part =
-        masters.narrow(0, static_cast<int64_t>(layout[i].offset), all[i].numel());
-    EXPECT_TRUE(torch::allclose(part.view(all[i].sizes()), all[i].detach(), 1e-6, 1e-6))
-        << layout[i].name;
-  }
-  EXPECT_EQ(optimizer.steps(), 12u);
-
-  torch::Tensor broken = torch::zeros_like(masters);
-  broken[7] = std::numeric_limits<float>::infinity();
-  const torch::Tensor before = masters.clone(), moment = optimizer.first_moment().clone();
-  EXPECT_EQ(optimizer.step(masters, broken, 1, 1e-3).status().code(), absl::StatusCode::kDataLoss);
-  EXPECT_TRUE(torch::equal(masters, before));
-  EXPECT_TRUE(torch::equal(optimizer.first_moment(), moment));
-  EXPECT_EQ(optimizer.steps(), 12u);
 }
 
 }  // namespace

@@ -1,0 +1,129 @@
+// The arithmetic of a local optimizer step over a stage's flat vectors: the gradient's norm with
+// the clip factor that follows from it, and Adam.
+//
+// Adam (Kingma & Ba 2015; AdamW: Loshchilov & Hutter 2019; NAdam: Dozat 2016), for value p with the
+// accumulated gradient a, s = GradientNorm.scale, all in fp32 and in this order:
+//   g = a * s
+//   m = beta1 * m + first_rate * g
+//   v = beta2 * v + second_rate * (g * g)
+//   p = p * keep - (gradient_weight * g + moment_weight * m) / (sqrt(v) * root_scale + epsilon)
+// keep is 1 in chunks that do not decay. The kinds differ in two numbers: see adamw_constants() and
+// nadam_constants(). The same pass writes p as the next compute weights, in fp32 or in bf16 (to
+// nearest even).
+//
+// Given the same s, CPU and CUDA give the same bits: only + - * / and sqrt, nothing contracted or
+// flushed. The norms agree within a bound, because the order of the sum differs
+// (docs/numerics.md).
+//
+// A norm that is not finite (which is also what squares over fp32's range make) is a gradient to
+// drop: values and moments then stay, and the compute weights are written from the values as they
+// are. On the GPU nothing has to wait to know: the pass reads the verdict from device memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace tessera::kernels {
+
+// ---- the norm of the gradient
+
+struct GradientNorm {
+  double norm = 0;     // of the mean gradient, before clipping
+  float scale = 0;     // what an accumulated number is multiplied by: the mean, and the clipping
+  int32_t finite = 0;  // 0: the gradient must be dropped
+};
+
+// Values that one partial sum covers, and how many partial sums `count` values take.
+inline constexpr int64_t kNormTile = 16384;
+inline constexpr int64_t norm_partial_count(int64_t count) {
+  return (count + kNormTile - 1) / kNormTile;
+}
+
+struct NormParams {
+  const float* gradient = nullptr;  // [count]: the sum over the microbatches
+  int64_t count = 0;                // >= 0
+  uint32_t microbatches = 1;        // >= 1
+  double clip_norm = 0;             // 0: no clipping
+  double* partials = nullptr;       // [norm_partial_count(count)], workspace
+  GradientNorm* result = nullptr;
+};
+
+// Fills partials[begin, end): threads may share the work. Then finish_norm_cpu() adds them in
+// order, so that the result does not depend on the number of threads.
+void norm_partials_cpu(const NormParams& params, int64_t begin, int64_t end);
+void finish_norm_cpu(const NormParams& params);
+
+// ---- the step
+
+// A part of the flat vector, and whether weight decay applies to it.
+struct OptimizerSegment {
+  int64_t offset = 0;
+  int64_t count = 0;
+  bool decays = false;
+};
+
+// What one block of the GPU takes: never across two segments.
+struct OptimizerChunk {
+  int64_t offset = 0;
+  int32_t count = 0;
+  int32_t decays = 0;
+};
+
+// Cuts segments (in ascending order; neighbours that are alike become one) into chunks. What is in
+// no segment is in no chunk and so is left alone.
+std::vector<OptimizerChunk> optimizer_chunks(const std::vector<OptimizerSegment>& segments);
+
+struct AdamConstants {
+  float beta1 = 0;
+  float first_rate = 0;  // 1 - beta1
+  float beta2 = 0;
+  float second_rate = 0;  // 1 - beta2
+  float gradient_weight = 0;
+  float moment_weight = 0;
+  float root_scale = 0;  // 1 / sqrt(1 - beta2^step)
+  float epsilon = 0;
+  float keep = 1;  // 1 - learning rate * weight decay
+};
+
+struct AdamSettings {
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double epsilon = 1e-8;
+  double weight_decay = 0;
+  double momentum_decay = 0;  // NAdam only
+};
+
+// As torch.optim.AdamW has it. `step` is counted from 1.
+AdamConstants adamw_constants(const AdamSettings& settings, double learning_rate, uint64_t step);
+// As torch.optim.NAdam has it with decoupled_weight_decay. `momentum_product`: the product of
+// nadam_momentum() over the steps 1 to `step`.
+AdamConstants nadam_constants(const AdamSettings& settings, double learning_rate, uint64_t step,
+                              double momentum_product);
+// The coefficient mu of a step.
+double nadam_momentum(const AdamSettings& settings, uint64_t step);
+
+// Arrays must not overlap. All [count of the stage].
+struct AdamParams {
+  const OptimizerChunk* chunks = nullptr;
+  int64_t chunk_count = 0;
+  float* values = nullptr;
+  const float* gradient = nullptr;
+  float* first_moment = nullptr;
+  float* second_moment = nullptr;
+  float* weights_float = nullptr;        // either or neither
+  uint16_t* weights_bfloat16 = nullptr;  // of the two
+  AdamConstants constants;
+  const GradientNorm* norm = nullptr;
+};
+
+// Chunks [begin, end) of params.chunks: threads may share the work.
+void adam_step_cpu(const AdamParams& params, int64_t begin, int64_t end);
+
+// Device pointers throughout. `stream_handle` is a cudaStream_t. Asynchronous, in stream order.
+// Fastest with arrays at a multiple of 16 bytes. Return a cudaError_t (0: launched; 1,
+// cudaErrorInvalidValue: a pointer that is missing).
+int gradient_norm_cuda(const NormParams& params, void* stream_handle);
+int adam_step_cuda(const AdamParams& params, void* stream_handle);
+
+}  // namespace tessera::kernels

@@ -1,0 +1,239 @@
+// The optimizer kernels on the GPU. Both passes are bound by memory: they touch every number once,
+// 16 bytes a load, several loads in flight a thread; numbers that nobody reads again soon are
+// marked to leave the cache first. No atomics: sums have one order, so that a step can be repeated
+// to the bit.
+#include <cuda_runtime_api.h>
+
+#include "optimizer_math.h"
+
+namespace tessera::kernels {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+bool is_aligned(const void* pointer, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
+                   Arguments... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// ---- the norm
+
+// The block's sum, in thread 0: within warps by halves, then over the warps by halves.
+__device__ double block_sum(double value) {
+  __shared__ double warps[kWarp];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+#pragma unroll
+  for (int half = kWarp / 2; half > 0; half /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, half);
+  }
+  if (lane == 0) warps[warp] = value;
+  __syncthreads();
+  if (warp != 0) return 0;
+  value = lane < static_cast<int>(blockDim.x) / kWarp ? warps[lane] : 0;
+#pragma unroll
+  for (int half = kWarp / 2; half > 0; half /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, half);
+  }
+  return value;
+}
+
+// One tile a block: four squares in fp32, the rest of the sum in double.
+__global__ void __launch_bounds__(kThreads)
+    sum_tiles(const float* __restrict__ gradient, int64_t count, bool aligned, double* partials) {
+  const int64_t first = int64_t{blockIdx.x} * kNormTile;
+  const int size = static_cast<int>(min(kNormTile, count - first));
+  const float* tile = gradient + first;
+  const int quads = aligned ? size / 4 : 0;
+  double sum = 0;
+#pragma unroll 8
+  for (int quad = static_cast<int>(threadIdx.x); quad < quads; quad += kThreads) {
+    const float4 v = __ldg(reinterpret_cast<const float4*>(tile) + quad);
+    sum += static_cast<double>(v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w));
+  }
+  for (int i = 4 * quads + static_cast<int>(threadIdx.x); i < size; i += kThreads) {
+    sum += static_cast<double>(tile[i] * tile[i]);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+}
+
+constexpr int kFinishThreads = 1024;
+
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_norm(const double* partials, int64_t count, double microbatches, double clip_norm,
+                GradientNorm* result) {
+  double sum = 0;
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < count; i += kFinishThreads) sum += partials[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *result = gradient_norm_of(sum, microbatches, clip_norm);
+}
+
+// ---- the step
+
+struct AdamTask {
+  const OptimizerChunk* chunks;
+  float* values;
+  const float* gradient;
+  float* first_moment;
+  float* second_moment;
+  float* weights_float;
+  uint16_t* weights_bfloat16;
+  AdamConstants constants;
+  const GradientNorm* norm;
+  bool aligned;  // every array at a multiple of four values
+};
+
+__device__ __forceinline__ void store_weight(const AdamTask& task, int64_t at, float value) {
+  if (task.weights_float != nullptr) task.weights_float[at] = value;
+  if (task.weights_bfloat16 != nullptr) task.weights_bfloat16[at] = bfloat16_of_float(value);
+}
+
+__device__ __forceinline__ void step_one(const AdamTask& task, float scale, float keep,
+                                         int64_t at) {
+  float value = task.values[at], first = task.first_moment[at], second = task.second_moment[at];
+  adam_update(task.constants, scale, keep, task.gradient[at], value, first, second);
+  task.values[at] = value;
+  task.first_moment[at] = first;
+  task.second_moment[at] = second;
+  store_weight(task, at, value);
+}
+
+__device__ __forceinline__ void store_weights(const AdamTask& task, int64_t at,
+                                              const float4& value) {
+  if (task.weights_float != nullptr) {
+    *reinterpret_cast<float4*>(task.weights_float + at) = value;
+  }
+  if (task.weights_bfloat16 != nullptr) {
+    const uint32_t low = bfloat16_of_float(value.x) | uint32_t{bfloat16_of_float(value.y)} << 16;
+    const uint32_t high = bfloat16_of_float(value.z) | uint32_t{bfloat16_of_float(value.w)} << 16;
+    *reinterpret_cast<uint2*>(task.weights_bfloat16 + at) = make_uint2(low, high);
+  }
+}
+
+struct AdamQuad {
+  float4 value, gradient, first, second;
+};
+
+__device__ __forceinline__ AdamQuad load_quad(const AdamTask& task, int64_t at) {
+  return {__ldcs(reinterpret_cast<const float4*>(task.values + at)),
+          __ldcs(reinterpret_cast<const float4*>(task.gradient + at)),
+          __ldcs(reinterpret_cast<const float4*>(task.first_moment + at)),
+          __ldcs(reinterpret_cast<const float4*>(task.second_moment + at))};
+}
+
+__device__ __forceinline__ void step_quad(const AdamTask& task, float scale, float keep, int64_t at,
+                                          AdamQuad quad) {
+  const AdamConstants& c = task.constants;
+  adam_update(c, scale, keep, quad.gradient.x, quad.value.x, quad.first.x, quad.second.x);
+  adam_update(c, scale, keep, quad.gradient.y, quad.value.y, quad.first.y, quad.second.y);
+  adam_update(c, scale, keep, quad.gradient.z, quad.value.z, quad.first.z, quad.second.z);
+  adam_update(c, scale, keep, quad.gradient.w, quad.value.w, quad.first.w, quad.second.w);
+  __stcs(reinterpret_cast<float4*>(task.values + at), quad.value);
+  __stcs(reinterpret_cast<float4*>(task.first_moment + at), quad.first);
+  __stcs(reinterpret_cast<float4*>(task.second_moment + at), quad.second);
+  store_weights(task, at, quad.value);
+}
+
+// The quads of a chunk that lie at multiples of four values; what is before and after them goes one
+// by one.
+struct ChunkParts {
+  int64_t begin, first_quad, end_quads, end;
+};
+
+__device__ __forceinline__ ChunkParts parts_of(const OptimizerChunk& chunk, bool aligned) {
+  const int64_t begin = chunk.offset, end = chunk.offset + chunk.count;
+  const int64_t first_quad = aligned ? min((begin + 3) / 4 * 4, end) : end;
+  return {begin, first_quad, max(first_quad, end / 4 * 4), end};
+}
+
+// The gradient was not finite: the weights are the values as they are.
+__device__ void copy_chunk(const AdamTask& task, const OptimizerChunk& chunk) {
+  for (int i = static_cast<int>(threadIdx.x); i < chunk.count; i += kThreads) {
+    store_weight(task, chunk.offset + i, task.values[chunk.offset + i]);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) adam_step(const AdamTask task) {
+  const OptimizerChunk chunk = task.chunks[blockIdx.x];
+  if (task.norm->finite == 0) {
+    copy_chunk(task, chunk);
+    return;
+  }
+  const float scale = task.norm->scale;
+  const float keep = chunk.decays != 0 ? task.constants.keep : 1.0f;
+  const ChunkParts parts = parts_of(chunk, task.aligned);
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int64_t at = parts.begin + thread; at < parts.first_quad; at += kThreads) {
+    step_one(task, scale, keep, at);
+  }
+  constexpr int64_t kStride = int64_t{4} * kThreads;
+  int64_t at = parts.first_quad + 4 * thread;
+  // Two quads at a time: eight loads are under way before the first number is needed.
+  for (; at + kStride < parts.end_quads; at += 2 * kStride) {
+    const AdamQuad low = load_quad(task, at), high = load_quad(task, at + kStride);
+    step_quad(task, scale, keep, at, low);
+    step_quad(task, scale, keep, at + kStride, high);
+  }
+  if (at < parts.end_quads) step_quad(task, scale, keep, at, load_quad(task, at));
+  for (int64_t i = parts.end_quads + thread; i < parts.end; i += kThreads) {
+    step_one(task, scale, keep, i);
+  }
+}
+
+}  // namespace
+
+int gradient_norm_cuda(const NormParams& params, void* stream_handle) {
+  const int64_t tiles = norm_partial_count(params.count);
+  if (params.count < 0 || params.microbatches < 1 || params.result == nullptr ||
+      (tiles > 0 && (params.gradient == nullptr || params.partials == nullptr))) {
+    return cudaErrorInvalidValue;
+  }
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_handle);
+  if (tiles > 0) {
+    const cudaError_t error =
+        launch(sum_tiles, tiles, kThreads, stream, params.gradient, params.count,
+               is_aligned(params.gradient, 16), params.partials);
+    if (error != cudaSuccess) return error;
+  }
+  return launch(finish_norm, 1, kFinishThreads, stream, static_cast<const double*>(params.partials),
+                tiles, static_cast<double>(params.microbatches), params.clip_norm, params.result);
+}
+
+int adam_step_cuda(const AdamParams& params, void* stream_handle) {
+  if (params.chunk_count == 0) return cudaSuccess;
+  if (params.chunk_count < 0 || params.chunks == nullptr || params.values == nullptr ||
+      params.gradient == nullptr || params.first_moment == nullptr ||
+      params.second_moment == nullptr || params.norm == nullptr) {
+    return cudaErrorInvalidValue;
+  }
+  AdamTask task = {params.chunks,
+                   params.values,
+                   params.gradient,
+                   params.first_moment,
+                   params.second_moment,
+                   params.weights_float,
+                   params.weights_bfloat16,
+                   params.constants,
+                   params.norm,
+                   false};
+  task.aligned = is_aligned(params.values, 16) && is_aligned(params.gradient, 16) &&
+                 is_aligned(params.first_moment, 16) && is_aligned(params.second_moment, 16) &&
+                 is_aligned(params.weights_float, 16) && is_aligned(params.weights_bfloat16, 8);
+  return launch(adam_step, params.chunk_count, kThreads, static_cast<cudaStream_t>(stream_handle),
+                task);
+}
+
+}  // namespace tessera::kernels

@@ -1,0 +1,158 @@
+// The reference of the optimizer kernels, and what a CPU runs: loops that the compiler vectorises
+// without changing a bit.
+#include <algorithm>
+#include <cmath>
+
+#include "optimizer_math.h"
+#include "tessera/base/status.h"
+#include "tessera/kernels/optimizer.h"
+
+// The build is for any x86-64, but most of them have wider vectors: the loader picks the widest
+// version there is. Nothing is contracted, so all versions give the same bits. (Sanitizers are not
+// set up yet when the loader asks.)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define TESSERA_WIDEST_VECTORS __attribute__((target_clones("arch=x86-64-v4,avx2,default")))
+#else
+#define TESSERA_WIDEST_VECTORS
+#endif
+
+namespace tessera::kernels {
+namespace {
+
+// Sums that run side by side: what a vector register holds, twice.
+constexpr int64_t kLanes = 32;
+// Squares added in fp32 before the sum goes on in double.
+constexpr int64_t kRowsPerSum = 16;
+// Values between two looks at the compute weights: they are still in the first-level cache.
+constexpr int64_t kRun = 1024;
+
+TESSERA_WIDEST_VECTORS
+double sum_of_squares(const float* __restrict__ values, int64_t count) {
+  double total = 0;
+  int64_t i = 0;
+  while (i + kLanes <= count) {
+    float lanes[kLanes] = {};
+    const int64_t rows = std::min(kRowsPerSum, (count - i) / kLanes);
+    for (int64_t row = 0; row < rows; ++row, i += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        lanes[lane] += values[i + lane] * values[i + lane];
+      }
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) total += static_cast<double>(lanes[lane]);
+  }
+  for (; i < count; ++i) total += static_cast<double>(values[i] * values[i]);
+  return total;
+}
+
+TESSERA_WIDEST_VECTORS
+void adam_run(const AdamConstants& constants, float scale, float keep, int64_t count,
+              const float* __restrict__ gradient, float* __restrict__ values,
+              float* __restrict__ first, float* __restrict__ second) {
+  const AdamConstants c = constants;
+  for (int64_t i = 0; i < count; ++i) {
+    adam_update(c, scale, keep, gradient[i], values[i], first[i], second[i]);
+  }
+}
+
+TESSERA_WIDEST_VECTORS
+void round_to_bfloat16(const float* __restrict__ values, int64_t count,
+                       uint16_t* __restrict__ rounded) {
+  for (int64_t i = 0; i < count; ++i) rounded[i] = bfloat16_of_float(values[i]);
+}
+
+}  // namespace
+
+void norm_partials_cpu(const NormParams& params, int64_t begin, int64_t end) {
+  TESSERA_CHECK(begin >= 0 && begin <= end && end <= norm_partial_count(params.count));
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t first = tile * kNormTile;
+    params.partials[tile] =
+        sum_of_squares(params.gradient + first, std::min(kNormTile, params.count - first));
+  }
+}
+
+void finish_norm_cpu(const NormParams& params) {
+  TESSERA_CHECK(params.microbatches >= 1 && params.result != nullptr);
+  double sum = 0;
+  for (int64_t tile = 0; tile < norm_partial_count(params.count); ++tile) {
+    sum += params.partials[tile];
+  }
+  *params.result = gradient_norm_of(sum, params.microbatches, params.clip_norm);
+}
+
+std::vector<OptimizerChunk> optimizer_chunks(const std::vector<OptimizerSegment>& segments) {
+  std::vector<OptimizerChunk> chunks;
+  size_t next = 0;
+  while (next < segments.size()) {
+    const OptimizerSegment& first = segments[next];
+    int64_t end = first.offset;
+    while (next < segments.size() && segments[next].offset == end &&
+           segments[next].decays == first.decays) {
+      end += segments[next++].count;
+    }
+    TESSERA_CHECK(next == segments.size() || segments[next].offset >= end);
+    // Cut at whole multiples of the size, so that all but the ends of a segment is aligned.
+    for (int64_t begin = first.offset; begin < end;) {
+      const int64_t stop = std::min(end, (begin / kChunkValues + 1) * kChunkValues);
+      chunks.push_back({begin, static_cast<int32_t>(stop - begin), first.decays ? 1 : 0});
+      begin = stop;
+    }
+  }
+  return chunks;
+}
+
+AdamConstants adamw_constants(const AdamSettings& settings, double learning_rate, uint64_t step) {
+  TESSERA_CHECK(step >= 1);
+  const double age = static_cast<double>(step);
+  AdamConstants constants;
+  constants.beta1 = static_cast<float>(settings.beta1);
+  constants.first_rate = static_cast<float>(1 - settings.beta1);
+  constants.beta2 = static_cast<float>(settings.beta2);
+  constants.second_rate = static_cast<float>(1 - settings.beta2);
+  constants.moment_weight = static_cast<float>(learning_rate / (1 - std::pow(settings.beta1, age)));
+  constants.root_scale = static_cast<float>(1 / std::sqrt(1 - std::pow(settings.beta2, age)));
+  constants.epsilon = static_cast<float>(settings.epsilon);
+  constants.keep = static_cast<float>(1 - learning_rate * settings.weight_decay);
+  return constants;
+}
+
+double nadam_momentum(const AdamSettings& settings, uint64_t step) {
+  const double age = static_cast<double>(step);
+  return settings.beta1 * (1 - 0.5 * std::pow(0.96, age * settings.momentum_decay));
+}
+
+AdamConstants nadam_constants(const AdamSettings& settings, double learning_rate, uint64_t step,
+                              double momentum_product) {
+  const double next = nadam_momentum(settings, step + 1);
+  AdamConstants constants = adamw_constants(settings, learning_rate, step);
+  constants.gradient_weight = static_cast<float>(
+      learning_rate * (1 - nadam_momentum(settings, step)) / (1 - momentum_product));
+  constants.moment_weight =
+      static_cast<float>(learning_rate * next / (1 - momentum_product * next));
+  return constants;
+}
+
+void adam_step_cpu(const AdamParams& params, int64_t begin, int64_t end) {
+  TESSERA_CHECK(begin >= 0 && begin <= end && end <= params.chunk_count);
+  for (int64_t chunk_index = begin; chunk_index < end; ++chunk_index) {
+    const OptimizerChunk& chunk = params.chunks[chunk_index];
+    const float keep = chunk.decays != 0 ? params.constants.keep : 1.0f;
+    for (int64_t done = 0; done < chunk.count; done += kRun) {
+      const int64_t at = chunk.offset + done;
+      const int64_t count = std::min(kRun, chunk.count - done);
+      if (params.norm->finite != 0) {
+        adam_run(params.constants, params.norm->scale, keep, count, params.gradient + at,
+                 params.values + at, params.first_moment + at, params.second_moment + at);
+      }
+      if (params.weights_float != nullptr) {
+        std::copy_n(params.values + at, count, params.weights_float + at);
+      }
+      if (params.weights_bfloat16 != nullptr) {
+        round_to_bfloat16(params.values + at, count, params.weights_bfloat16 + at);
+      }
+    }
+  }
+}
+
+}  // namespace tessera::kernels
