@@ -145,7 +145,7 @@ at::Tensor FusedPass::receive_anchored(FusedState* state, bool keep) {
 
 at::Tensor FusedPass::send(FusedState* state, const at::Tensor& x, bool keep) {
   const SenderWeights& weights = state->weights->sender;
-  if (kind() == BoundaryKind::kNone) return x.to(at::kFloat);
+  if (kind() == BoundaryKind::kNone) return x;
   if (kind() == BoundaryKind::kAnchored) {
     NormResult norm = norm_forward(x, {}, epsilon_);
     const at::Tensor code = at::mm(norm.y, weights.encoder.t()).to(at::kFloat);
@@ -260,7 +260,7 @@ at::Tensor FusedPass::receive_backward(FusedState* state, const at::Tensor& dx,
     dz = piece_backward(state->receiver,
                         {weights.receiver.decoder_in, weights.receiver.decoder_out}, dx, sink);
   }
-  return batched(dz.to(at::kFloat).contiguous());
+  return batched(dz.contiguous());
 }
 
 at::Tensor FusedPass::backward(std::unique_ptr<PassState> held, const at::Tensor& outer,

@@ -224,7 +224,7 @@ StatusOr<ForwardResult> LibTorchStageEngine::run_forward(const MicrobatchKey& ke
                        key.microbatch, key.attempt);
     }
   } else {
-    TESSERA_ASSIGN_OR_RETURN(result.output, encode_rows(output.wire, forward_encoding(spec_)));
+    TESSERA_ASSIGN_OR_RETURN(result.output, encode_rows(output.wire.to(at::kFloat), forward_encoding(spec_)));
   }
   in_flight_.emplace(key, InFlight{result.weight_version, std::move(output.state)});
   return result;
@@ -268,7 +268,7 @@ StatusOr<BackwardResult> LibTorchStageEngine::run_backward(const MicrobatchKey& 
       std::move(entry.state), outer, accumulate, [&](const at::Tensor& gradient) {
         if (!is_head()) {
           pending.emplace(
-              begin_encode(gradient, gradient_encoding(spec_, key.microbatch, stage_ - 1)));
+              begin_encode(gradient.to(at::kFloat), gradient_encoding(spec_, key.microbatch, stage_ - 1)));
         }
       });
   // On a GPU the weight gradients may still be running when the input's is here.

@@ -27,7 +27,8 @@ class PassState {
 };
 
 struct PassOutput {
-  at::Tensor wire;  // below the tail: what the wire encodes, [B, T, r] fp32 (StageOutput::wire)
+  at::Tensor wire;  // below the tail: what the wire encodes, [B, T, r] (StageOutput::wire); fp32 or
+                    // the compute type
   at::Tensor loss;  // at the tail: the mean loss, one number
   std::unique_ptr<PassState> state;
 };
@@ -37,8 +38,8 @@ class StagePass {
  public:
   virtual ~StagePass() = default;
   virtual PassOutput forward(const PassInput& input) = 0;
-  // outer: the gradient of the boundary tensor, [B, T, r] fp32; undefined at the tail. Returns that
-  // of the input, undefined at the head. Weight gradients go to `sink`; those that the result does
+  // outer: the gradient of the boundary tensor, [B, T, r] of any type; undefined at the tail.
+  // Returns that of the input, contiguous, fp32 or the compute type; undefined at the head. Weight gradients go to `sink`; those that the result does
   // not need may be left there deferred: the caller must flush it.
   virtual at::Tensor backward(std::unique_ptr<PassState> state, const at::Tensor& outer,
                               GradientSink* sink) = 0;

@@ -53,8 +53,10 @@ inline std::vector<uint32_t> random_tokens(const RunSpec& spec, uint64_t seed) {
 }
 
 inline std::unique_ptr<StageEngine> engine_of(const RunSpec& spec, StageIndex stage,
-                                              const std::string& device = "cpu") {
-  auto engine = make_stage_engine({.spec = spec, .stage = stage, .device = device, .threads = 1});
+                                              const std::string& device = "cpu",
+                                              PassKind pass = PassKind::kBest) {
+  auto engine = make_stage_engine(
+      {.spec = spec, .stage = stage, .device = device, .threads = 1, .pass = pass});
   EXPECT_TRUE(engine.ok()) << message_of(engine.status());
   return *std::move(engine);
 }
@@ -71,9 +73,10 @@ T value_of(StatusOr<T> result) {
 
 class Pipeline {
  public:
-  explicit Pipeline(const RunSpec& spec, const std::string& device = "cpu") {
+  explicit Pipeline(const RunSpec& spec, const std::string& device = "cpu",
+                    PassKind pass = PassKind::kBest) {
     for (StageIndex stage = 0; stage < spec.pipeline.stages; ++stage) {
-      stages_.push_back(engine_of(spec, stage, device));
+      stages_.push_back(engine_of(spec, stage, device, pass));
     }
   }
   StageEngine& stage(size_t index) { return *stages_[index]; }

@@ -1,0 +1,25 @@
+// What the subcommands of tessera-bench share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "tessera/base/status.h"
+
+namespace tessera::apps {
+
+// Writes `result` to `path` whole or not at all; nothing for an empty path.
+Status write_report(const std::string& path, const nlohmann::json& result);
+
+// Runs a subcommand's work when the command line names it. A failure is printed and becomes the
+// program's exit code 1.
+void on_call(CLI::App* command, std::function<Status()> work);
+
+// Each adds its subcommand.
+#ifdef TESSERA_BENCH_TORCH
+void add_step_bench(CLI::App* app);
+#endif
+
+}  // namespace tessera::apps
