@@ -101,6 +101,10 @@ void add_training(core::TrainingSpec* training, FieldTable* table) {
                 "decoupled, on matrices only"),
           field("training.clip_norm", &training->clip_norm, "0 to 1000000",
                 "largest global gradient norm over a stage; 0 clips nothing"),
+          field("training.local_checkpoint_steps", &training->local_checkpoint_steps,
+                "0 to 100000000",
+                "local steps after which a miner writes its own state to its folder, so that a "
+                "restart loses no more; 0: never"),
       });
 }
 

@@ -96,8 +96,11 @@ class LibTorchStageEngine final : public ports::StageEngine {
 
   StatusOr<BackwardResult> backward(const MicrobatchKey& key,
                                     const BoundaryPayload& output_gradient,
-                                    bool accumulate) override {
-    return guarded("backward", [&] { return run_backward(key, output_gradient, accumulate); });
+                                    bool accumulate,
+                                    const ports::InputGradientReady& input_gradient_ready) override {
+    return guarded("backward", [&] {
+      return run_backward(key, output_gradient, accumulate, input_gradient_ready);
+    });
   }
 
   void discard(const MicrobatchKey& key) override { in_flight_.erase(key); }
@@ -173,7 +176,8 @@ class LibTorchStageEngine final : public ports::StageEngine {
                                       const BoundaryPayload& input);
   StatusOr<at::Tensor> decode_gradient(const BoundaryPayload& payload) const;
   StatusOr<BackwardResult> run_backward(const MicrobatchKey& key,
-                                        const BoundaryPayload& output_gradient, bool accumulate);
+                                        const BoundaryPayload& output_gradient, bool accumulate,
+                                        const ports::InputGradientReady& input_gradient_ready);
   StatusOr<StepResult> run_step(double learning_rate);
   Status run_import(const LocalState& state);
   void clear_gradient() {
@@ -274,7 +278,8 @@ StatusOr<at::Tensor> LibTorchStageEngine::decode_gradient(const BoundaryPayload&
 
 StatusOr<BackwardResult> LibTorchStageEngine::run_backward(const MicrobatchKey& key,
                                                            const BoundaryPayload& output_gradient,
-                                                           bool accumulate) {
+                                                           bool accumulate,
+                                                           const ports::InputGradientReady& input_gradient_ready) {
   const c10::DeviceGuard on_device(device_);
   const auto found = in_flight_.find(key);
   if (found == in_flight_.end()) {
@@ -303,6 +308,7 @@ StatusOr<BackwardResult> LibTorchStageEngine::run_backward(const MicrobatchKey& 
     TESSERA_ASSIGN_OR_RETURN(result.input_gradient,
                              encode_rows(gradients[0].contiguous(),
                                          gradient_encoding(spec_, key.microbatch, stage_ - 1)));
+    if (input_gradient_ready) input_gradient_ready(std::exchange(result.input_gradient, {}));
   }
   if (!accumulate) return result;
   const at::Tensor* gradient = &gradients[is_head() ? 0 : 1];

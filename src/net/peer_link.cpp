@@ -41,6 +41,15 @@ StatusOr<core::Admission> admission_in(const StatusOr<grpc::ByteBuffer>& answer)
   return admission;
 }
 
+StatusOr<core::PeerHealth> health_in(const StatusOr<grpc::ByteBuffer>& answer) {
+  if (!answer.ok()) return answer.status();
+  v1::ProbeAnswer message;
+  core::PeerHealth health;
+  TESSERA_RETURN_IF_ERROR(parse(*answer, &message));
+  TESSERA_RETURN_IF_ERROR(from_proto(message, &health));
+  return health;
+}
+
 class PeerClient final : public GrpcPeerLink {
  public:
   explicit PeerClient(PeerLinkOptions options)
@@ -62,13 +71,39 @@ class PeerClient final : public GrpcPeerLink {
     ClientChannel& channel = *(*connection)->channel;
     channel.call(kSendFrameMethod, frame_buffer(std::move(frame)),
                  CallAuth{options_.signer, peer.node, run_id_, std::string()}, timeout_ms,
-                 [last_code = (*connection)->last_code, remotes = remotes_,
-                  done = std::move(done)](CallResult result) {
+                 [last_code = (*connection)->last_code, remotes = remotes_, broken = broken_,
+                  node = peer.node, done = std::move(done)](CallResult result) {
                    remotes->add(std::move(result.remote));
                    const auto admission = admission_in(result.answer);
+                   if (broke(*last_code, admission.status()) && broken) broken(node);
                    log_change(*last_code, admission.status());
                    done(admission.ok() ? *admission : admission_of(admission.status()));
                  });
+  }
+
+  void probe(const core::Peer& peer, uint32_t timeout_ms,
+             std::function<void(StatusOr<core::PeerHealth>)> done) override {
+    StatusOr<Connection*> connection = connection_to(peer.address);
+    if (!connection.ok()) {
+      return refusals_.fail_soon(connection.status(),
+                                 [done = std::move(done)](CallResult result) {
+                                   done(result.answer.status());
+                                 });
+    }
+    (*connection)
+        ->channel->call(kProbeMethod, buffer_of(serialize(v1::ProbeRequest())),
+                        CallAuth{options_.signer, peer.node, run_id_, std::string()}, timeout_ms,
+                        [last_code = (*connection)->last_code, broken = broken_, node = peer.node,
+                         done = std::move(done)](CallResult result) {
+                          const auto health = health_in(result.answer);
+                          if (broke(*last_code, health.status()) && broken) broken(node);
+                          log_change(*last_code, health.status());
+                          done(health);
+                        });
+  }
+
+  void on_broken(std::function<void(const NodeId&)> broken) override {
+    broken_ = std::move(broken);
   }
 
   uint64_t bytes_sent() override {
@@ -94,6 +129,11 @@ class PeerClient final : public GrpcPeerLink {
     uint64_t last_use = 0;
     std::shared_ptr<std::atomic<int>> last_code;  // of the last answer, shared with the callbacks
   };
+
+  // A connection that worked and does no more.
+  static bool broke(const std::atomic<int>& last_code, const Status& status) {
+    return absl::IsUnavailable(status) && last_code.load() == 0;
+  }
 
   // An admission says little; the reason goes to the log, once per change. That a peer can't be
   // reached is for the node to tell.
@@ -141,6 +181,7 @@ class PeerClient final : public GrpcPeerLink {
   const PeerLinkOptions options_;
   const std::shared_ptr<Remotes> remotes_;
   std::string run_id_;
+  std::function<void(const NodeId&)> broken_;
   uint64_t uses_ = 0;
   SocketByteCounter sockets_;
   std::map<std::string, Connection> connections_;

@@ -16,7 +16,8 @@ constexpr size_t kMinMemoryBytes = size_t{1} << 30;
 constexpr size_t kFramesInMemory = 4;
 constexpr size_t kLargestFrameBytes = size_t{1} << 30;  // gRPC counts message sizes in an int
 
-using RawPeer = v1::Peer::WithRawCallbackMethod_SendFrame<v1::Peer::Service>;
+using RawPeer = v1::Peer::WithRawCallbackMethod_SendFrame<
+    v1::Peer::WithRawCallbackMethod_Probe<v1::Peer::Service>>;
 
 class PeerService final : public RawPeer {
  public:
@@ -32,11 +33,7 @@ class PeerService final : public RawPeer {
                                       const grpc::ByteBuffer* request,
                                       grpc::ByteBuffer* response) override {
     if (!in_run_) {
-      // The run is part of what is signed, so nothing can be checked yet.
-      return core_->accept_unsigned(
-          kSendFrameMethod, context, response, [](const ServerCallPtr& call) {
-            call->fail(failed_precondition("this miner has not joined a run yet; try again later"));
-          });
+      return refuse_before_run(kSendFrameMethod, context, response);
     }
     return core_->accept(kSendFrameMethod, context, request, response,
                          [&](const ServerCallPtr& call, const ports::Caller& caller) {
@@ -44,7 +41,30 @@ class PeerService final : public RawPeer {
                          });
   }
 
+  grpc::ServerUnaryReactor* Probe(grpc::CallbackServerContext* context,
+                                  const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override {
+    if (!in_run_) return refuse_before_run(kProbeMethod, context, response);
+    return core_->accept(kProbeMethod, context, request, response,
+                         [&](const ServerCallPtr& call, const ports::Caller& caller) {
+                           handler_->on_probe(caller, [call](StatusOr<core::PeerHealth> health) {
+                             if (!health.ok()) return call->fail(health.status());
+                             v1::ProbeAnswer answer;
+                             to_proto(*health, &answer);
+                             call->answer(answer);
+                           });
+                         });
+  }
+
  private:
+  // The run is part of what is signed, so nothing can be checked yet.
+  grpc::ServerUnaryReactor* refuse_before_run(const char* method,
+                                              grpc::CallbackServerContext* context,
+                                              grpc::ByteBuffer* response) {
+    return core_->accept_unsigned(method, context, response, [](const ServerCallPtr& call) {
+      call->fail(failed_precondition("this miner has not joined a run yet; try again later"));
+    });
+  }
   void admit(const ServerCallPtr& call, const ports::Caller& caller,
              const grpc::ByteBuffer& request) {
     v1::SendFrameRequest message;

@@ -22,6 +22,7 @@ inline constexpr char kHasBlobsMethod[] = "/tessera.v1.BlobStore/HasBlobs";
 inline constexpr char kPutBlobsMethod[] = "/tessera.v1.BlobStore/PutBlobs";
 inline constexpr char kGetBlobsMethod[] = "/tessera.v1.BlobStore/GetBlobs";
 inline constexpr char kSendFrameMethod[] = "/tessera.v1.Peer/SendFrame";
+inline constexpr char kProbeMethod[] = "/tessera.v1.Peer/Probe";
 
 inline constexpr size_t kMaxControlBytes = 4 << 20;  // one message of Orchestrator or BlobStore
 inline constexpr size_t kMaxBlobsPerCall = 256;

@@ -102,7 +102,7 @@ TEST(Convert, RefusesUnknownEnumerations) {
 
   v1::SendFrameAnswer admitted;
   admitted.set_admission(v1::ADMISSION_UNREACHABLE);
-  EXPECT_THAT(refusal<core::Admission>(admitted), StartsWith("admission: unknown value 12"));
+  EXPECT_THAT(refusal<core::Admission>(admitted), StartsWith("admission: unknown value 13"));
 }
 
 TEST(Convert, RefusesTooMany) {

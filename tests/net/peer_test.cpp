@@ -77,6 +77,24 @@ TEST_F(Peers, EveryAdmissionTravels) {
   }
 }
 
+TEST_F(Peers, AProbeIsAnsweredWithTheHealth) {
+  Answer<StatusOr<core::PeerHealth>> answer;
+  link->probe(receiver(), 20000, answer.callback());
+  const StatusOr<core::PeerHealth> health = answer.get();
+  ASSERT_TRUE(health.ok()) << health.status();
+  EXPECT_EQ(encode(*health), encode(handler.health));
+}
+
+TEST_F(Peers, AConnectionThatBreaksIsToldOnce) {
+  const core::Peer peer = receiver();
+  Answer<NodeId> broken;
+  link->on_broken([&](const NodeId& node) { broken.callback()(node); });
+  EXPECT_EQ(send(peer, "frame"), core::Admission::kAccepted);
+  server.reset();
+  EXPECT_EQ(send(peer, "frame"), core::Admission::kUnreachable);
+  EXPECT_EQ(broken.get(), peer.node);
+}
+
 TEST_F(Peers, APeerThatNeverAnswersIsUnreachableAfterTheDeadline) {
   std::vector<SteeredPeer::Done> kept;
   handler.arrived = [&](const ports::Caller&, std::string, auto done) {

@@ -1,5 +1,5 @@
-// The bytes of a boundary frame (docs/formats/frame.md draws them): a fixed little-endian header, then pathway, token ids,
-// payload (scales and codes as kernels/codec.h says).
+// The bytes of a boundary frame (docs/formats/frame.md draws them): a fixed little-endian header, then pathway, repairs,
+// token ids, payload (scales and codes as kernels/codec.h says).
 #pragma once
 
 #include <string>
@@ -11,7 +11,7 @@
 namespace tessera::core {
 
 inline constexpr uint32_t kFrameMagic = 0x52465354;  // "TSFR"
-inline constexpr uint16_t kFrameVersion = 1;
+inline constexpr uint16_t kFrameVersion = 2;
 inline constexpr size_t kFrameHeaderBytes = 96;
 
 // Token ids take 1 byte up to vocabulary 256, 2 up to 65536, else 4.

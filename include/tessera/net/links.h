@@ -96,6 +96,10 @@ class GrpcPeerLink : public ports::PeerLink {
   virtual void set_run(std::string run_id) = 0;
   void send(const core::Peer& peer, std::string frame, uint32_t timeout_ms,
             std::function<void(core::Admission)> done) override = 0;
+  void probe(const core::Peer& peer, uint32_t timeout_ms,
+             std::function<void(StatusOr<core::PeerHealth>)> done) override = 0;
+  // To be set before the first call.
+  void on_broken(std::function<void(const NodeId&)> broken) override = 0;
   // Counts a connection from the end of its first call on. Looks at the sockets at most every 200
   // ms. Never shrinks.
   uint64_t bytes_sent() override = 0;
