@@ -26,6 +26,12 @@ Admission refuse(Admission admission, std::string* why, std::string text) {
 
 uint32_t token_id_bytes(uint32_t vocab) { return vocab <= 256 ? 1 : vocab <= 65536 ? 2 : 4; }
 
+bool is_backward(std::string_view frame) {
+  constexpr size_t kDirectionOffset = 36;
+  return frame.size() >= kFrameHeaderBytes &&
+         static_cast<uint8_t>(frame[kDirectionOffset]) == static_cast<uint8_t>(Direction::kBackward);
+}
+
 std::string encode_frame(const Frame& frame, uint32_t vocab) {
   const uint32_t id_bytes = token_id_bytes(vocab);
   std::string body;

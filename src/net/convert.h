@@ -62,8 +62,4 @@ Status from_proto(const v1::SyncAnswer& in, core::SyncAnswer* out);
 void to_proto(const core::PeerHealth& in, v1::ProbeAnswer* out);
 Status from_proto(const v1::ProbeAnswer& in, core::PeerHealth* out);
 
-v1::Admission to_proto(core::Admission admission);
-// UNREACHABLE is made by senders only, so it is refused like an unknown value.
-Status from_proto(const v1::SendFrameAnswer& in, core::Admission* out);
-
 }  // namespace tessera::net

@@ -194,17 +194,10 @@ void to_proto(const core::PeerHealth& in, v1::ProbeAnswer* out) {
 }
 
 Status from_proto(const v1::ProbeAnswer& in, core::PeerHealth* out) {
+  FieldCheck check;
   out->queued = in.queued();
   out->capacity = in.capacity();
-  out->microbatch_ms = in.microbatch_ms();
-  return ok_status();
-}
-
-v1::Admission to_proto(core::Admission admission) { return static_cast<v1::Admission>(admission); }
-
-Status from_proto(const v1::SendFrameAnswer& in, core::Admission* out) {
-  FieldCheck check;
-  check.enumeration("admission", in.admission(), core::Admission::kTakenOver, out);
+  check.duration("microbatch_ms", in.microbatch_ms(), &out->microbatch_ms);
   return check.status();
 }
 

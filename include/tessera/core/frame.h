@@ -19,6 +19,9 @@ uint32_t token_id_bytes(uint32_t vocab);
 
 std::string encode_frame(const Frame& frame, uint32_t vocab);
 
+// Looks at the direction alone, and trusts nothing: false also for what is no frame.
+bool is_backward(std::string_view frame);
+
 // Checks every length before it allocates, the checksum, and that shape, kind, codec and run are this run's. On refusal
 // `why` (if given) says what was expected and found.
 Admission decode_frame(std::string_view bytes, const RunSpec& spec, uint64_t run, Frame* frame,
