@@ -87,7 +87,7 @@ StatusOr<StreamKeys> CallerOpening::finish(const grpc::ClientContext& context) c
 }
 
 StatusOr<AcceptedOpening> accept_opening(RequestVerifier& verifier, const KeyPair& key,
-                                         grpc::CallbackServerContext* context) {
+                                         grpc::ServerContextBase* context) {
   const auto& metadata = context->client_metadata();
   const std::string opening = value_of(metadata, kStreamMetadata);
   TESSERA_ASSIGN_OR_RETURN(const AuthHeader header,

@@ -52,6 +52,6 @@ struct AcceptedOpening {
 
 // The receiver's side: checks the caller's metadata and adds the answer to the initial metadata.
 StatusOr<AcceptedOpening> accept_opening(RequestVerifier& verifier, const KeyPair& key,
-                                         grpc::CallbackServerContext* context);
+                                         grpc::ServerContextBase* context);
 
 }  // namespace tessera::net
