@@ -112,6 +112,10 @@ void add_training(core::TrainingSpec* training, FieldTable* table) {
                 "microbatch in flight, full only the stage's; on GPUs"),
           field("training.deterministic", &training->deterministic, "",
                 "the same bits in every run on the same kind of device; slower on GPUs"),
+          field("training.local_checkpoint_steps", &training->local_checkpoint_steps,
+                "0 to 100000000",
+                "local steps after which a miner writes its own state to its folder, so that a "
+                "restart loses no more; 0: never"),
       });
 }
 

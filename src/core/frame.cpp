@@ -26,12 +26,19 @@ Admission refuse(Admission admission, std::string* why, std::string text) {
 
 uint32_t token_id_bytes(uint32_t vocab) { return vocab <= 256 ? 1 : vocab <= 65536 ? 2 : 4; }
 
+bool is_backward(std::string_view frame) {
+  constexpr size_t kDirectionOffset = 36;
+  return frame.size() >= kFrameHeaderBytes &&
+         static_cast<uint8_t>(frame[kDirectionOffset]) == static_cast<uint8_t>(Direction::kBackward);
+}
+
 std::string encode_frame(const Frame& frame, uint32_t vocab) {
   const uint32_t id_bytes = token_id_bytes(vocab);
   std::string body;
   {
     ByteWriter writer;
     for (const MinerIndex miner : frame.pathway) writer.number(miner);
+    for (const uint8_t repairs : frame.repairs) writer.number(repairs);
     for (const uint32_t token : frame.tokens) writer.raw(&token, id_bytes);  // little-endian: low bytes first
     body = writer.take();
     body += frame.payload;
@@ -56,7 +63,7 @@ std::string encode_frame(const Frame& frame, uint32_t vocab) {
   header.number(frame.lifetime_ms);
   header.number(static_cast<uint32_t>(frame.pathway.size()));
   header.number(static_cast<uint32_t>(frame.tokens.size()));
-  header.number(static_cast<uint32_t>(0));
+  header.number(static_cast<uint32_t>(frame.repairs.size()));
   header.number(static_cast<uint64_t>(frame.payload.size()));
   // The checksum covers the header before it and all of the body.
   std::string bytes = header.take();
@@ -93,7 +100,7 @@ Admission decode_frame(std::string_view bytes, const RunSpec& spec, uint64_t run
   frame->lifetime_ms = reader.number<uint32_t>();
   const auto pathway_count = reader.number<uint32_t>();
   const auto token_count = reader.number<uint32_t>();
-  const auto reserved = reader.number<uint32_t>();
+  const auto repair_count = reader.number<uint32_t>();
   const auto payload_size = reader.number<uint64_t>();
   const auto sum = reader.number<uint64_t>();
   if (!reader.ok()) return refuse(Admission::kCorrupt, why, fmt::format("{} bytes: shorter than a frame header", bytes.size()));
@@ -107,7 +114,7 @@ Admission decode_frame(std::string_view bytes, const RunSpec& spec, uint64_t run
       codec != static_cast<uint8_t>(spec.boundary.codec) || frame->batch != spec.training.microbatch_size ||
       frame->context != spec.model.context || frame->rank != spec.boundary.rank ||
       id_bytes != token_id_bytes(spec.model.vocab) || frame->boundary + 1u >= spec.pipeline.stages ||
-      token_count != want_tokens || payload_size != want_payload || pathway_count > kMaxPathway || reserved != 0) {
+      token_count != want_tokens || payload_size != want_payload || pathway_count > kMaxPathway || repair_count > kMaxPathway) {
     return refuse(Admission::kWrongShape, why,
                   fmt::format("boundary {} kind {} codec {} B {} T {} r {} tokens {} payload {}: expected kind {} "
                               "codec {} B {} T {} r {} tokens {} payload {}",
@@ -116,7 +123,7 @@ Admission decode_frame(std::string_view bytes, const RunSpec& spec, uint64_t run
                               static_cast<int>(spec.boundary.codec), spec.training.microbatch_size,
                               spec.model.context, spec.boundary.rank, want_tokens, want_payload));
   }
-  const uint64_t want_rest = uint64_t{pathway_count} * 4 + want_tokens * id_bytes + want_payload;
+  const uint64_t want_rest = uint64_t{pathway_count} * 4 + repair_count + want_tokens * id_bytes + want_payload;
   if (reader.remaining() != want_rest) {
     return refuse(Admission::kCorrupt, why,
                   fmt::format("{} bytes behind the header, the header promises {}", reader.remaining(), want_rest));
@@ -130,6 +137,8 @@ Admission decode_frame(std::string_view bytes, const RunSpec& spec, uint64_t run
   frame->codec = static_cast<Codec>(codec);
   frame->pathway.resize(pathway_count);
   for (MinerIndex& miner : frame->pathway) miner = reader.number<uint32_t>();
+  frame->repairs.resize(repair_count);
+  for (uint8_t& repairs : frame->repairs) repairs = reader.number<uint8_t>();
   frame->tokens.assign(token_count, 0);
   for (uint32_t& token : frame->tokens) {
     const std::string_view raw = reader.raw(id_bytes);

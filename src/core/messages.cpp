@@ -40,6 +40,7 @@ const char* name_of(Admission admission) {
     case Admission::kUnknownMicrobatch: return "unknown microbatch";
     case Admission::kCorrupt: return "corrupt";
     case Admission::kUnauthenticated: return "unauthenticated";
+    case Admission::kTakenOver: return "taken over";
     case Admission::kUnreachable: return "unreachable";
   }
   return "unknown";

@@ -14,6 +14,16 @@ constexpr size_t kCapacity = 64;     // microbatches held; a forward over it is 
 
 }  // namespace
 
+PeerHealth Miner::health() const {
+  PeerHealth health;
+  health.queued = static_cast<uint32_t>(forward_queue_.size() + backward_queue_.size());
+  if (phase_ == MinerPhase::kReady && works_.size() < kCapacity) {
+    health.capacity = static_cast<uint32_t>(kCapacity - works_.size());
+  }
+  health.microbatch_ms = status_.forward_ms + status_.backward_ms;
+  return health;
+}
+
 void Miner::on(miner_event::FrameArrived& event) {
   const Admission admission =
       event.frame.direction == Direction::kForward ? admit_forward(event) : admit_backward(event);

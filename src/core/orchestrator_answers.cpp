@@ -186,7 +186,7 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
       // Neighbours only: nobody needs the addresses of more.
       if (other.stage + 1 != miner.stage && other.stage != miner.stage + 1) continue;
       peers.push_back({other.index, other.registration.node, other.stage, other.registration.address,
-                       other.live && other.ready});
+                       other.live && other.ready, other.registration.incarnation});
     }
     answer.peers = std::move(peers);
   }

@@ -163,6 +163,7 @@ Status check_training(const TrainingSpec& training) {
       check_whole({{"training.steps", training.steps, 1, 100000000},
                    {"training.microbatch_size", training.microbatch_size, 1, 4096},
                    {"training.microbatches_per_step", training.microbatches_per_step, 1, 4096},
+                   {"training.local_checkpoint_steps", training.local_checkpoint_steps, 0, 100000000},
                    {"training.warmup_steps", training.warmup_steps, 0, 100000000}}));
   TESSERA_RETURN_IF_ERROR(
       check_enum("training.optimizer", training.optimizer, OptimizerKind::kAdamW));

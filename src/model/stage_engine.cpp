@@ -91,8 +91,11 @@ class LibTorchStageEngine final : public ports::StageEngine {
 
   StatusOr<BackwardResult> backward(const MicrobatchKey& key,
                                     const BoundaryPayload& output_gradient,
-                                    bool accumulate) override {
-    return guarded("backward", [&] { return run_backward(key, output_gradient, accumulate); });
+                                    bool accumulate,
+                                    const ports::InputGradientReady& input_gradient_ready) override {
+    return guarded("backward", [&] {
+      return run_backward(key, output_gradient, accumulate, input_gradient_ready);
+    });
   }
 
   void discard(const MicrobatchKey& key) override { in_flight_.erase(key); }
@@ -159,7 +162,8 @@ class LibTorchStageEngine final : public ports::StageEngine {
                                       const BoundaryPayload& input);
   StatusOr<at::Tensor> decode_gradient(const BoundaryPayload& payload) const;
   StatusOr<BackwardResult> run_backward(const MicrobatchKey& key,
-                                        const BoundaryPayload& output_gradient, bool accumulate);
+                                        const BoundaryPayload& output_gradient, bool accumulate,
+                                        const ports::InputGradientReady& input_gradient_ready);
   StatusOr<StepResult> run_step(double learning_rate);
   Status run_import(const LocalState& state);
 
@@ -248,7 +252,8 @@ StatusOr<at::Tensor> LibTorchStageEngine::decode_gradient(const BoundaryPayload&
 
 StatusOr<BackwardResult> LibTorchStageEngine::run_backward(const MicrobatchKey& key,
                                                            const BoundaryPayload& output_gradient,
-                                                           bool accumulate) {
+                                                           bool accumulate,
+                                                           const ports::InputGradientReady& input_gradient_ready) {
   const c10::DeviceGuard on_device(device_);
   const auto found = in_flight_.find(key);
   if (found == in_flight_.end()) {
@@ -264,17 +269,22 @@ StatusOr<BackwardResult> LibTorchStageEngine::run_backward(const MicrobatchKey& 
   BackwardResult result;
   result.weight_version = entry.weight_version;
   std::optional<PendingPayload> pending;
-  device_stage_.backward(
-      std::move(entry.state), outer, accumulate, [&](const at::Tensor& gradient) {
-        if (!is_head()) {
-          pending.emplace(
-              begin_encode(gradient.to(at::kFloat), gradient_encoding(spec_, key.microbatch, stage_ - 1)));
-        }
-      });
-  // On a GPU the weight gradients may still be running when the input's is here.
-  if (pending) {
+  const auto hand_over = [&]() -> Status {
     TESSERA_ASSIGN_OR_RETURN(result.input_gradient, pending->finish());
-  }
+    if (input_gradient_ready) input_gradient_ready(std::exchange(result.input_gradient, {}));
+    return ok_status();
+  };
+  Status sent = ok_status();
+  const auto ready = [&](const at::Tensor& gradient) {
+    if (is_head()) return;
+    pending.emplace(begin_encode(gradient.to(at::kFloat),
+                                 gradient_encoding(spec_, key.microbatch, stage_ - 1)));
+    // A GPU is given the weight gradients to do before its answer is waited for.
+    if (!device_.is_cuda()) sent = hand_over();
+  };
+  device_stage_.backward(std::move(entry.state), outer, accumulate, ready);
+  if (pending && device_.is_cuda()) sent = hand_over();
+  TESSERA_RETURN_IF_ERROR(sent);
   return result;
 }
 

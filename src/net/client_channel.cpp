@@ -2,9 +2,7 @@
 
 #include <grpcpp/alarm.h>
 #include <grpcpp/client_context.h>
-#include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
-#include <grpcpp/security/credentials.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,40 +12,13 @@
 #include <utility>
 #include <vector>
 
+#include "net/channel.h"
+
 namespace tessera::net {
 namespace {
 
-constexpr int kKeepaliveMs = 15000;
-constexpr int kKeepaliveTimeoutMs = 10000;
-constexpr int kMinReconnectMs = 100;
-constexpr int kMaxReconnectMs = 2000;
-// What gRPC calls its minimal reconnect back-off is the time it gives one attempt to connect.
-constexpr int kConnectTimeoutMs = 5000;
 // Hashing more than this takes longer than a caller should wait; it goes to another thread.
 constexpr size_t kInlineHashBytes = 256 << 10;
-
-std::shared_ptr<grpc::Channel> make_channel(const std::string& address, size_t max_message_bytes) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(static_cast<int>(max_message_bytes));
-  arguments.SetMaxSendMessageSize(static_cast<int>(max_message_bytes));
-  // A dead path is noticed without traffic, and a peer that is back is found quickly.
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kMinReconnectMs);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMs);
-  // Each channel has its own connection: blobs don't stand in front of reports, and the bytes of
-  // each are known.
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  // Nodes speak to each other directly; a web proxy of the environment would not carry this.
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  // gRPC's own retries would send the same signed request twice, which the receiver takes for a
-  // replay.
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-}
 
 }  // namespace
 
@@ -87,7 +58,7 @@ ClientChannel::ClientChannel(std::string role, std::string address, size_t max_m
     : calls_(std::make_shared<Calls>()) {
   calls_->name = fmt::format("{} {}", role, address);
   calls_->max_message_bytes = max_message_bytes;
-  calls_->channel = make_channel(address, max_message_bytes);
+  calls_->channel = open_channel(address, max_message_bytes);
   calls_->stub = std::make_unique<grpc::GenericStub>(calls_->channel);
 }
 

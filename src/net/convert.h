@@ -59,8 +59,7 @@ Status from_proto(const v1::PeerEntry& in, core::Peer* out);
 Status from_proto(const v1::Assignment& in, core::Assignment* out);
 Status from_proto(const v1::SyncAnswer& in, core::SyncAnswer* out);
 
-v1::Admission to_proto(core::Admission admission);
-// UNREACHABLE is made by senders only, so it is refused like an unknown value.
-Status from_proto(const v1::SendFrameAnswer& in, core::Admission* out);
+void to_proto(const core::PeerHealth& in, v1::ProbeAnswer* out);
+Status from_proto(const v1::ProbeAnswer& in, core::PeerHealth* out);
 
 }  // namespace tessera::net

@@ -34,6 +34,7 @@ void to_proto(const core::Lease& in, v1::Lease* out) {
   out->set_counted_stages(in.counted_stages);
   out->mutable_pathway()->Add(in.pathway.begin(), in.pathway.end());
   out->set_lifetime_ms(in.lifetime_ms);
+  out->set_repair(in.repair);
 }
 
 Status from_proto(const v1::Lease& in, core::Lease* out) {
@@ -45,6 +46,7 @@ Status from_proto(const v1::Lease& in, core::Lease* out) {
     out->pathway.assign(in.pathway().begin(), in.pathway().end());
   }
   out->lifetime_ms = in.lifetime_ms();
+  out->repair = in.repair();
   return check.status();
 }
 
@@ -113,6 +115,7 @@ void to_proto(const core::Peer& in, v1::PeerEntry* out) {
   out->set_stage(in.stage);
   out->set_address(in.address);
   out->set_live(in.live);
+  out->set_incarnation(in.incarnation);
 }
 
 Status from_proto(const v1::PeerEntry& in, core::Peer* out) {
@@ -122,6 +125,7 @@ Status from_proto(const v1::PeerEntry& in, core::Peer* out) {
   check.number("stage", in.stage(), kMaxStages - 1, &out->stage);
   check.text("address", in.address(), kMaxShortText, &out->address);
   out->live = in.live();
+  out->incarnation = in.incarnation();
   return check.status();
 }
 
@@ -160,6 +164,7 @@ void to_proto(const core::SyncAnswer& in, v1::SyncAnswer* out) {
   out->set_publish_state(in.publish_state);
   out->set_checkpoint(in.checkpoint);
   out->set_leave(in.leave);
+  out->set_drain(in.drain);
 }
 
 Status from_proto(const v1::SyncAnswer& in, core::SyncAnswer* out) {
@@ -178,14 +183,21 @@ Status from_proto(const v1::SyncAnswer& in, core::SyncAnswer* out) {
   out->publish_state = in.publish_state();
   out->checkpoint = in.checkpoint();
   out->leave = in.leave();
+  out->drain = in.drain();
   return check.status();
 }
 
-v1::Admission to_proto(core::Admission admission) { return static_cast<v1::Admission>(admission); }
+void to_proto(const core::PeerHealth& in, v1::ProbeAnswer* out) {
+  out->set_queued(in.queued);
+  out->set_capacity(in.capacity);
+  out->set_microbatch_ms(in.microbatch_ms);
+}
 
-Status from_proto(const v1::SendFrameAnswer& in, core::Admission* out) {
+Status from_proto(const v1::ProbeAnswer& in, core::PeerHealth* out) {
   FieldCheck check;
-  check.enumeration("admission", in.admission(), core::Admission::kUnauthenticated, out);
+  out->queued = in.queued();
+  out->capacity = in.capacity();
+  check.duration("microbatch_ms", in.microbatch_ms(), &out->microbatch_ms);
   return check.status();
 }
 

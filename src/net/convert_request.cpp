@@ -44,6 +44,7 @@ void to_proto(const core::Receipt& in, v1::Receipt* out) {
   out->set_epoch(in.epoch);
   out->set_weight_version(in.weight_version);
   out->set_accumulated(in.accumulated);
+  out->set_repaired(in.repaired);
   out->set_local_step(in.local_step);
   out->set_order(in.order);
   out->set_input_hash(bytes_or_empty(in.input_hash));
@@ -70,6 +71,7 @@ Status from_proto(const v1::Receipt& in, core::Receipt* out) {
   out->epoch = in.epoch();
   out->weight_version = in.weight_version();
   out->accumulated = in.accumulated();
+  out->repaired = in.repaired();
   out->local_step = in.local_step();
   out->order = in.order();
   check.bytes32_or_empty("input_hash", in.input_hash(), &out->input_hash);
@@ -144,6 +146,9 @@ void to_proto(const core::MinerStatus& in, v1::MinerStatus* out) {
   out->set_boundary_tensors_sent(in.boundary_tensors_sent);
   out->set_peer_bytes_sent(in.peer_bytes_sent);
   out->set_frames_refused(in.frames_refused);
+  out->set_forwards(in.forwards);
+  out->set_recomputed(in.recomputed);
+  out->set_steps_lost(in.steps_lost);
 }
 
 Status from_proto(const v1::MinerStatus& in, core::MinerStatus* out) {
@@ -161,6 +166,9 @@ Status from_proto(const v1::MinerStatus& in, core::MinerStatus* out) {
   out->boundary_tensors_sent = in.boundary_tensors_sent();
   out->peer_bytes_sent = in.peer_bytes_sent();
   out->frames_refused = in.frames_refused();
+  out->forwards = in.forwards();
+  out->recomputed = in.recomputed();
+  out->steps_lost = in.steps_lost();
   return check.status();
 }
 

@@ -3,6 +3,7 @@
 // ("receipts[3].input_hash: 31 bytes, expected 32"); what was copied after it is to be thrown away.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -55,6 +56,10 @@ class FieldCheck {
   }
   void number(const char* field, uint32_t value, uint32_t limit, uint32_t* out) {
     if (value > limit) return fail(field, "{}, at most {} is allowed", value, limit);
+    *out = value;
+  }
+  void duration(const char* field, float value, float* out) {
+    if (!std::isfinite(value) || value < 0) return fail(field, "{}, expected a duration", value);
     *out = value;
   }
   bool count(const char* field, int size, size_t limit) {

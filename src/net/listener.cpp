@@ -12,6 +12,8 @@
 #include <cstring>
 #include <utility>
 
+#include "net/channel.h"
+
 namespace tessera::net {
 namespace {
 
@@ -72,6 +74,7 @@ StatusOr<std::unique_ptr<Listener>> Listener::start(const std::string& listen,
   for (grpc::Service* service : services) builder.RegisterService(service);
   builder.SetMaxReceiveMessageSize(static_cast<int>(max_message_bytes));
   builder.SetMaxSendMessageSize(static_cast<int>(max_message_bytes));
+  for (const auto& [name, value] : bulk_settings()) builder.AddChannelArgument(name, value);
   // Two programs on one port would each get a part of the connections.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "net/convert.h"
+#include "net/inbound_streams.h"
 #include "net/listener.h"
 #include "net/server_call.h"
 #include "tessera/net/server.h"
@@ -12,53 +13,72 @@
 namespace tessera::net {
 namespace {
 
-constexpr size_t kMinMemoryBytes = size_t{1} << 30;
+constexpr size_t kMinFrameMemoryBytes = size_t{1} << 30;
 constexpr size_t kFramesInMemory = 4;
-constexpr size_t kLargestFrameBytes = size_t{1} << 30;  // gRPC counts message sizes in an int
+constexpr size_t kTransportMemoryBytes = size_t{1} << 30;
+constexpr size_t kLargestFrameBytes = size_t{1} << 30;
 
-using RawPeer = v1::Peer::WithRawCallbackMethod_SendFrame<v1::Peer::Service>;
+using RawPeer =
+    v1::Peer::WithRawCallbackMethod_Exchange<v1::Peer::WithRawCallbackMethod_Probe<v1::Peer::Service>>;
+
+Status not_in_a_run() {
+  return failed_precondition("this miner has not joined a run yet; try again later");
+}
 
 class PeerService final : public RawPeer {
  public:
-  PeerService(std::shared_ptr<ServerCore> core, ports::PeerHandler* handler)
-      : core_(std::move(core)), handler_(handler) {}
+  PeerService(std::shared_ptr<ServerCore> core, std::shared_ptr<InboundStreams> streams,
+              ports::PeerHandler* handler)
+      : core_(std::move(core)), streams_(std::move(streams)), handler_(handler) {}
 
   void set_run(std::string run_id) {
+    if (in_run_ && run_id == run_id_) return;
+    run_id_ = run_id;
     core_->verifier().set_run(std::move(run_id));
+    streams_->end_all(failed_precondition("this miner is in another run now"));
     in_run_ = true;
   }
 
-  grpc::ServerUnaryReactor* SendFrame(grpc::CallbackServerContext* context,
-                                      const grpc::ByteBuffer* request,
-                                      grpc::ByteBuffer* response) override {
+  PeerReactor* Exchange(grpc::CallbackServerContext* context) override {
+    // The run is part of what is signed, so without one nothing can be checked.
+    if (!in_run_) return refuse_stream(not_in_a_run());
+    const uint64_t generation = streams_->generation();
+    auto opening = accept_opening(core_->verifier(), core_->key(), context);
+    if (!opening.ok()) return refuse_stream(opening.status());
+    return streams_->open(*std::move(opening), generation);
+  }
+
+  grpc::ServerUnaryReactor* Probe(grpc::CallbackServerContext* context,
+                                  const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override {
     if (!in_run_) {
-      // The run is part of what is signed, so nothing can be checked yet.
-      return core_->accept_unsigned(
-          kSendFrameMethod, context, response, [](const ServerCallPtr& call) {
-            call->fail(failed_precondition("this miner has not joined a run yet; try again later"));
-          });
+      return core_->accept_unsigned(kProbeMethod, context, response, [](const ServerCallPtr& call) {
+        call->fail(not_in_a_run());
+      });
     }
-    return core_->accept(kSendFrameMethod, context, request, response,
+    return core_->accept(kProbeMethod, context, request, response,
                          [&](const ServerCallPtr& call, const ports::Caller& caller) {
-                           admit(call, caller, *request);
+                           probe(call, caller, *request);
                          });
   }
 
  private:
-  void admit(const ServerCallPtr& call, const ports::Caller& caller,
+  void probe(const ServerCallPtr& call, const ports::Caller& caller,
              const grpc::ByteBuffer& request) {
-    v1::SendFrameRequest message;
+    v1::ProbeRequest message;
     if (Status status = parse(request, &message); !status.ok()) return call->fail(status);
-    handler_->on_frame(caller, std::move(*message.mutable_frame()),
-                       [call](core::Admission admission) {
-                         v1::SendFrameAnswer answer;
-                         answer.set_admission(to_proto(admission));
-                         call->answer(answer);
-                       });
+    handler_->on_probe(caller, [call](StatusOr<core::PeerHealth> health) {
+      if (!health.ok()) return call->fail(health.status());
+      v1::ProbeAnswer answer;
+      to_proto(*health, &answer);
+      call->answer(answer);
+    });
   }
 
   const std::shared_ptr<ServerCore> core_;
+  const std::shared_ptr<InboundStreams> streams_;
   ports::PeerHandler* const handler_;
+  std::string run_id_;  // for set_run() alone
   std::atomic<bool> in_run_{false};
 };
 
@@ -67,14 +87,20 @@ class GrpcPeerServer final : public PeerServer {
   GrpcPeerServer(const PeerServerOptions& options, ports::PeerHandler* handler)
       : core_(std::make_shared<ServerCore>(options.key, std::string(), options.auth,
                                            options.max_pending_calls)),
-        service_(core_, handler) {}
+        streams_(std::make_shared<InboundStreams>(
+            InboundStreams::Limits{
+                .max_frame_bytes = options.max_frame_bytes,
+                .frame_memory_bytes =
+                    std::max(kMinFrameMemoryBytes, kFramesInMemory * options.max_frame_bytes),
+                .max_streams = options.max_streams,
+                .handler_threads = options.handler_threads},
+            handler)),
+        service_(core_, streams_, handler) {}
   ~GrpcPeerServer() override { shutdown(0); }
 
   Status listen(const PeerServerOptions& options) {
-    TESSERA_ASSIGN_OR_RETURN(
-        listener_,
-        Listener::start(options.listen, {&service_}, options.max_frame_bytes + kFrameEnvelopeBytes,
-                        std::max(kMinMemoryBytes, kFramesInMemory * options.max_frame_bytes)));
+    TESSERA_ASSIGN_OR_RETURN(listener_, Listener::start(options.listen, {&service_},
+                                                        kMaxPeerMessageBytes, kTransportMemoryBytes));
     return ok_status();
   }
   int port() const override { return listener_->port(); }
@@ -82,11 +108,13 @@ class GrpcPeerServer final : public PeerServer {
   void set_run(std::string run_id) override { service_.set_run(std::move(run_id)); }
   void shutdown(uint32_t deadline_ms) override {
     core_->close();
+    streams_->close();
     if (listener_ != nullptr) listener_->shutdown(deadline_ms);
   }
 
  private:
   const std::shared_ptr<ServerCore> core_;
+  const std::shared_ptr<InboundStreams> streams_;
   PeerService service_;
   std::unique_ptr<Listener> listener_;
 };
@@ -99,6 +127,9 @@ StatusOr<std::unique_ptr<PeerServer>> PeerServer::start(PeerServerOptions option
   if (options.max_frame_bytes == 0 || options.max_frame_bytes > kLargestFrameBytes) {
     return invalid_argument("max_frame_bytes is {}; choose 1 to {}", options.max_frame_bytes,
                             kLargestFrameBytes);
+  }
+  if (options.max_streams == 0 || options.handler_threads == 0 || options.max_pending_calls == 0) {
+    return invalid_argument("streams, handler threads and pending calls must be at least 1");
   }
   auto server = std::make_unique<GrpcPeerServer>(options, handler);
   TESSERA_RETURN_IF_ERROR(server->listen(options));

@@ -1,6 +1,5 @@
 #include "net/wire.h"
 
-#include <google/protobuf/io/coded_stream.h>
 #include <grpcpp/impl/codegen/proto_utils.h>
 #include <grpcpp/support/slice.h>
 
@@ -14,7 +13,6 @@
 namespace tessera::net {
 namespace {
 
-constexpr uint8_t kFirstBytesField = (1 << 3) | 2;  // tag of field 1, length-delimited
 constexpr size_t kMaxErrorBytes = 2048;
 
 grpc::Slice owning_slice(std::string bytes) {
@@ -25,16 +23,6 @@ grpc::Slice owning_slice(std::string bytes) {
 }
 
 }  // namespace
-
-grpc::ByteBuffer frame_buffer(std::string frame) {
-  uint8_t envelope[kFrameEnvelopeBytes];
-  envelope[0] = kFirstBytesField;
-  const uint8_t* end =
-      google::protobuf::io::CodedOutputStream::WriteVarint64ToArray(frame.size(), envelope + 1);
-  const grpc::Slice slices[] = {grpc::Slice(envelope, static_cast<size_t>(end - envelope)),
-                                owning_slice(std::move(frame))};
-  return grpc::ByteBuffer(slices, 2);
-}
 
 grpc::ByteBuffer buffer_of(std::string bytes) {
   const grpc::Slice slice = owning_slice(std::move(bytes));

@@ -21,17 +21,15 @@ inline constexpr char kCommandMethod[] = "/tessera.v1.Orchestrator/Command";
 inline constexpr char kHasBlobsMethod[] = "/tessera.v1.BlobStore/HasBlobs";
 inline constexpr char kPutBlobsMethod[] = "/tessera.v1.BlobStore/PutBlobs";
 inline constexpr char kGetBlobsMethod[] = "/tessera.v1.BlobStore/GetBlobs";
-inline constexpr char kSendFrameMethod[] = "/tessera.v1.Peer/SendFrame";
+inline constexpr char kExchangeMethod[] = "/tessera.v1.Peer/Exchange";
+inline constexpr char kProbeMethod[] = "/tessera.v1.Peer/Probe";
 
 inline constexpr size_t kMaxControlBytes = 4 << 20;  // one message of Orchestrator or BlobStore
 inline constexpr size_t kMaxBlobsPerCall = 256;
 inline constexpr size_t kMaxBlobCallBytes = 2 << 20;  // content of one call
-inline constexpr size_t kFrameEnvelopeBytes = 64;  // of SendFrameRequest around the frame, at most
+inline constexpr size_t kMaxPeerMessageBytes = 1 << 20;  // of Peer: a record, a probe
 inline constexpr size_t kHelloNonceBytes = 16;
 
-// A message with one bytes field has nothing but its tag and length around the bytes: the frame is
-// not copied, and the buffer owns it.
-grpc::ByteBuffer frame_buffer(std::string frame);
 grpc::ByteBuffer buffer_of(std::string bytes);
 std::string serialize(const google::protobuf::MessageLite& message);
 // INVALID_ARGUMENT if the bytes are no such message.

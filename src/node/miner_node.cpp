@@ -17,6 +17,8 @@ constexpr TimeMs kUrgentReportMs = 10;         // shortest interval between repo
 constexpr TimeMs kLastRetryMs = 5000;
 constexpr TimeMs kDrainLimitMs = 3000;
 
+constexpr size_t kMaxProbes = 1024;            // that wait for the control thread
+
 }  // namespace
 
 void MinerNode::Shell::post(Input input) {
@@ -58,6 +60,42 @@ void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
     unanswered = replies_.erase(reply) > 0;
   }
   if (unanswered) done(core::Admission::kNotReady);
+}
+
+// Answered by the control thread, so that one that hangs does not seem well.
+void MinerNode::Shell::on_probe(std::function<void(StatusOr<core::PeerHealth>)> done) {
+  std::optional<uint64_t> reply;
+  {
+    std::lock_guard lock(mutex_);
+    if (probes_.size() < kMaxProbes) {
+      reply = next_reply_++;
+      probes_[*reply] = done;
+    }
+  }
+  if (!reply) return done(unavailable("too many probes wait for an answer; ask again later"));
+  if (inputs_->push(Probed{*reply}) == PushResult::kOk) return;
+  bool unanswered = false;
+  {
+    std::lock_guard lock(mutex_);
+    unanswered = probes_.erase(*reply) > 0;
+  }
+  if (unanswered) done(unavailable("this miner takes nothing in now"));
+}
+
+void MinerNode::Shell::answer_probe(uint64_t reply) {
+  std::function<void(StatusOr<core::PeerHealth>)> done;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = probes_.find(reply);
+    if (found == probes_.end()) return;
+    done = std::move(found->second);
+    probes_.erase(found);
+  }
+  if (miner_) {
+    done(miner_->health());
+  } else {
+    done(failed_precondition("this miner has not joined a run yet"));
+  }
 }
 
 StatusOr<std::string> MinerNode::Shell::run(const std::atomic<bool>& stop) {
@@ -106,6 +144,8 @@ void MinerNode::Shell::handle(Input input) {
     on_registered(registered->answer);
   } else if (auto* answered = std::get_if<Answered>(&input)) {
     on_answered(std::move(answered->answer));
+  } else if (auto* probed = std::get_if<Probed>(&input)) {
+    answer_probe(probed->reply);
   } else {
     over_ = std::get<Fatal>(input).status;
   }
@@ -310,6 +350,10 @@ StatusOr<std::string> MinerNode::run(const std::atomic<bool>& stop) {
 
 void MinerNode::on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done) {
   shell_->on_frame(caller, std::move(frame), std::move(done));
+}
+
+void MinerNode::on_probe(const ports::Caller&, std::function<void(StatusOr<core::PeerHealth>)> done) {
+  shell_->on_probe(std::move(done));
 }
 
 }  // namespace tessera::node

@@ -30,7 +30,10 @@ struct Answered {
 struct Fatal {
   Status status;
 };
-using Input = std::variant<MinerEvent, Registered, Answered, Fatal>;
+struct Probed {
+  uint64_t reply = 0;
+};
+using Input = std::variant<MinerEvent, Registered, Answered, Fatal, Probed>;
 
 class MinerNode::Shell {
  public:
@@ -38,6 +41,7 @@ class MinerNode::Shell {
 
   StatusOr<std::string> run(const std::atomic<bool>& stop);
   void on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done);
+  void on_probe(std::function<void(StatusOr<core::PeerHealth>)> done);
   void set_address(std::string address) { options_.registration.address = std::move(address); }
   void close() {
     inputs_->close();
@@ -49,12 +53,19 @@ class MinerNode::Shell {
       unanswered.swap(replies_);
     }
     for (const auto& [reply, done] : unanswered) done(core::Admission::kNotReady);
+    std::map<uint64_t, std::function<void(StatusOr<core::PeerHealth>)>> probes;
+    {
+      std::lock_guard lock(mutex_);
+      probes.swap(probes_);
+    }
+    for (const auto& [reply, done] : probes) done(unavailable("this miner ends"));
   }
 
  private:
   static constexpr TimeMs kFirstRetryMs = 200;
 
   void post(Input input);
+  void answer_probe(uint64_t reply);
   void handle(Input input);
   void on_registered(const StatusOr<core::RegisterAnswer>& answer);
   void on_answered(StatusOr<core::SyncAnswer> answer);
@@ -81,6 +92,7 @@ class MinerNode::Shell {
   std::mutex mutex_;
   std::shared_ptr<const RunFacts> facts_;
   std::map<uint64_t, std::function<void(core::Admission)>> replies_;
+  std::map<uint64_t, std::function<void(StatusOr<core::PeerHealth>)>> probes_;  // at most kMaxProbes
   uint64_t next_reply_ = 1;
   std::atomic<uint64_t> unreadable_frames_{0};
 

@@ -15,7 +15,7 @@ constexpr uint64_t kRun = 0x1122334455667788;
 // Where the header keeps what the tests change.
 constexpr size_t kBoundaryAt = 6, kRunAt = 8, kDirectionAt = 36, kKindAt = 37, kCodecAt = 38,
                  kIdBytesAt = 39, kBatchAt = 40, kContextAt = 44, kRankAt = 48,
-                 kPathwayCountAt = 68, kTokenCountAt = 72, kReservedAt = 76, kPayloadSizeAt = 80,
+                 kPathwayCountAt = 68, kTokenCountAt = 72, kRepairCountAt = 76, kPayloadSizeAt = 80,
                  kChecksumAt = 88;
 
 RunSpec spec_of(BoundaryKind kind, Codec codec, uint32_t vocab = 256) {
@@ -53,6 +53,7 @@ Frame frame_of(const RunSpec& spec, Direction direction) {
   frame.lifetime_ms = 1234;
   if (direction == Direction::kForward) {
     frame.pathway = {4, 9, kNoMiner};
+    frame.repairs = {0, 2, 255};
     for (uint32_t i = 0; i < 10; ++i) frame.tokens.push_back((i * 7919) % spec.model.vocab);
     frame.tokens.back() = spec.model.vocab - 1;
   }
@@ -65,10 +66,10 @@ Frame frame_of(const RunSpec& spec, Direction direction) {
 void expect_same(const Frame& a, const Frame& b) {
   EXPECT_EQ(std::tie(a.run, a.epoch, a.microbatch, a.attempt, a.boundary, a.direction, a.kind,
                      a.codec, a.batch, a.context, a.rank, a.exponent, a.counted_stages,
-                     a.lifetime_ms, a.pathway, a.tokens, a.payload),
+                     a.lifetime_ms, a.pathway, a.repairs, a.tokens, a.payload),
             std::tie(b.run, b.epoch, b.microbatch, b.attempt, b.boundary, b.direction, b.kind,
                      b.codec, b.batch, b.context, b.rank, b.exponent, b.counted_stages,
-                     b.lifetime_ms, b.pathway, b.tokens, b.payload));
+                     b.lifetime_ms, b.pathway, b.repairs, b.tokens, b.payload));
 }
 
 // With a checksum that fits, as a sender with other settings or with bad intentions would make it.
@@ -98,6 +99,7 @@ TEST(Frame, EveryKindCodecAndDirectionComesBackAsItWent) {
           const Frame sent = frame_of(spec, direction);
           const std::string bytes = encode_frame(sent, vocab);
           EXPECT_EQ(bytes.size(), kFrameHeaderBytes + 4 * sent.pathway.size() +
+                                      sent.repairs.size() +
                                       token_id_bytes(vocab) * sent.tokens.size() +
                                       sent.payload.size());
           Frame received;
@@ -188,7 +190,7 @@ TEST(Frame, EveryOtherShapeIsRefused) {
       {"pathway", with_field<uint32_t>(good, kPathwayCountAt, 65)},
       {"tokens", with_field<uint32_t>(good, kTokenCountAt, 11)},
       {"all the tokens there are", with_field<uint32_t>(good, kTokenCountAt, UINT32_MAX)},
-      {"reserved", with_field<uint32_t>(good, kReservedAt, 1)},
+      {"repairs", with_field<uint32_t>(good, kRepairCountAt, 65)},
       {"payload", with_field<uint64_t>(good, kPayloadSizeAt, 1)},
       {"all the payload there is", with_field<uint64_t>(good, kPayloadSizeAt, UINT64_MAX)},
   };
@@ -224,8 +226,8 @@ TEST(Frame, OtherVersionsAreRefusedByName) {
   const RunSpec spec = spec_of(BoundaryKind::kAnchored, Codec::kInt4);
   const std::string good = encode_frame(frame_of(spec, Direction::kBackward), 256);
   std::string why;
-  EXPECT_EQ(admission_of(with_field<uint16_t>(good, 4, 2), spec, &why), Admission::kCorrupt);
-  EXPECT_THAT(why, HasSubstr("not a boundary frame of version 1 (magic 52465354, version 2"));
+  EXPECT_EQ(admission_of(with_field<uint16_t>(good, 4, 3), spec, &why), Admission::kCorrupt);
+  EXPECT_THAT(why, HasSubstr("not a boundary frame of version 2 (magic 52465354, version 3"));
 }
 
 }  // namespace

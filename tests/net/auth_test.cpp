@@ -10,7 +10,7 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr TimeMs kNow = 1'700'000'000'000;
-constexpr char kMethod[] = "/tessera.v1.Peer/SendFrame";
+constexpr char kMethod[] = "/tessera.v1.Peer/Exchange";
 
 struct Auth : testing::Test {
   TimeMs sender_clock = kNow;

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <limits>
+
 #include "net/net_fixture.h"
 
 namespace tessera::net {
@@ -100,9 +102,11 @@ TEST(Convert, RefusesUnknownEnumerations) {
   registered.set_refusal(static_cast<v1::RegisterRefusal>(5));
   EXPECT_THAT(refusal<core::RegisterAnswer>(registered), StartsWith("refusal: unknown value 5"));
 
-  v1::SendFrameAnswer admitted;
-  admitted.set_admission(v1::ADMISSION_UNREACHABLE);
-  EXPECT_THAT(refusal<core::Admission>(admitted), StartsWith("admission: unknown value 12"));
+  v1::ProbeAnswer health;
+  health.set_microbatch_ms(-1);
+  EXPECT_THAT(refusal<core::PeerHealth>(health), StartsWith("microbatch_ms: -1"));
+  health.set_microbatch_ms(std::numeric_limits<float>::quiet_NaN());
+  EXPECT_THAT(refusal<core::PeerHealth>(health), StartsWith("microbatch_ms: nan"));
 }
 
 TEST(Convert, RefusesTooMany) {

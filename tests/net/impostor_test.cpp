@@ -4,7 +4,6 @@
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <tessera/v1/orchestrator.grpc.pb.h>
-#include <tessera/v1/peer.grpc.pb.h>
 
 #include "net/net_fixture.h"
 #include "net/wire.h"
@@ -34,23 +33,8 @@ class FakeOrchestrator : public v1::Orchestrator::CallbackService {
   }
 };
 
-class FakePeer : public v1::Peer::CallbackService {
- public:
-  std::string signature;
-  grpc::ServerUnaryReactor* SendFrame(grpc::CallbackServerContext* context,
-                                      const v1::SendFrameRequest*,
-                                      v1::SendFrameAnswer* answer) override {
-    answer->set_admission(v1::ADMISSION_ACCEPTED);
-    if (!signature.empty()) context->AddTrailingMetadata(kAnswerMetadata, signature);
-    auto* reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
-  }
-};
-
 struct Impostor : testing::Test {
   FakeOrchestrator orchestrator;
-  FakePeer peer;
   KeyPair honest_key = key_of('h');
   std::shared_ptr<RequestSigner> signer = std::make_shared<RequestSigner>(key_of('m'));
   int port = 0;
@@ -60,7 +44,6 @@ struct Impostor : testing::Test {
     grpc::ServerBuilder builder;
     builder.AddListeningPort(kLoopback, grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(&orchestrator);
-    builder.RegisterService(&peer);
     return builder.BuildAndStart();
   }
   std::string address() const { return "127.0.0.1:" + std::to_string(port); }
@@ -78,17 +61,6 @@ struct Impostor : testing::Test {
     answer->set_run_id(kRun);
     answer->set_node(std::string(key_of('h').id().view()));
     answer->set_signature(signature.data(), signature.size());
-  }
-  core::Admission send_frame() const {
-    PeerLinkOptions options;
-    options.signer = signer;
-    const auto link = GrpcPeerLink::create(options);
-    core::Peer to;
-    to.node = honest_key.id();
-    to.address = address();
-    Answer<core::Admission> answer;
-    link->send(to, "frame", 20000, answer.callback());
-    return answer.get();
   }
 };
 
@@ -146,14 +118,6 @@ TEST_F(Impostor, AnotherProtocolVersionIsARefusalNamingWhatToUpgrade) {
   EXPECT_EQ(refusal->refusal, core::RegisterRefusal::kProtocolVersion);
   EXPECT_THAT(refusal->message, AllOf(HasSubstr("client 1"), HasSubstr("server 2"),
                                       HasSubstr("upgrade this program")));
-}
-
-TEST_F(Impostor, APeersAnswerMustBeSignedByThePeer) {
-  EXPECT_EQ(send_frame(), core::Admission::kUnauthenticated);
-  peer.signature = std::string(64, 's');
-  EXPECT_EQ(send_frame(), core::Admission::kUnauthenticated);
-  peer.signature = "short";
-  EXPECT_EQ(send_frame(), core::Admission::kUnauthenticated);
 }
 
 }  // namespace

@@ -88,6 +88,11 @@ class SteeredPeer : public ports::PeerHandler {
   void on_frame(const ports::Caller& caller, std::string frame, Done done) override {
     arrived(caller, std::move(frame), std::move(done));
   }
+  core::PeerHealth health{3, 5, 7.5f};
+  void on_probe(const ports::Caller&,
+                std::function<void(StatusOr<core::PeerHealth>)> done) override {
+    done(health);
+  }
 };
 
 // Gives every field another value, none of them the default: a field that a conversion forgets is

@@ -1,6 +1,10 @@
 // Frames over loopback.
 #include <gmock/gmock.h>
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <thread>
 
 #include "net/net_fixture.h"
@@ -12,7 +16,30 @@ namespace {
 
 using ::testing::HasSubstr;
 
+// Accepts connections (the system does) and never says a word.
+class SilentListener {
+ public:
+  SilentListener() : descriptor_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    auto* const raw = reinterpret_cast<sockaddr*>(&address);
+    EXPECT_EQ(bind(descriptor_, raw, size), 0);
+    EXPECT_EQ(listen(descriptor_, 8), 0);
+    EXPECT_EQ(getsockname(descriptor_, raw, &size), 0);
+    port_ = ntohs(address.sin_port);
+  }
+  ~SilentListener() { close(descriptor_); }
+  std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
+
+ private:
+  const int descriptor_;
+  int port_ = 0;
+};
+
 struct Peers : testing::Test {
+  SilentListener silent_;
   SteeredPeer handler;
   KeyPair receiver_key = key_of('r');
   KeyPair sender_key = key_of('s');
@@ -75,6 +102,96 @@ TEST_F(Peers, EveryAdmissionTravels) {
     handler.arrived = [&](const ports::Caller&, std::string, auto done) { done(admission); };
     EXPECT_EQ(send(receiver(), "frame"), admission);
   }
+}
+
+TEST_F(Peers, AProbeIsAnsweredWithTheHealth) {
+  Answer<StatusOr<core::PeerHealth>> answer;
+  link->probe(receiver(), 20000, answer.callback());
+  const StatusOr<core::PeerHealth> health = answer.get();
+  ASSERT_TRUE(health.ok()) << health.status();
+  EXPECT_EQ(encode(*health), encode(handler.health));
+}
+
+TEST_F(Peers, AProbeIsAnsweredWhileFramesKeepTheHandlerBusy) {
+  std::promise<void> release;
+  std::shared_future<void> released = release.get_future().share();
+  handler.arrived = [released](const ports::Caller&, std::string, auto done) {
+    released.wait();
+    done(core::Admission::kAccepted);
+  };
+  std::vector<Answer<core::Admission>> frames(8);
+  for (auto& frame : frames) link->send(receiver(), patterned(1 << 20), 20000, frame.callback());
+  Answer<StatusOr<core::PeerHealth>> health;
+  link->probe(receiver(), 20000, health.callback());
+  EXPECT_TRUE(health.get().ok());
+  release.set_value();
+  for (auto& frame : frames) EXPECT_EQ(frame.get(), core::Admission::kAccepted);
+}
+
+TEST_F(Peers, AProbeOfNobodyFails) {
+  const core::Peer peer = receiver();
+  server.reset();
+  Answer<StatusOr<core::PeerHealth>> answer;
+  link->probe(peer, 20000, answer.callback());
+  EXPECT_TRUE(absl::IsUnavailable(answer.get().status()));
+}
+
+// Patience is longer than this test may take: only the break can answer.
+TEST_F(Peers, ABrokenStreamIsToldAndFailsWhatWaitsOnIt) {
+  constexpr uint32_t kPatienceMs = 600'000;
+  const core::Peer peer = receiver();
+  Answer<NodeId> broken;
+  link->on_broken([callback = broken.callback()](const NodeId& node) { callback(node); });
+  Answer<bool> arrived;
+  handler.arrived = [&](const ports::Caller&, std::string, auto) { arrived.callback()(true); };
+  std::vector<Answer<core::Admission>> frames(3);
+  link->send(peer, "frame", kPatienceMs, frames[0].callback());
+  arrived.get();
+  handler.arrived = [](const ports::Caller&, std::string, auto) {};
+  link->send(peer, "frame", kPatienceMs, frames[1].callback());
+  link->send(peer, patterned(20 << 20), kPatienceMs, frames[2].callback());
+  server.reset();
+  for (auto& frame : frames) EXPECT_EQ(frame.get(), core::Admission::kUnreachable);
+  EXPECT_EQ(broken.get(), peer.node);
+  // A second call of `broken` would set the promise again, which throws: what was never open does
+  // not break.
+  EXPECT_EQ(send(peer, "frame"), core::Admission::kUnreachable);
+}
+
+TEST_F(Peers, ClosingALinkBreaksNothing) {
+  link->on_broken([](const NodeId&) { ADD_FAILURE(); });
+  EXPECT_EQ(send(receiver(), "frame"), core::Admission::kAccepted);
+  link->set_run("another run");
+  EXPECT_EQ(send(receiver(), "frame"), core::Admission::kUnauthenticated);
+  link.reset();
+}
+
+TEST_F(Peers, ASlowFrameDoesNotEndTheStream) {
+  link->on_broken([](const NodeId&) { ADD_FAILURE(); });
+  std::promise<SteeredPeer::Done> held;
+  handler.arrived = [&](const ports::Caller&, std::string, auto done) {
+    held.set_value(std::move(done));
+  };
+  EXPECT_EQ(send(receiver(), "slow", 100), core::Admission::kUnreachable);
+  handler.arrived = [](const ports::Caller&, std::string, auto done) {
+    done(core::Admission::kAccepted);
+  };
+  EXPECT_EQ(send(receiver(), "quick"), core::Admission::kAccepted);
+  held.get_future().get()(core::Admission::kAccepted);  // too late: nobody listens
+  EXPECT_EQ(send(receiver(), "quick"), core::Admission::kAccepted);
+}
+
+TEST_F(Peers, AFullQueueRefuses) {
+  PeerLinkOptions options;
+  options.max_queued_frames = 4;
+  link = linked(options);
+  // Nobody listens at this address, and it does not refuse either: the queue does not move.
+  core::Peer peer = receiver();
+  peer.address = silent_.address();
+  std::vector<Answer<core::Admission>> queued(4);
+  for (auto& answer : queued) link->send(peer, "frame", 500, answer.callback());
+  EXPECT_EQ(send(peer, "frame"), core::Admission::kFull);
+  for (auto& answer : queued) EXPECT_EQ(answer.get(), core::Admission::kUnreachable);
 }
 
 TEST_F(Peers, APeerThatNeverAnswersIsUnreachableAfterTheDeadline) {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "tessera/base/prng.h"
 
@@ -77,12 +78,19 @@ StatusOr<ports::ForwardResult> FakeStageEngine::forward(const core::MicrobatchKe
 }
 
 StatusOr<ports::BackwardResult> FakeStageEngine::backward(
-    const core::MicrobatchKey& key, const core::BoundaryPayload& output_gradient, bool accumulate) {
+    const core::MicrobatchKey& key, const core::BoundaryPayload& output_gradient, bool accumulate,
+    const ports::InputGradientReady& input_gradient_ready) {
   const auto held = held_.extract(key);
   if (held.empty()) return internal_error("microbatch {} is not held", key.microbatch);
   if (!is_tail())
     TESSERA_RETURN_IF_ERROR(
         check(output_gradient, stage_, core::Direction::kBackward, key.microbatch));
+  ports::BackwardResult result;
+  result.weight_version = held.mapped().version;
+  if (stage_ > 0) {
+    result.input_gradient = payload(stage_ - 1, core::Direction::kBackward, key.microbatch);
+    if (input_gradient_ready) input_gradient_ready(std::exchange(result.input_gradient, {}));
+  }
   if (accumulate) {
     const auto& weights = *held.mapped().weights;
     for (size_t i = 0; i < weights.size(); ++i) {
@@ -92,10 +100,6 @@ StatusOr<ports::BackwardResult> FakeStageEngine::backward(
     }
     ++accumulated_;
   }
-  ports::BackwardResult result;
-  result.weight_version = held.mapped().version;
-  if (stage_ > 0)
-    result.input_gradient = payload(stage_ - 1, core::Direction::kBackward, key.microbatch);
   return result;
 }
 

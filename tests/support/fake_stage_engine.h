@@ -23,7 +23,8 @@ class FakeStageEngine final : public ports::StageEngine {
                                          const core::BoundaryPayload& input) override;
   StatusOr<ports::BackwardResult> backward(const core::MicrobatchKey& key,
                                            const core::BoundaryPayload& output_gradient,
-                                           bool accumulate) override;
+                                           bool accumulate,
+                                           const ports::InputGradientReady& input_gradient_ready) override;
   void discard(const core::MicrobatchKey& key) override { held_.erase(key); }
   StatusOr<ports::StepResult> step(double learning_rate) override;
   uint32_t accumulated_microbatches() const override { return accumulated_; }

@@ -65,10 +65,13 @@ void ProcessNetwork::serve_orchestrator(ports::OrchestratorHandler* handler) {
 
 void ProcessNetwork::serve_peer(const std::string& address, ports::PeerHandler* handler) {
   std::lock_guard lock(endpoints_mutex_);
-  if (handler == nullptr) {
-    peers_.erase(address);
-  } else {
+  if (handler != nullptr) {
     peers_[address] = handler;
+    return;
+  }
+  peers_.erase(address);
+  for (auto& [watcher, watch] : watches_) {
+    if (watch.talked_to.erase(address) > 0 && watch.broken) watch.broken(node_at_.at(address));
   }
 }
 
@@ -81,10 +84,48 @@ void ProcessNetwork::cut(const std::string& address, bool is_cut) {
   }
 }
 
+bool ProcessNetwork::is_cut(const std::string& from, const std::string& to) const {
+  return cut_.count(from) > 0 || cut_.count(to) > 0;
+}
+
+// Who serves there, or null; from now on the caller has a connection to it.
+ports::PeerHandler* ProcessNetwork::reach(const std::string& from, const core::Peer& peer) {
+  const auto handler = peers_.find(peer.address);
+  if (handler == peers_.end() || is_cut(from, peer.address)) return nullptr;
+  watches_[from].talked_to.insert(peer.address);
+  node_at_[peer.address] = peer.node;
+  return handler->second;
+}
+
 class ProcessNetwork::PeerSide final : public ports::PeerLink {
  public:
   PeerSide(ProcessNetwork& network, const NodeId& node, std::string address)
       : network_(network), node_(node), address_(std::move(address)) {}
+  ~PeerSide() override {
+    std::lock_guard lock(network_.endpoints_mutex_);
+    network_.watches_.erase(address_);
+  }
+
+  void on_broken(std::function<void(const NodeId&)> broken) override {
+    std::lock_guard lock(network_.endpoints_mutex_);
+    network_.watches_[address_].broken = std::move(broken);
+  }
+
+  void probe(const core::Peer& peer, uint32_t timeout_ms,
+             std::function<void(StatusOr<core::PeerHealth>)> done) override {
+    auto once = std::make_shared<Once<StatusOr<core::PeerHealth>>>(network_, std::move(done));
+    network_.post([once] { once->answer(unavailable("no answer")); },
+                  std::chrono::milliseconds(timeout_ms));
+    network_.post([&network = network_, node = node_, from = address_, peer, once] {
+      std::lock_guard lock(network.endpoints_mutex_);
+      ports::PeerHandler* handler = network.reach(from, peer);
+      if (network.is_cut(from, peer.address)) return;
+      if (handler == nullptr) return once->answer(unavailable("nobody is there"));
+      handler->on_probe({node, "", from}, [once](StatusOr<core::PeerHealth> health) {
+        once->answer(std::move(health));
+      });
+    });
+  }
 
   void send(const core::Peer& peer, std::string frame, uint32_t timeout_ms,
             std::function<void(core::Admission)> done) override {
@@ -92,14 +133,14 @@ class ProcessNetwork::PeerSide final : public ports::PeerLink {
     auto once = std::make_shared<Once<core::Admission>>(network_, std::move(done));
     network_.post([once] { once->answer(core::Admission::kUnreachable); },
                   std::chrono::milliseconds(timeout_ms));
-    network_.post([&network = network_, node = node_, from = address_, to = peer.address,
+    network_.post([&network = network_, node = node_, from = address_, peer,
                    frame = std::move(frame), once]() mutable {
       std::lock_guard lock(network.endpoints_mutex_);
-      if (network.cut_.count(from) > 0 || network.cut_.count(to) > 0) return;
-      const auto handler = network.peers_.find(to);
-      if (handler == network.peers_.end()) return once->answer(core::Admission::kUnreachable);
-      handler->second->on_frame({node, "", from}, std::move(frame),
-                                [once](core::Admission admission) { once->answer(admission); });
+      ports::PeerHandler* handler = network.reach(from, peer);
+      if (network.is_cut(from, peer.address)) return;
+      if (handler == nullptr) return once->answer(core::Admission::kUnreachable);
+      handler->on_frame({node, "", from}, std::move(frame),
+                        [once](core::Admission admission) { once->answer(admission); });
     });
   }
   uint64_t bytes_sent() override { return sent_; }

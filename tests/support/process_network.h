@@ -25,6 +25,7 @@ class ProcessNetwork {
 
   // Null: nobody is there. When this returns no call to the one before is under way any more.
   void serve_orchestrator(ports::OrchestratorHandler* handler);
+  // Null also breaks the connections of everyone who talked to it.
   void serve_peer(const std::string& address, ports::PeerHandler* handler);
   // Frames to and from this address are lost from now on, or no longer.
   void cut(const std::string& address, bool is_cut);
@@ -40,6 +41,8 @@ class ProcessNetwork {
  private:
   class PeerSide;
   void loop();
+  bool is_cut(const std::string& from, const std::string& to) const;
+  ports::PeerHandler* reach(const std::string& from, const core::Peer& peer);
 
   std::mutex queue_mutex_;
   std::condition_variable queue_changed_;
@@ -49,6 +52,12 @@ class ProcessNetwork {
   std::mutex endpoints_mutex_;  // held while a handler runs
   ports::OrchestratorHandler* orchestrator_ = nullptr;
   std::map<std::string, ports::PeerHandler*> peers_;
+  struct Watch {
+    std::set<std::string> talked_to;  // addresses
+    std::function<void(const NodeId&)> broken;
+  };
+  std::map<std::string, Watch> watches_;            // by the address of who watches
+  std::map<std::string, NodeId> node_at_;           // as the callers named them
   std::set<std::string> cut_;
   std::jthread thread_;
 };

@@ -1,5 +1,5 @@
-// The bytes of a boundary frame (docs/formats/frame.md draws them): a fixed little-endian header, then pathway, token ids,
-// payload (scales and codes as kernels/codec.h says).
+// The bytes of a boundary frame (docs/formats/frame.md draws them): a fixed little-endian header, then pathway, repairs,
+// token ids, payload (scales and codes as kernels/codec.h says).
 #pragma once
 
 #include <string>
@@ -11,13 +11,16 @@
 namespace tessera::core {
 
 inline constexpr uint32_t kFrameMagic = 0x52465354;  // "TSFR"
-inline constexpr uint16_t kFrameVersion = 1;
+inline constexpr uint16_t kFrameVersion = 2;
 inline constexpr size_t kFrameHeaderBytes = 96;
 
 // Token ids take 1 byte up to vocabulary 256, 2 up to 65536, else 4.
 uint32_t token_id_bytes(uint32_t vocab);
 
 std::string encode_frame(const Frame& frame, uint32_t vocab);
+
+// Looks at the direction alone, and trusts nothing: false also for what is no frame.
+bool is_backward(std::string_view frame);
 
 // Checks every length before it allocates, the checksum, and that shape, kind, codec and run are this run's. On refusal
 // `why` (if given) says what was expected and found.

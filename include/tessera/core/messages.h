@@ -61,11 +61,20 @@ struct Lease {
   uint64_t counted_stages = 0;        // bit s: stage s has a counted gradient already and computes only its input gradient
   std::vector<MinerIndex> pathway;    // one miner a stage: a proposal
   uint32_t lifetime_ms = 0;
+  bool repair = false;                // the head that held this attempt is gone: the stages that hold it go on with this one
   template <class A>
   void fields(A& a) {
     a("microbatch", microbatch)("attempt", attempt)("counted_stages", counted_stages)("pathway", pathway)(
-        "lifetime_ms", lifetime_ms);
+        "lifetime_ms", lifetime_ms)("repair", repair);
   }
+};
+
+// How a miner is doing, for the routing of its peers.
+struct PeerHealth {
+  uint32_t queued = 0;         // microbatches waiting for compute
+  uint32_t capacity = 0;       // places for forwards that are free
+  float microbatch_ms = 0;     // moving average of forward + backward; 0: none yet
+  template <class A> void fields(A& a) { a("queued", queued)("capacity", capacity)("microbatch_ms", microbatch_ms); }
 };
 
 // One miner's signed word on one microbatch: written when its backward pass is complete.
@@ -81,6 +90,7 @@ struct Receipt {
   Epoch epoch = 0;
   uint64_t weight_version = 0;  // of forward and backward: a microbatch keeps the weights it began with
   bool accumulated = false;
+  bool repaired = false;        // somewhere on its way another miner took over: not judged, and left out of attribution
   // The optimizer step this gradient goes into, counted from 0 within the incarnation; from 1 in one that began with the
   // state of a checkpoint, whose steps are all together its step 0.
   uint64_t local_step = 0;
@@ -99,7 +109,7 @@ struct Receipt {
     a("sequence", sequence)("incarnation", incarnation)("miner", miner)("stage", stage)(
         "microbatch", microbatch)("attempt", attempt)("upstream", upstream)("downstream", downstream)(
         "epoch", epoch)("weight_version", weight_version)("accumulated", accumulated)(
-        "local_step", local_step)("order", order)("input_hash", input_hash)(
+        "repaired", repaired)("local_step", local_step)("order", order)("input_hash", input_hash)(
         "output_hash", output_hash)("gradient_in_hash", gradient_in_hash)(
         "gradient_out_hash", gradient_out_hash)("loss", loss)("forward_ms", forward_ms)(
         "backward_ms", backward_ms)("unix_ms", unix_ms);
@@ -112,7 +122,7 @@ struct Receipt {
   // What is signed: a label that names the purpose and the run, then the content.
   std::string signed_bytes(const std::string& run_id) const {
     Encoder encoder;
-    encoder.write(std::string("tessera receipt 1"));
+    encoder.write(std::string("tessera receipt 2"));
     encoder.write(run_id);
     const_cast<Receipt*>(this)->content(encoder);
     return encoder.take();
@@ -227,13 +237,17 @@ struct MinerStatus {
   uint64_t boundary_tensors_sent = 0;  // activations and gradients
   uint64_t peer_bytes_sent = 0;        // at the sockets to peers, as the kernel counts them
   uint64_t frames_refused = 0;
+  uint64_t forwards = 0;               // computed by this process
+  uint64_t recomputed = 0;             // of them those that another miner of the stage was given before
+  uint64_t steps_lost = 0;             // local steps that died with the process before and were in no local checkpoint
   template <class A>
   void fields(A& a) {
     a("phase", phase)("epoch", epoch)("local_steps", local_steps)("schedule_step", schedule_step)(
         "weight_version", weight_version)("queued", queued)("in_flight", in_flight)(
         "forward_ms", forward_ms)("backward_ms", backward_ms)("gradient_norm", gradient_norm)(
         "boundary_tensors_sent", boundary_tensors_sent)("peer_bytes_sent", peer_bytes_sent)(
-        "frames_refused", frames_refused);
+        "frames_refused", frames_refused)("forwards", forwards)("recomputed", recomputed)(
+        "steps_lost", steps_lost);
   }
 };
 
@@ -259,9 +273,10 @@ struct Peer {
   StageIndex stage = 0;
   std::string address;
   bool live = false;
+  uint64_t incarnation = 0;     // of its process: another one holds nothing of what the one before was given
   template <class A>
   void fields(A& a) {
-    a("miner", miner)("node", node)("stage", stage)("address", address)("live", live);
+    a("miner", miner)("node", node)("stage", stage)("address", address)("live", live)("incarnation", incarnation);
   }
 };
 
@@ -304,6 +319,7 @@ struct SyncAnswer {
   bool publish_state = false;                // put the stage state of the current epoch into the blob store
   uint64_t checkpoint = 0;                   // id of the checkpoint to take part in; 0: none
   bool leave = false;                        // the run is over: stop
+  bool drain = false;                        // finish what is in flight, take nothing new, then end
 };
 
 // ---- boundary frames ------------------------------------------------------------------------------------------------
@@ -327,6 +343,9 @@ struct Frame {
   uint64_t counted_stages = 0;  // as in the lease
   uint32_t lifetime_ms = 0;     // of the lease, what is left of it
   std::vector<MinerIndex> pathway;
+  // How often each stage up to the receiver's has been given this attempt again, to another miner; the head by the
+  // orchestrator. Of two frames of one microbatch the lexicographically greater is the newer.
+  std::vector<uint8_t> repairs;
   std::vector<uint32_t> tokens; // B * (T + 1), forward only
   std::string payload;
 };
@@ -345,7 +364,8 @@ enum class Admission : uint8_t {
   kUnknownMicrobatch = 9,
   kCorrupt = 10,
   kUnauthenticated = 11,
-  kUnreachable = 12,    // made by the sender: no answer within the deadline
+  kTakenOver = 12,      // another miner of the sender's stage has this microbatch now: drop it
+  kUnreachable = 13,    // made by the sender: no answer within the deadline
 };
 const char* name_of(Admission admission);
 

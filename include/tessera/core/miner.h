@@ -46,6 +46,8 @@ class Miner {
   SyncRequest report();
   // True when a report should not wait for the usual interval.
   bool report_is_urgent() const;
+  // What a peer's probe is answered.
+  PeerHealth health() const;
   MinerPhase phase() const { return phase_; }
   std::optional<StageIndex> stage() const { return assignment_ ? std::optional(assignment_->stage) : std::nullopt; }
   size_t in_flight() const { return works_.size(); }

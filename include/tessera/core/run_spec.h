@@ -73,6 +73,7 @@ struct TrainingSpec {
   double clip_norm = 1.0;              // global norm over the stage; 0: off
   Recompute recompute = Recompute::kOff;
   bool deterministic = false;          // the same bits in every run on the same kind of device
+  uint32_t local_checkpoint_steps = 8; // local steps between a miner's checkpoints in its own folder; 0: none
   template <class A>
   void fields(A& a) {
     a("seed", seed)("steps", steps)("microbatch_size", microbatch_size)(
@@ -80,7 +81,8 @@ struct TrainingSpec {
         "optimizer", optimizer)("learning_rate", learning_rate)(
         "min_learning_rate_ratio", min_learning_rate_ratio)("warmup_steps", warmup_steps)(
         "decay", decay)("beta1", beta1)("beta2", beta2)("epsilon", epsilon)(
-        "weight_decay", weight_decay)("clip_norm", clip_norm);
+        "weight_decay", weight_decay)("clip_norm", clip_norm)(
+        "local_checkpoint_steps", local_checkpoint_steps);
   }
 };
 

@@ -85,18 +85,29 @@ class GrpcBlobLink : public ports::BlobLink {
 struct PeerLinkOptions {
   std::shared_ptr<RequestSigner> signer;
   size_t max_frame_bytes = kDefaultMaxFrameBytes;
-  size_t max_channels = 1024;  // over it the one that was idle longest is closed
+  size_t max_channels = 1024;  // peers; over it the one that was idle longest is closed
+  // Frames for one peer that are not wholly sent; over it kFull.
+  size_t max_queued_frames = 1024;
+  size_t max_queued_bytes = size_t{1} << 30;
 };
 
-// send(), bytes_sent() and set_run() belong to one thread.
+// send(), probe(), bytes_sent() and set_run() belong to one thread. Frames to a peer go over one
+// stream that stays open, backwards before forwards, in chunks; probes have a connection of their
+// own. A frame's callback runs on one of gRPC's threads, or in the destructor or set_run().
 class GrpcPeerLink : public ports::PeerLink {
  public:
   static std::unique_ptr<GrpcPeerLink> create(PeerLinkOptions options);
-  // The run frames are signed for, as its registration told.
+  // The run frames and probes are signed for, as its registration told. Another one than before
+  // ends what is under way.
   virtual void set_run(std::string run_id) = 0;
   void send(const core::Peer& peer, std::string frame, uint32_t timeout_ms,
             std::function<void(core::Admission)> done) override = 0;
-  // Counts a connection from the end of its first call on. Looks at the sockets at most every 200
+  void probe(const core::Peer& peer, uint32_t timeout_ms,
+             std::function<void(StatusOr<core::PeerHealth>)> done) override = 0;
+  // Streams that were open and were not closed by this side: the peer's process ended, or nothing
+  // has come over the connection for 25 s.
+  void on_broken(std::function<void(const NodeId&)> broken) override = 0;
+  // Counts a connection from its opening on. Looks at the sockets at most every 200
   // ms. Never shrinks.
   uint64_t bytes_sent() override = 0;
 };

@@ -1,7 +1,7 @@
 // The gRPC servers of the orchestrator and of a miner.
 //
 // Threads: start(), set_run() and shutdown() belong to the owner's thread. Handlers are called on
-// gRPC's threads and must only check and enqueue; their `done` may be called later from any thread,
+// gRPC's threads, on_frame() on threads of the server, and must only check and enqueue; their `done` may be called later from any thread,
 // also after shutdown() (then it does nothing). After shutdown() has returned no handler is called
 // any more.
 #pragma once
@@ -66,7 +66,9 @@ struct PeerServerOptions {
   KeyPair key;
   AuthLimits auth = {};
   size_t max_frame_bytes = kDefaultMaxFrameBytes;
-  size_t max_pending_calls = 1024;
+  size_t max_streams = 1024;        // of all peers; two a peer at most
+  size_t handler_threads = 2;       // that call on_frame()
+  size_t max_pending_calls = 1024;  // probes
 };
 
 class PeerServer {

@@ -50,6 +50,7 @@ class MinerNode final : public ports::PeerHandler {
   StatusOr<std::string> run(const std::atomic<bool>& stop);
 
   void on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done) override;
+  void on_probe(const ports::Caller& caller, std::function<void(StatusOr<core::PeerHealth>)> done) override;
 
  private:
   class Shell;

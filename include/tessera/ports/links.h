@@ -65,6 +65,11 @@ class PeerLink {
   // Sends an encoded frame. kUnreachable: no answer within `timeout_ms`, or no connection.
   virtual void send(const core::Peer& peer, std::string frame, uint32_t timeout_ms,
                     std::function<void(core::Admission)> done) = 0;
+  // Asks a peer how it is; the answer comes from its control thread. Error: no answer within `timeout_ms`, or no connection.
+  virtual void probe(const core::Peer& peer, uint32_t timeout_ms,
+                     std::function<void(StatusOr<core::PeerHealth>)> done) = 0;
+  // `broken` is called (on a thread of the link, it must only enqueue) when an established connection to a peer breaks.
+  virtual void on_broken(std::function<void(const NodeId&)> broken) = 0;
   // Bytes sent so far on connections to peers, as the kernel counts them (TCP_INFO), headers of TCP and IP not included.
   virtual uint64_t bytes_sent() = 0;
 };
@@ -73,6 +78,7 @@ class PeerHandler {
  public:
   virtual ~PeerHandler() = default;
   virtual void on_frame(const Caller& caller, std::string frame, std::function<void(core::Admission)> done) = 0;
+  virtual void on_probe(const Caller& caller, std::function<void(StatusOr<core::PeerHealth>)> done) = 0;
 };
 
 }  // namespace tessera::ports

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,6 +37,8 @@ struct StepResult {
   uint64_t weight_version = 0;
 };
 
+using InputGradientReady = std::function<void(BoundaryPayload)>;
+
 class StageEngine {
  public:
   virtual ~StageEngine() = default;
@@ -48,10 +51,13 @@ class StageEngine {
   virtual StatusOr<ForwardResult> forward(const MicrobatchKey& key, const std::vector<uint32_t>& tokens,
                                           const BoundaryPayload& input) = 0;
   // `output_gradient`: from downstream, empty at the tail. `accumulate`: add this microbatch's weight gradient to the
-  // accumulator (else only the input gradient is computed).
+  // accumulator (else only the input gradient is computed). `input_gradient_ready` is called at most once, before
+  // backward() returns, with the input gradient as soon as it is on the host: it can be sent while the weight gradients
+  // are still computed. The result's input gradient is empty then.
   virtual StatusOr<BackwardResult> backward(const MicrobatchKey& key,
                                             const BoundaryPayload& output_gradient,
-                                            bool accumulate) = 0;
+                                            bool accumulate,
+                                            const InputGradientReady& input_gradient_ready = {}) = 0;
   virtual void discard(const MicrobatchKey& key) = 0;
 
   // One optimizer step with the mean of the accumulated gradients. In-flight microbatches keep the weights they used.
