@@ -59,6 +59,9 @@ void add_pipeline(core::PipelineSpec* pipeline, FieldTable* table) {
           field("pipeline.random_pathway_share", &pipeline->random_pathway_share, "0 to 1",
                 "share of leases whose pathway is drawn uniformly, for attribution; the others "
                 "follow speed"),
+          field("pipeline.peers_per_miner", &pipeline->peers_per_miner, "4 to 100000",
+                "miners of each neighbouring stage that a miner is told of, about; more than that "
+                "form neighbourhoods"),
       });
 }
 

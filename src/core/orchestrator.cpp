@@ -43,6 +43,7 @@ void Orchestrator::on(const RunCreated& event) {
   state_.stages.resize(state_.spec.pipeline.stages);
   for (StageIndex s = 0; s < state_.spec.pipeline.stages; ++s) state_.stages[s].values = event.stage_values[s];
   state_.checkpoint_at = state_.spec.checkpoint.every_microbatches;
+  index_.rebuild(state_);
 }
 
 void Orchestrator::on(const RunResumed& event) {
@@ -72,6 +73,7 @@ void Orchestrator::on(const RunResumed& event) {
     stage.published_epoch = stage.epoch;
     stage.published_state = stage.state;
     stage.merges = event.stages[s].merges;
+    stage.peers_changed = state_.stages[s].peers_changed;
     state_.stages[s] = stage;
   }
   state_.resumable.clear();
@@ -83,21 +85,13 @@ void Orchestrator::on(const RunResumed& event) {
   }
   state_.next_microbatch = event.next_microbatch;
   state_.done = event.done;
-  state_.peers_version++;
+  set_neighbourhoods(1);
   const uint64_t every = spec.checkpoint.every_microbatches;
   state_.checkpoint_at = every == 0 ? 0 : (event.done / every + 1) * every;
   state_.checkpoint_writing = false;
   enter(RunPhase::kWaiting, 0);
   say(fmt::format("resumed at microbatch {} ({} done, {} to issue again)", event.next_microbatch, event.done,
                   event.open.size()));
-}
-
-bool Orchestrator::stage_has_ready(StageIndex stage) const { return ready_count(stage) > 0; }
-
-uint32_t Orchestrator::ready_count(StageIndex stage) const {
-  return static_cast<uint32_t>(std::count_if(state_.miners.begin(), state_.miners.end(), [&](const MinerRecord& m) {
-    return m.live && m.ready && m.stage == stage;
-  }));
 }
 
 void Orchestrator::enter(RunPhase phase, TimeMs deadline) {
@@ -111,9 +105,8 @@ bool Orchestrator::stages_settled() const {
   for (const StageRecord& stage : state_.stages) {
     if (stage.merge) return false;
   }
-  return std::all_of(state_.miners.begin(), state_.miners.end(), [&](const MinerRecord& m) {
-    return !m.live || !m.ready || m.epoch == state_.stages[m.stage].epoch;
-  });
+  return std::all_of(index_.stages().begin(), index_.stages().end(),
+                     [](const StageSummary& stage) { return stage.behind == 0; });
 }
 
 void Orchestrator::advance_phase() {
@@ -135,8 +128,7 @@ void Orchestrator::advance_phase() {
       }
       break;
     case RunPhase::kDraining: {
-      const bool drained = std::none_of(state_.open.begin(), state_.open.end(),
-                                        [](const auto& entry) { return entry.second.leased; });
+      const bool drained = index_.deadlines().empty();
       if ((drained && state_.reissue.empty() && stages_settled()) || late) begin_checkpoint(state_.after_checkpoint);
       break;
     }
@@ -160,7 +152,10 @@ void Orchestrator::begin_checkpoint(RunPhase after) {
   state_.after_checkpoint = after;
   state_.checkpoint_id++;
   state_.checkpoint_writing = false;
-  for (MinerRecord& miner : state_.miners) miner.checkpoint.reset();
+  for (MinerRecord& miner : state_.miners) {
+    miner.checkpoint.reset();
+    index_.update(state_, miner.index);
+  }
   // No stage changes its epoch between its miners' commitments: what is still merging then merges again later.
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
     if (state_.stages[s].merge) abort_merge(s, "a checkpoint can wait for it no longer");
@@ -174,9 +169,8 @@ void Orchestrator::try_write_checkpoint() {
   const bool late = now_ >= state_.phase_deadline;
   const bool published = std::all_of(state_.stages.begin(), state_.stages.end(),
                                      [](const StageRecord& stage) { return stage.state_published; });
-  const bool everyone = std::all_of(state_.miners.begin(), state_.miners.end(), [](const MinerRecord& m) {
-    return !m.live || !m.ready || m.checkpoint.has_value();
-  });
+  const bool everyone = std::all_of(index_.stages().begin(), index_.stages().end(),
+                                    [](const StageSummary& stage) { return stage.uncommitted == 0; });
   if (published && (everyone || late)) {
     state_.checkpoint_writing = true;
     effects_.checkpoint = WriteCheckpoint{state_.checkpoint_id};
@@ -193,6 +187,7 @@ void Orchestrator::on(const CheckpointCommitted& event) {
   MinerRecord& miner = state_.miners[event.miner];
   miner.checkpoint = event.commit;
   miner.checkpoint_done = event.commit.id;
+  index_.update(state_, event.miner);
 }
 
 void Orchestrator::on(const CheckpointWritten& event) {
@@ -258,15 +253,13 @@ void Orchestrator::on(const Commanded& event) {
 bool Orchestrator::due(TimeMs now) const {
   if (!state_.created) return false;
   if (state_.phase_deadline > 0 && now >= state_.phase_deadline && !state_.checkpoint_writing) return true;
-  for (const auto& [id, microbatch] : state_.open) {
-    if (microbatch.leased && now >= microbatch.deadline) return true;
+  if (!index_.deadlines().empty() && now >= index_.deadlines().begin()->first) return true;
+  for (StageIndex s = 0; s < state_.stages.size(); ++s) {
+    const auto& merge = state_.stages[s].merge;
+    if (!merge || now < merge->deadline) continue;
+    if (merge->phase == MergePhase::kSnapshot || index_.stage(s).unsettled > 0) return true;
   }
-  return std::any_of(state_.stages.begin(), state_.stages.end(), [&](const StageRecord& stage) {
-    if (!stage.merge || now < stage.merge->deadline) return false;
-    if (stage.merge->phase == MergePhase::kSnapshot) return true;
-    return std::any_of(stage.merge->shards.begin(), stage.merge->shards.end(),
-                       [](const MergeShard& shard) { return !shard.accepted && !shard.recomputing; });
-  });
+  return false;
 }
 
 }  // namespace tessera::core

@@ -9,9 +9,11 @@ namespace tessera::core {
 namespace {
 
 // The shards of the running merge that this miner owns and has not committed.
-std::vector<ShardTask> open_tasks(const Merge& merge, MinerIndex miner) {
+std::vector<ShardTask> open_tasks(const Merge& merge, const StageSummary& summary, MinerIndex miner) {
   std::vector<ShardTask> tasks;
-  for (uint32_t i = 0; i < merge.shards.size(); ++i) {
+  const auto owned = summary.owned.find(miner);
+  if (owned == summary.owned.end()) return tasks;
+  for (const uint32_t i : owned->second) {
     const MergeShard& shard = merge.shards[i];
     if (shard.accepted || shard.plan.block_count == 0) continue;
     const bool owes_a = merge.participants[shard.plan.owner_a] == miner && !shard.copy_a;
@@ -22,7 +24,8 @@ std::vector<ShardTask> open_tasks(const Merge& merge, MinerIndex miner) {
   return tasks;
 }
 
-std::optional<MergeDirective> merge_directive(const OrchestratorState& state, const MinerRecord& miner) {
+std::optional<MergeDirective> merge_directive(const OrchestratorState& state, const StageSummary& summary,
+                                              const MinerRecord& miner) {
   const StageRecord& stage = state.stages[miner.stage];
   if (miner.epoch < stage.epoch) {
     for (const PastMerge& past : stage.past) {
@@ -46,7 +49,7 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
     if (merge.invited.count(miner.index) == 0) return std::nullopt;
     return directive;
   }
-  directive.tasks = open_tasks(merge, miner.index);
+  directive.tasks = open_tasks(merge, summary, miner.index);
   if (directive.tasks.empty()) return std::nullopt;
   for (size_t p = 0; p < merge.participants.size(); ++p) {
     directive.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
@@ -76,13 +79,9 @@ std::optional<Assignment> assignment_for(const OrchestratorState& state, const M
 }
 
 // The lowest-numbered live miner that is at the stage's epoch puts the stage's state into the blob store.
-bool publishes(const OrchestratorState& state, const MinerRecord& miner) {
-  const StageRecord& stage = state.stages[miner.stage];
-  if (stage.state_published || stage.state.is_zero() || !miner.ready || miner.epoch != stage.epoch) return false;
-  return std::none_of(state.miners.begin(), state.miners.end(), [&](const MinerRecord& other) {
-    return other.index < miner.index && other.live && other.ready && other.stage == miner.stage &&
-           other.epoch == stage.epoch;
-  });
+bool publishes(const StageRecord& stage, const StageSummary& summary, const MinerRecord& miner) {
+  return !stage.state_published && !stage.state.is_zero() && !summary.current.empty() &&
+         *summary.current.begin() == miner.index;
 }
 
 }  // namespace
@@ -144,7 +143,7 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
     news.emplace_back(UploadCommitted{miner.index, *request.upload});
   }
   if (stage.merge && stage.merge->phase == MergePhase::kReduce) {
-    const std::vector<ShardTask> owed = open_tasks(*stage.merge, miner.index);
+    const std::vector<ShardTask> owed = open_tasks(*stage.merge, index_.stage(miner.stage), miner.index);
     for (const ShardCommit& commit : request.shards) {
       if (commit.target != stage.merge->target) continue;
       if (std::any_of(owed.begin(), owed.end(), [&](const ShardTask& task) { return task.shard == commit.shard; })) {
@@ -179,17 +178,8 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
   answer.phase = state_.phase;
   answer.receipts_acknowledged = miner.receipts_through;
   answer.leave = state_.phase == RunPhase::kFinished || state_.phase == RunPhase::kStopped;
-  answer.peers_version = state_.peers_version;
-  if (request.peers_version != state_.peers_version) {
-    std::vector<Peer> peers;
-    for (const MinerRecord& other : state_.miners) {
-      // Neighbours only: nobody needs the addresses of more.
-      if (other.stage + 1 != miner.stage && other.stage != miner.stage + 1) continue;
-      peers.push_back({other.index, other.registration.node, other.stage, other.registration.address,
-                       other.live && other.ready, other.registration.incarnation});
-    }
-    answer.peers = std::move(peers);
-  }
+  answer.peers_version = peers_version_of(miner);
+  if (request.peers_version != answer.peers_version) answer.peers = peers_of(miner);
   if (!miner.ready) {
     answer.assignment = assignment_for(state_, miner);
     answer.reason = answer.assignment ? "load the stage" : "waiting until a replica has published the stage's state";
@@ -200,8 +190,8 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
     answer.lease_request = miner.lease_request;
   }
   if (request.leases_wanted > 0 && answer.leases.empty()) answer.reason = lease_refusal(miner);
-  answer.merge = merge_directive(state_, miner);
-  answer.publish_state = publishes(state_, miner);
+  answer.merge = merge_directive(state_, index_.stage(miner.stage), miner);
+  answer.publish_state = publishes(stage, index_.stage(miner.stage), miner);
   // One that is behind first catches up: its local state must belong to the stage's.
   if (state_.phase == RunPhase::kCheckpointing && !miner.checkpoint && miner.epoch == stage.epoch) {
     answer.checkpoint = state_.checkpoint_id;

@@ -7,6 +7,13 @@
 #include "tessera/core/orchestrator.h"
 
 namespace tessera::core {
+namespace {
+
+constexpr double kShortestMs = 0.01;
+constexpr double kLongestMs = 3'600'000;
+constexpr int64_t kTimeWeight = 8;  // the newest time counts for an eighth
+
+}  // namespace
 
 // Why this miner gets no lease now; empty if it may get one.
 std::string Orchestrator::lease_refusal(const MinerRecord& miner) const {
@@ -33,26 +40,21 @@ std::optional<MicrobatchId> Orchestrator::next_to_lease() const {
   return next;
 }
 
-// One ready miner a stage. Uniform random for a secret share of the leases; else the one with the fewest open microbatches.
+// One ready miner a stage, of the head's neighbourhood. Uniform random for a secret share of the leases; else the one that
+// would be done first with one more microbatch.
 std::vector<MinerIndex> Orchestrator::propose_pathway(MicrobatchId id, uint32_t attempt, MinerIndex head,
                                                       bool* random) const {
   Prng prng(mix64(state_.secret ^ mix64(id * 1009 + attempt)));
   *random = prng.uniform() < state_.spec.pipeline.random_pathway_share;
   std::vector<MinerIndex> pathway{head};
+  const uint32_t neighbourhood = state_.miners[head].place % state_.neighbourhoods;
   for (StageIndex s = 1; s < state_.stages.size(); ++s) {
-    std::vector<const MinerRecord*> ready;
-    for (const MinerRecord& miner : state_.miners) {
-      if (miner.live && miner.ready && miner.stage == s) ready.push_back(&miner);
-    }
-    TESSERA_CHECK(!ready.empty());
     if (*random) {
-      pathway.push_back(ready[prng.below(ready.size())]->index);
-      continue;
+      const std::vector<MinerIndex>& choices = index_.choices(s, neighbourhood);
+      pathway.push_back(choices[prng.below(choices.size())]);
+    } else {
+      pathway.push_back(index_.fastest(s, neighbourhood));
     }
-    const auto best = std::min_element(ready.begin(), ready.end(), [](const MinerRecord* a, const MinerRecord* b) {
-      return std::tuple(a->in_flight, a->counted, a->index) < std::tuple(b->in_flight, b->counted, b->index);
-    });
-    pathway.push_back((*best)->index);
   }
   return pathway;
 }
@@ -71,7 +73,13 @@ Lease Orchestrator::grant(MicrobatchId id, MinerRecord& head) {
   microbatch.leased = true;
   microbatch.deadline = now_ + state_.spec.timeouts.lease_ms;
   microbatch.pathway = propose_pathway(id, microbatch.attempt, head.index, &microbatch.random_pathway);
-  for (const MinerIndex miner : microbatch.pathway) state_.miners[miner].in_flight++;
+  index_.add_lease(id, microbatch);
+  for (StageIndex s = 0; s < microbatch.pathway.size(); ++s) {
+    if ((microbatch.counted_stages >> s & 1) != 0) continue;
+    const MinerIndex miner = microbatch.pathway[s];
+    state_.miners[miner].in_flight++;
+    index_.update(state_, miner);
+  }
   return {.microbatch = id,
           .attempt = microbatch.attempt,
           .counted_stages = microbatch.counted_stages,
@@ -95,16 +103,27 @@ void Orchestrator::on(const LeasesRequested& event) {
   miner.granted = std::move(granted);
 }
 
-void Orchestrator::release(OpenMicrobatch& microbatch) {
+// The miner that was proposed for the stage has one microbatch less before it.
+void Orchestrator::stop_waiting_for(const OpenMicrobatch& microbatch, StageIndex stage) {
+  const MinerIndex miner = microbatch.pathway[stage];
+  state_.miners[miner].in_flight--;
+  index_.update(state_, miner);
+}
+
+void Orchestrator::release(MicrobatchId id, OpenMicrobatch& microbatch) {
   if (!microbatch.leased) return;
-  for (const MinerIndex miner : microbatch.pathway) state_.miners[miner].in_flight--;
+  index_.remove_lease(id, microbatch);
+  for (StageIndex s = 0; s < microbatch.pathway.size(); ++s) {
+    if ((microbatch.counted_stages >> s & 1) == 0) stop_waiting_for(microbatch, s);
+  }
   microbatch.leased = false;
 }
 
 void Orchestrator::expire_leases() {
-  for (auto& [id, microbatch] : state_.open) {
-    if (!microbatch.leased || now_ < microbatch.deadline) continue;
-    release(microbatch);
+  while (!index_.deadlines().empty() && now_ >= index_.deadlines().begin()->first) {
+    const MicrobatchId id = index_.deadlines().begin()->second;
+    OpenMicrobatch& microbatch = state_.open.at(id);
+    release(id, microbatch);
     state_.reissue.insert(id);
     say(fmt::format("microbatch {} attempt {} expired; it will be issued again", id, microbatch.attempt), true);
   }
@@ -117,8 +136,19 @@ void Orchestrator::on(const ReceiptsArrived& event) {
     if (receipt.sequence != miner.receipts_through + 1) continue;  // seen already, or out of order: it will be repeated
     miner.receipts_through = receipt.sequence;
     miner.local_steps = std::max(miner.local_steps, receipt.local_step);
+    note_time(miner, receipt);
     count_receipt(miner, receipt);
   }
+  index_.update(state_, miner.index);
+}
+
+// The receipt's own word on how long the microbatch took; what no computer can have needed is cut off.
+void Orchestrator::note_time(MinerRecord& miner, const Receipt& receipt) {
+  const double ms = static_cast<double>(receipt.forward_ms) + static_cast<double>(receipt.backward_ms);
+  if (!receipt.accumulated || !(ms > 0)) return;
+  const auto us = static_cast<int64_t>(std::clamp(ms, kShortestMs, kLongestMs) * 1000);
+  const int64_t before = miner.microbatch_us;
+  miner.microbatch_us = static_cast<uint32_t>(before == 0 ? us : before + (us - before) / kTimeWeight);
 }
 
 void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
@@ -137,12 +167,13 @@ void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
                     receipt.attempt, miner.stage, miner.index), true);
     return;
   }
+  if (open->second.leased) stop_waiting_for(open->second, miner.stage);
   open->second.counted_stages |= bit;
   if (state_.spec.merge.enabled) miner.fresh[receipt.local_step]++;
   miner.counted++;
   const uint64_t all = state_.stages.size() == 64 ? ~uint64_t{0} : (uint64_t{1} << state_.stages.size()) - 1;
   if (open->second.counted_stages == all) {
-    release(open->second);
+    release(receipt.microbatch, open->second);
     state_.reissue.erase(receipt.microbatch);
     state_.open.erase(open);
     state_.done++;

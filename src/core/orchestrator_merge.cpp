@@ -25,31 +25,20 @@ void Orchestrator::consider_merges() {
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
     StageRecord& stage = state_.stages[s];
     if (stage.merge || (final && stage.final_merge_done)) continue;
-    uint32_t live = 0;
-    std::set<MinerIndex> qualified;
-    bool behind = false;
-    for (const MinerRecord& miner : state_.miners) {
-      if (!miner.live || !miner.ready || miner.stage != s || miner.spoiled_merge == stage.epoch + 1) continue;
-      ++live;
-      if (miner.epoch != stage.epoch) {
-        behind = true;
-      } else if (miner.stepped_total(state_.spec.training.microbatches_per_step) >=
-                 (final ? 1 : state_.spec.merge.min_microbatches)) {
-        qualified.insert(miner.index);
-      }
-    }
+    const StageSummary& summary = index_.stage(s);
+    const std::set<MinerIndex>& qualified = final ? summary.qualified_for_last : summary.qualified;
     if (final) {
-      if (behind) continue;  // it catches up with the merge before first
+      if (summary.mergeable_behind > 0) continue;  // it catches up with the merge before first
       if (qualified.empty()) {
         stage.final_merge_done = true;
       } else {
-        start_merge(s, std::move(qualified));
+        start_merge(s, qualified);
       }
       continue;
     }
-    if (live == 0 || qualified.empty()) continue;
-    const auto needed = static_cast<uint32_t>(std::ceil(state_.spec.merge.quorum * live - 1e-9));
-    if (qualified.size() >= std::max<uint32_t>(needed, 1)) start_merge(s, std::move(qualified));
+    if (qualified.empty()) continue;
+    const auto needed = static_cast<uint32_t>(std::ceil(state_.spec.merge.quorum * summary.mergeable - 1e-9));
+    if (qualified.size() >= std::max<uint32_t>(needed, 1)) start_merge(s, qualified);
   }
 }
 
@@ -79,9 +68,7 @@ void Orchestrator::on(const UploadCommitted& event) {
 
 void Orchestrator::freeze_if_complete(StageIndex s) {
   const Merge& merge = *state_.stages[s].merge;
-  const bool complete = std::all_of(merge.invited.begin(), merge.invited.end(),
-                                    [&](MinerIndex miner) { return merge.uploads.count(miner) > 0; });
-  if (complete) freeze(s);
+  if (merge.uploads.size() == merge.invited.size()) freeze(s);  // only who is invited uploads
 }
 
 // Ends the commit phase: the manifest is the uploads that are there, weighted by the microbatches that receipts confirm.
@@ -120,6 +107,7 @@ void Orchestrator::freeze(StageIndex s) {
   merge.deadline = now_ + state_.spec.timeouts.merge_phase_ms;
   say(fmt::format("stage {} merge {}: manifest of {} uploads, {} microbatches, {} shards", s, merge.target,
                   merge.participants.size(), total, merge.shards.size()));
+  index_.update_shards(state_, s);
   for (uint32_t i = 0; i < merge.shards.size(); ++i) accept_if_settled(s, i);
   complete_merge(s);
 }
@@ -150,15 +138,15 @@ void Orchestrator::accept_if_settled(StageIndex s, uint32_t index) {
   MergeShard& shard = merge.shards[index];
   if (shard.accepted || shard.recomputing) return;
   if (shard.plan.block_count == 0) {
-    shard.accepted = Digest{};
+    accept(s, index, Digest{});
     return;
   }
   const bool alone = shard.plan.owner_a == shard.plan.owner_b;
   if (alone) {
-    if (shard.copy_a) shard.accepted = shard.copy_a;
+    if (shard.copy_a) accept(s, index, *shard.copy_a);
   } else if (shard.copy_a && shard.copy_b) {
     if (*shard.copy_a == *shard.copy_b) {
-      shard.accepted = shard.copy_a;
+      accept(s, index, *shard.copy_a);
     } else {
       recompute(s, index, "its owners disagree");
     }
@@ -168,6 +156,12 @@ void Orchestrator::accept_if_settled(StageIndex s, uint32_t index) {
   const bool a_can = shard.copy_a || state_.miners[merge.participants[shard.plan.owner_a]].live;
   const bool b_can = shard.copy_b || state_.miners[merge.participants[shard.plan.owner_b]].live;
   if (!a_can || !b_can) recompute(s, index, "an owner is gone");
+}
+
+void Orchestrator::accept(StageIndex s, uint32_t index, const Digest& object) {
+  MergeShard& shard = state_.stages[s].merge->shards[index];
+  shard.accepted = object;
+  index_.shard_accepted(s, shard.recomputing);
 }
 
 RecomputeShard Orchestrator::recomputation_of(StageIndex s, uint32_t index) const {
@@ -188,6 +182,7 @@ RecomputeShard Orchestrator::recomputation_of(StageIndex s, uint32_t index) cons
 void Orchestrator::recompute(StageIndex s, uint32_t index, const char* reason) {
   Merge& merge = *state_.stages[s].merge;
   merge.shards[index].recomputing = true;
+  index_.shard_recomputing(s);
   effects_.recompute.push_back(recomputation_of(s, index));
   say(fmt::format("stage {} merge {} shard {}: {}; the orchestrator recomputes it", s, merge.target, index, reason), true);
 }
@@ -225,6 +220,7 @@ void Orchestrator::on(const ShardRecomputed& event) {
       const auto& unreadable = event.unreadable;
       if (std::find(unreadable.begin(), unreadable.end(), upload.object) == unreadable.end()) continue;
       state_.miners[index].spoiled_merge = merge.target;
+      index_.update(state_, index);
       say(fmt::format("stage {} merge {}: the upload of miner {} can't be read; it is left out", event.stage, merge.target,
                       index), true);
     }
@@ -232,7 +228,7 @@ void Orchestrator::on(const ShardRecomputed& event) {
     return;
   }
   stage.shards_recomputed++;
-  shard.accepted = event.commit.object;
+  accept(event.stage, index, event.commit.object);
   const auto judge = [&](const std::optional<Digest>& copy, uint32_t owner) {
     if (!copy || *copy == event.commit.object) return;
     say(fmt::format("stage {} merge {} shard {}: miner {} committed a wrong reduction", event.stage, merge.target,
@@ -247,9 +243,7 @@ void Orchestrator::complete_merge(StageIndex s) {
   StageRecord& stage = state_.stages[s];
   if (!stage.merge) return;
   Merge& merge = *stage.merge;
-  if (!std::all_of(merge.shards.begin(), merge.shards.end(), [](const MergeShard& shard) { return shard.accepted; })) {
-    return;
-  }
+  if (index_.stage(s).undecided > 0) return;
   PastMerge past{.target = merge.target, .from = stage.state, .participants = merge.participants, .results = {}};
   for (const MergeShard& shard : merge.shards) {
     if (shard.plan.block_count == 0) continue;
@@ -270,8 +264,11 @@ void Orchestrator::complete_merge(StageIndex s) {
   say(fmt::format("stage {} is at epoch {}", s, stage.epoch));
   stage.merge.reset();
   forget_old_merges(stage);
-  for (MinerRecord& miner : state_.miners) {
-    if (miner.stage != s) continue;
+  index_.update_shards(state_, s);
+  index_.update_stage(state_, s);
+  for (const MinerIndex index : std::vector<MinerIndex>(index_.stage(s).places)) {
+    if (index == kNoMiner) continue;
+    MinerRecord& miner = state_.miners[index];
     miner.upload.reset();
     if (!miner.ready) continue;
     if (stage.epoch - miner.epoch <= state_.spec.merge.max_staleness && stage.state_at(miner.epoch)) continue;
@@ -294,6 +291,7 @@ void Orchestrator::abort_merge(StageIndex s, const std::string& reason) {
   stage.merges_aborted++;
   if (stage.merge->final) stage.final_merge_done = true;
   stage.merge.reset();
+  index_.update_shards(state_, s);
 }
 
 // A miner is gone, or starts anew: nothing waits for it. What a lost one uploaded still counts. A new process has other
@@ -316,7 +314,9 @@ void Orchestrator::drop_from_merge(MinerIndex index, bool restarted) {
   if (const auto upload = merge->uploads.find(index); restarted && upload != merge->uploads.end()) {
     upload->second.snapshot_step = 0;
   }
-  for (uint32_t i = 0; i < merge->shards.size(); ++i) accept_if_settled(s, i);
+  if (const auto owned = index_.stage(s).owned.find(index); owned != index_.stage(s).owned.end()) {
+    for (const uint32_t i : owned->second) accept_if_settled(s, i);
+  }
 }
 
 }  // namespace tessera::core

@@ -37,11 +37,21 @@ StageIndex Orchestrator::choose_stage(const Registration& registration) const {
   if (registration.wanted_stage && *registration.wanted_stage < state_.stages.size()) {
     return *registration.wanted_stage;
   }
-  std::vector<uint32_t> live(state_.stages.size(), 0);
-  for (const MinerRecord& miner : state_.miners) {
-    if (miner.live && miner.registration.node != registration.node) live[miner.stage]++;
+  const auto known = state_.by_node.find(registration.node);
+  StageIndex best = 0;
+  uint32_t fewest = UINT32_MAX;
+  for (StageIndex s = 0; s < state_.stages.size(); ++s) {
+    uint32_t live = index_.stage(s).live;
+    if (known != state_.by_node.end()) {
+      const MinerRecord& itself = state_.miners[known->second];
+      live -= itself.live && itself.stage == s;
+    }
+    if (live < fewest) {
+      fewest = live;
+      best = s;
+    }
   }
-  return static_cast<StageIndex>(std::min_element(live.begin(), live.end()) - live.begin());
+  return best;
 }
 
 void Orchestrator::on(const MinerRegistered& event) {
@@ -61,6 +71,7 @@ void Orchestrator::on(const MinerRegistered& event) {
   if (!same_process) {
     if (known != state_.by_node.end()) {
       miner.live = miner.ready = false;  // its process is gone
+      peers_changed(index);
       hurry(index);
       drop_from_merge(index, true);
       // It never came to use what the checkpoint holds of it: the new process may.
@@ -76,6 +87,7 @@ void Orchestrator::on(const MinerRegistered& event) {
     fresh.counted = miner.counted;
     fresh.in_flight = miner.in_flight;
     fresh.retired_incarnation = miner.retired_incarnation;
+    if (stage == miner.stage) fresh.place = miner.place;
     if (const auto resumed = state_.resumable.find(registration.node); resumed != state_.resumable.end()) {
       fresh.resumed = resumed->second;
       // All it did before counts as its step 0; what is in the partial gradient goes into step 1.
@@ -90,7 +102,8 @@ void Orchestrator::on(const MinerRegistered& event) {
   miner.registration = registration;
   miner.live = true;
   miner.why = miner.ready ? "registered again" : "loading its stage";
-  state_.peers_version++;
+  take_place(miner);
+  peers_changed(index);
   say(fmt::format("miner {} ({}) at {} on {}: stage {}{}", index, registration.node.brief(), registration.address,
                   registration.device, miner.stage, same_process ? ", same process again" : ""));
 }
@@ -101,7 +114,7 @@ void Orchestrator::on(const MinerLost& event) {
   if (!miner.live) return;
   miner.live = false;
   miner.why = event.reason;
-  state_.peers_version++;
+  peers_changed(event.miner);
   say(fmt::format("miner {} of stage {} lost: {}", event.miner, miner.stage, event.reason), true);
   hurry(event.miner);
   drop_from_merge(event.miner, false);
@@ -111,11 +124,11 @@ void Orchestrator::on(const MinerLost& event) {
 // then a new attempt.
 void Orchestrator::hurry(MinerIndex miner) {
   const TimeMs soon = now_ + state_.spec.timeouts.peer_ms;
-  for (auto& [id, microbatch] : state_.open) {
-    if (!microbatch.leased) continue;
-    const auto& pathway = microbatch.pathway;
-    if (std::find(pathway.begin(), pathway.end(), miner) == pathway.end()) continue;
+  for (const MicrobatchId id : index_.leases_of(miner)) {
+    OpenMicrobatch& microbatch = state_.open.at(id);
+    index_.remove_lease(id, microbatch);
     microbatch.deadline = std::min(microbatch.deadline, soon);
+    index_.add_lease(id, microbatch);
   }
 }
 
@@ -124,7 +137,8 @@ void Orchestrator::on(const MinerReturned& event) {
   MinerRecord& miner = state_.miners[event.miner];
   miner.live = true;
   miner.why = "answers again";
-  state_.peers_version++;
+  take_place(miner);
+  peers_changed(event.miner);
   say(fmt::format("miner {} of stage {} answers again", event.miner, miner.stage));
 }
 
@@ -142,7 +156,7 @@ bool Orchestrator::is_news(const MinerRecord& miner, const MergeApplied& applied
 void Orchestrator::on(const StateHeld& event) {
   if (event.miner >= state_.miners.size()) return;
   MinerRecord& miner = state_.miners[event.miner];
-  if (!is_news(miner, event.applied)) return;
+  if (!miner.live || !is_news(miner, event.applied)) return;  // one that leaves is not waited for any more
   StageRecord& stage = state_.stages[miner.stage];
   if (event.applied.epoch == stage.epoch && stage.state.is_zero()) stage.state = event.applied.state;
   if (*stage.state_at(event.applied.epoch) != event.applied.state) {
@@ -152,6 +166,7 @@ void Orchestrator::on(const StateHeld& event) {
   }
   miner.epoch = event.applied.epoch;
   miner.local_steps = std::max(miner.local_steps, event.applied.local_step);
+  index_.update(state_, miner.index);
   if (!miner.ready) {
     // The load replaced its masters: the steps before are in them only if they came with the checkpoint.
     if (!miner.resumed) miner.fresh.erase(miner.fresh.begin(), miner.fresh.lower_bound(event.applied.local_step));
@@ -159,15 +174,16 @@ void Orchestrator::on(const StateHeld& event) {
     miner.ready = true;
     miner.must_download = false;
     miner.why = "ready";
-    state_.peers_version++;
+    peers_changed(miner.index);
     say(fmt::format("miner {} of stage {} is ready at epoch {}", miner.index, miner.stage, miner.epoch));
   }
 }
 
 void Orchestrator::must_load(MinerRecord& miner, const std::string& reason) {
-  if (miner.ready) state_.peers_version++;
+  const bool was_ready = miner.ready;
   miner.ready = false;
   miner.must_download = true;
+  if (was_ready) peers_changed(miner.index);
   miner.why = reason + "; it must load the stage again";
   say(fmt::format("miner {} of stage {}: {}", miner.index, miner.stage, miner.why), true);
 }

@@ -126,7 +126,8 @@ Status check_pipeline(const PipelineSpec& pipeline, uint32_t layers) {
   TESSERA_RETURN_IF_ERROR(
       check_whole({{"pipeline.stages", pipeline.stages, 1, kMaxStages},
                    {"pipeline.miners_per_stage", pipeline.miners_per_stage, 1, 1024},
-                   {"pipeline.max_in_flight", pipeline.max_in_flight, 1, 1024}}));
+                   {"pipeline.max_in_flight", pipeline.max_in_flight, 1, 1024},
+                   {"pipeline.peers_per_miner", pipeline.peers_per_miner, 4, 100000}}));
   TESSERA_RETURN_IF_ERROR(
       check_real({{"pipeline.random_pathway_share", pipeline.random_pathway_share, 0, 1}}));
   if (pipeline.stages > layers) {

@@ -54,7 +54,7 @@ Status OrchestratorNode::Shell::handle_register(RegisterCall& call) {
     answer.run_id = state.run_id;
     answer.run_spec = encode(state.spec);
     answer.data_plan = encode(state.data);
-    heard_[answer.miner] = monotonic_now_ms();
+    heard_.heard(answer.miner, monotonic_now_ms());
     told_to_leave_[answer.miner] = false;
   } else {
     spdlog::warn("registration of {} from {} refused: {}", call.caller.node.brief(), call.caller.address, answer.message);
@@ -75,7 +75,7 @@ Status OrchestratorNode::Shell::handle_sync(SyncCall& call) {
   }
   const MinerIndex index = miner->index;
   call.request.miner = index;
-  heard_[index] = monotonic_now_ms();
+  heard_.heard(index, monotonic_now_ms());
   statuses_[index] = call.request.status;
   const std::string& run_id = core_.state().run_id;
   const auto forged = [&](const core::Receipt& receipt) {

@@ -107,7 +107,7 @@ Status OrchestratorNode::Shell::start() {
   }
   // Every miner that lived gets a full timeout to answer again.
   for (const core::MinerRecord& miner : state.miners) {
-    if (miner.live) heard_[miner.index] = monotonic_now_ms();
+    if (miner.live) heard_.heard(miner.index, monotonic_now_ms());
   }
   background_ = std::jthread([this] { background_loop(); });
   // Effects are not replayed: what was under way in the background is begun again.
@@ -158,11 +158,8 @@ Status OrchestratorNode::Shell::commit() {
 Status OrchestratorNode::Shell::watch_time() {
   const TimeMs monotonic = monotonic_now_ms();
   const uint32_t limit = core_.state().spec.timeouts.miner_lost_ms;
-  std::vector<MinerIndex> lost;
-  for (const core::MinerRecord& miner : core_.state().miners) {
-    if (miner.live && monotonic - heard_[miner.index] > limit) lost.push_back(miner.index);
-  }
-  for (const MinerIndex miner : lost) {
+  for (const MinerIndex miner : heard_.take_silent_since(monotonic - limit)) {
+    if (!core_.state().miners[miner].live) continue;
     TESSERA_RETURN_IF_ERROR(apply(core::MinerLost{miner, fmt::format("silent for {} ms", limit)}));
   }
   if (core_.due(now())) TESSERA_RETURN_IF_ERROR(apply(core::Ticked{}));

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "orchestrator_checkpoint.h"
+#include "silence_watch.h"
 #include "tessera/base/bounded_queue.h"
 #include "tessera/node/orchestrator_node.h"
 
@@ -101,7 +102,7 @@ class OrchestratorNode::Shell {
   mutable std::mutex registered_mutex_;
   std::set<NodeId> registered_;
   std::map<MinerIndex, std::string> sessions_;
-  std::map<MinerIndex, TimeMs> heard_;
+  SilenceWatch heard_;
   std::map<MinerIndex, TimeMs> taken_over_at_;  // by another process with the same key
   std::map<MinerIndex, core::MinerStatus> statuses_;
   std::map<MinerIndex, bool> told_to_leave_;

@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <deque>
 #include <limits>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -40,11 +42,14 @@ struct Everything {
   std::vector<bool> flags;
   std::vector<std::vector<uint8_t>> nested;
   std::map<uint32_t, std::string> names;
+  std::deque<uint16_t> queue;
+  std::set<uint8_t> set;
   template <class A>
   void fields(A& archive) {
     archive("flag", flag)("number", number)("small", small)("ratio", ratio)("colour", colour)(
         "text", text)("digest", digest)("signature", signature)("point", point)("absent", absent)(
-        "points", points)("flags", flags)("nested", nested)("names", names);
+        "points", points)("flags", flags)("nested", nested)("names", names)(
+        "queue", queue)("set", set);
   }
   bool operator==(const Everything&) const = default;
 };
@@ -64,6 +69,8 @@ Everything example() {
   value.flags = {true, false};
   value.nested = {{}, {1, 2}};
   value.names = {{3, "three"}, {1, "one"}};
+  value.queue = {7, 5};
+  value.set = {9, 4};
   return value;
 }
 
@@ -131,6 +138,14 @@ TEST(ArchiveTest, AcceptsOneEncodingOnly) {
   EXPECT_GT(accepted, 0);
 }
 
+TEST(ArchiveTest, ItemsOfASetMustAscend) {
+  const std::string good = encode(std::vector<uint8_t>{1, 2});
+  std::set<uint8_t> set;
+  EXPECT_TRUE(decode(good, &set));
+  EXPECT_FALSE(decode(encode(std::vector<uint8_t>{2, 1}), &set));
+  EXPECT_FALSE(decode(encode(std::vector<uint8_t>{1, 1}), &set));
+}
+
 TEST(ArchiveTest, MapKeysMustAscend) {
   const auto pairs = [](const std::vector<std::pair<uint8_t, uint8_t>>& items) {
     ByteWriter writer;
@@ -177,7 +192,8 @@ TEST(ArchiveTest, Json) {
                       R"(",)"
                       R"("point":{"x":-7,"weight":1.25},"absent":null,)"
                       R"("points":[{"x":1,"weight":2},{"x":3,"weight":-4}],"flags":[true,false],)"
-                      R"("nested":[[],[1,2]],"names":[[1,"one"],[3,"three"]]})");
+                      R"("nested":[[],[1,2]],"names":[[1,"one"],[3,"three"]],)"
+                      R"("queue":[7,5],"set":[4,9]})");
 }
 
 TEST(ArchiveTest, JsonHasNoNanOrInfinity) {

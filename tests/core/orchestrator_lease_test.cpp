@@ -71,7 +71,7 @@ TEST(Registration, PeersAreTheNeighboursOnly) {
   }
   EXPECT_EQ(swarm.at(1, 0).sync().peers->size(), 4u);
   core::SyncRequest request = swarm.at(0, 0).report();
-  request.peers_version = swarm.world.state().peers_version;
+  request.peers_version = swarm.at(0, 0).answer().peers_version;
   core::SyncAnswer answer;
   ASSERT_TRUE(swarm.world.sync(swarm.at(0, 0).node(), request, &answer));
   EXPECT_FALSE(answer.peers.has_value());

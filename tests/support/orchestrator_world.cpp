@@ -26,7 +26,9 @@ std::string broken_work(const OrchestratorState& state) {
     if (open.leased == (state.reissue.count(id) > 0))
       return fmt::format("microbatch {} is leased and waits, or neither", id);
     if (!open.leased) continue;
-    for (const MinerIndex miner : open.pathway) in_flight[miner]++;
+    for (StageIndex s = 0; s < open.pathway.size(); ++s) {
+      if ((open.counted_stages >> s & 1) == 0) in_flight[open.pathway[s]]++;
+    }
   }
   for (const MicrobatchId id : state.reissue) {
     if (state.open.count(id) == 0) return fmt::format("microbatch {} waits and is not open", id);
@@ -137,6 +139,11 @@ void OrchestratorWorld::step(const core::Event& event) {
   for (const core::Decision& decision : effects.decisions) decisions_.push_back(decision.text);
   ASSERT_EQ(broken_invariant(state()), "")
       << "after " << journal_.back().name << " number " << journal_.size();
+  core::OrchestratorIndex index;
+  index.rebuild(state());
+  ASSERT_TRUE(index == core_.index())
+      << "the index is not the state's after " << journal_.back().name << " number "
+      << journal_.size() << ": an indexed change was not announced";
 }
 
 void OrchestratorWorld::pass(TimeMs ms) {

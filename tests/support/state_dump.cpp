@@ -89,8 +89,8 @@ class Dump {
     fields(a, b, c, d);
   }
   void composite(const StageRecord& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n);
   }
   void composite(const core::Lease& v) { text_ += to_hex(encode(v)); }
   void composite(const OpenMicrobatch& v) {
@@ -98,12 +98,12 @@ class Dump {
     fields(a, b, c, d, e, f);
   }
   void composite(const MinerRecord& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x);
   }
   void composite(const OrchestratorState& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z);
   }
 
   std::string text_;

@@ -7,14 +7,16 @@
 //   };
 //   std::string bytes = encode(lease);  bool ok = decode(bytes, &lease);  std::string json = to_json(lease);
 //
-// Bytes: numbers little-endian, bool and enums as their integer, strings and vectors behind a u32 count.
+// Bytes: numbers little-endian, bool and enums as their integer, strings and containers behind a u32 count.
 // Parsing trusts nothing: a count is checked against the bytes that are left before anything is allocated.
 #pragma once
 
 #include <array>
 #include <cmath>
-#include <optional>
+#include <deque>
 #include <map>
+#include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -72,6 +74,16 @@ class Encoder {
   }
   template <class T>
   void write_container(const std::vector<T>& value) {
+    writer_.number(static_cast<uint32_t>(value.size()));
+    for (const T& item : value) write(item);
+  }
+  template <class T>
+  void write_container(const std::deque<T>& value) {
+    writer_.number(static_cast<uint32_t>(value.size()));
+    for (const T& item : value) write(item);
+  }
+  template <class T>
+  void write_container(const std::set<T>& value) {
     writer_.number(static_cast<uint32_t>(value.size()));
     for (const T& item : value) write(item);
   }
@@ -133,13 +145,33 @@ class Decoder {
   }
   template <class T>
   void read_container(std::vector<T>& value) {
+    read_sequence(value);
+  }
+  template <class T>
+  void read_container(std::deque<T>& value) {
+    read_sequence(value);
+  }
+  template <class C>
+  void read_sequence(C& value) {
     value.clear();
     const uint32_t count = reader_.number<uint32_t>();
     if (count > reader_.remaining()) return reader_.fail();  // every item has at least one byte
     for (uint32_t i = 0; i < count && reader_.ok(); ++i) {
-      T item{};
+      typename C::value_type item{};
       read(item);
       value.push_back(std::move(item));
+    }
+  }
+  template <class T>
+  void read_container(std::set<T>& value) {
+    value.clear();
+    const uint32_t count = reader_.number<uint32_t>();
+    if (count > reader_.remaining()) return reader_.fail();
+    for (uint32_t i = 0; i < count && reader_.ok(); ++i) {
+      T item{};
+      read(item);
+      if (!value.empty() && !(*value.rbegin() < item)) return reader_.fail();  // as for the keys of a map
+      value.emplace_hint(value.end(), std::move(item));
     }
   }
   template <class K, class V>
@@ -214,10 +246,24 @@ class JsonWriter {
   }
   template <class T>
   void write_container(const std::vector<T>& value) {
+    write_sequence(value);
+  }
+  template <class T>
+  void write_container(const std::deque<T>& value) {
+    write_sequence(value);
+  }
+  template <class T>
+  void write_container(const std::set<T>& value) {
+    write_sequence(value);
+  }
+  template <class C>
+  void write_sequence(const C& value) {
     out_ += '[';
-    for (size_t i = 0; i < value.size(); ++i) {
-      if (i > 0) out_ += ',';
-      write(value[i]);
+    bool first = true;
+    for (const auto& item : value) {
+      if (!first) out_ += ',';
+      first = false;
+      write<typename C::value_type>(item);
     }
     out_ += ']';
   }

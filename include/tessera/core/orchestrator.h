@@ -16,6 +16,7 @@
 #include "tessera/core/butterfly.h"
 #include "tessera/core/data_plan.h"
 #include "tessera/core/events.h"
+#include "tessera/core/orchestrator_index.h"
 #include "tessera/core/run_spec.h"
 
 namespace tessera::core {
@@ -36,7 +37,9 @@ struct MinerRecord {
   std::map<uint64_t, uint32_t> fresh;      // counted gradients since its last merge, by local step
   uint64_t local_steps = 0;                // optimizer steps it is known to have done; step n has gradients of `fresh[n]`
   uint64_t counted = 0;                    // of its whole life in the run
-  uint32_t in_flight = 0;                  // open microbatches whose proposed pathway has it
+  uint32_t in_flight = 0;                  // leased microbatches whose proposed pathway has it, its stage's gradient not yet counted
+  uint32_t microbatch_us = 0;              // moving average of its own time for one, by its receipts; 0: none yet
+  uint32_t place = kNoPlace;               // in its stage: decides its neighbourhood (orchestrator_peers.cpp)
   std::optional<ResumedMiner> resumed;     // state of its own to start from
   uint64_t checkpoint_done = 0;            // id of the last checkpoint it committed to
   std::optional<CheckpointCommit> checkpoint;
@@ -104,6 +107,7 @@ struct StageRecord {
   uint64_t shards_recomputed = 0;
   uint64_t replica_mismatches = 0;
   bool final_merge_done = false;
+  std::vector<uint64_t> peers_changed{0};  // by neighbourhood: the peers_version of the last change of its miners
 
   std::optional<Digest> state_at(Epoch at) const;
 };
@@ -125,7 +129,8 @@ struct OrchestratorState {
   std::vector<MinerRecord> miners;         // by index
   std::map<NodeId, MinerIndex> by_node;
   std::map<NodeId, ResumedMiner> resumable;
-  uint64_t peers_version = 1;
+  uint64_t peers_version = 1;              // grows with every change that a peer table shows
+  uint32_t neighbourhoods = 1;             // of every stage; a power of two
   std::map<MicrobatchId, OpenMicrobatch> open;
   std::set<MicrobatchId> reissue;
   uint64_t next_microbatch = 0;
@@ -164,6 +169,7 @@ class Orchestrator {
   Effects step(TimeMs now, const Event& event);
 
   const OrchestratorState& state() const { return state_; }
+  const OrchestratorIndex& index() const { return index_; }
 
   // True when a Ticked at `now` would change something; the shell steps one then.
   bool due(TimeMs now) const;
@@ -206,9 +212,16 @@ class Orchestrator {
   bool is_news(const MinerRecord& miner, const MergeApplied& applied) const;
   void must_load(MinerRecord& miner, const std::string& reason);
   void hurry(MinerIndex miner);
+  // orchestrator_peers.cpp
+  void take_place(MinerRecord& miner);
+  void peers_changed(MinerIndex miner);
+  void resize_neighbourhoods(StageIndex stage, uint32_t changed);
+  void set_neighbourhoods(uint32_t count);
+  uint64_t peers_version_of(const MinerRecord& miner) const;
+  std::vector<Peer> peers_of(const MinerRecord& miner) const;
   // orchestrator.cpp
-  bool stage_has_ready(StageIndex stage) const;
-  uint32_t ready_count(StageIndex stage) const;
+  bool stage_has_ready(StageIndex stage) const { return ready_count(stage) > 0; }
+  uint32_t ready_count(StageIndex stage) const { return index_.stage(stage).ready; }
   void enter(RunPhase phase, TimeMs deadline);
   void advance_phase();
   void begin_checkpoint(RunPhase after);
@@ -223,7 +236,9 @@ class Orchestrator {
   Lease grant(MicrobatchId id, MinerRecord& head);
   std::vector<MinerIndex> propose_pathway(MicrobatchId id, uint32_t attempt, MinerIndex head, bool* random) const;
   void count_receipt(MinerRecord& miner, const Receipt& receipt);
-  void release(OpenMicrobatch& microbatch);
+  void release(MicrobatchId id, OpenMicrobatch& microbatch);
+  void stop_waiting_for(const OpenMicrobatch& microbatch, StageIndex stage);
+  void note_time(MinerRecord& miner, const Receipt& receipt);
   void expire_leases();
 
   // orchestrator_merge.cpp
@@ -233,6 +248,7 @@ class Orchestrator {
   void freeze(StageIndex stage);
   void settle_shards(StageIndex stage);
   void accept_if_settled(StageIndex stage, uint32_t shard);
+  void accept(StageIndex stage, uint32_t shard, const Digest& object);
   void recompute(StageIndex stage, uint32_t shard, const char* reason);
   RecomputeShard recomputation_of(StageIndex stage, uint32_t shard) const;
   void complete_merge(StageIndex stage);
@@ -241,6 +257,7 @@ class Orchestrator {
   void drop_from_merge(MinerIndex miner, bool restarted);
 
   OrchestratorState state_;
+  OrchestratorIndex index_;
   TimeMs now_ = 0;
   Effects effects_;
 };
