@@ -7,72 +7,20 @@
 #include <memory>
 
 #include "kernels/codec_fixture.h"
+#include "kernels/device_fixture.h"
 
 namespace tessera::kernels {
 namespace {
 
 constexpr Codec kCodecs[] = {Codec::kFp32, Codec::kBf16, Codec::kInt8, Codec::kInt4};
 
-// Device memory between guard bytes. Lies `misalignment` bytes off a multiple of 256.
-class DeviceBytes {
- public:
-  explicit DeviceBytes(size_t size, size_t misalignment = 0)
-      : begin_(kGuard + misalignment), size_(size) {
-    EXPECT_EQ(cudaMalloc(&memory_, begin_ + size_ + kGuard), cudaSuccess);
-    EXPECT_EQ(cudaMemset(memory_, kPattern, begin_ + size_ + kGuard), cudaSuccess);
-  }
-  ~DeviceBytes() {
-    std::vector<uint8_t> bytes(begin_ + size_ + kGuard);
-    EXPECT_EQ(cudaMemcpy(bytes.data(), memory_, bytes.size(), cudaMemcpyDeviceToHost), cudaSuccess);
-    for (size_t i = 0; i < bytes.size(); ++i) {
-      if ((i < begin_ || i >= begin_ + size_) && bytes[i] != kPattern) {
-        ADD_FAILURE() << "guard byte " << static_cast<int64_t>(i - begin_) << " of " << size_
-                      << " was overwritten";
-        break;
-      }
-    }
-    EXPECT_EQ(cudaFree(memory_), cudaSuccess);
-  }
-  DeviceBytes(const DeviceBytes&) = delete;
-  DeviceBytes& operator=(const DeviceBytes&) = delete;
-
-  uint8_t* data() { return static_cast<uint8_t*>(memory_) + begin_; }
-  void write(const void* source) {
-    EXPECT_EQ(cudaMemcpy(data(), source, size_, cudaMemcpyHostToDevice), cudaSuccess);
-  }
-  void read(void* target) {
-    EXPECT_EQ(cudaMemcpy(target, data(), size_, cudaMemcpyDeviceToHost), cudaSuccess);
-  }
-
- private:
-  static constexpr size_t kGuard = 256;
-  static constexpr int kPattern = 0xa5;
-  void* memory_ = nullptr;
-  size_t begin_;
-  size_t size_;
-};
-
 struct Misalignment {
   size_t input = 0;    // a multiple of 4
   size_t payload = 0;  // any
 };
 
-class CodecCuda : public ::testing::Test {
+class CodecCuda : public CudaTest {
  protected:
-  void SetUp() override {
-    int count = 0;
-    const cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess || count == 0) {
-      GTEST_SKIP() << "no CUDA device: " << cudaGetErrorString(error);
-    }
-    ASSERT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
-  }
-  void TearDown() override {
-    if (stream_ != nullptr) {
-      EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess);
-    }
-  }
-
   Encoded encode_on_device(const std::vector<float>& input, int64_t rows, int64_t width,
                            Codec codec, const EncodeOptions& options, Misalignment misalignment) {
     Encoded encoded;
@@ -139,8 +87,6 @@ class CodecCuda : public ::testing::Test {
           << "number " << i << ": " << actual[i] << " instead of " << expected[i];
     }
   }
-
-  cudaStream_t stream_ = nullptr;
 };
 
 TEST_F(CodecCuda, GivesTheBytesOfTheCpuForEveryWidthUpTo300) {

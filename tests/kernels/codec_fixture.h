@@ -12,61 +12,11 @@
 #include <string>
 #include <vector>
 
-#include "tessera/base/prng.h"
+#include "kernels/guarded.h"
+#include "kernels/random_rows.h"
 #include "tessera/kernels/codec.h"
 
 namespace tessera::kernels {
-
-// Rows like gradients: about normal within a row, row magnitudes spread over 2^-8..2^8.
-inline std::vector<float> random_rows(int64_t rows, int64_t width, uint64_t seed) {
-  Prng prng(seed);
-  std::vector<float> values(static_cast<size_t>(rows * width));
-  for (int64_t row = 0; row < rows; ++row) {
-    const double magnitude = std::exp2(16.0 * prng.uniform() - 8.0);
-    for (int64_t column = 0; column < width; ++column) {
-      double sum = -6.0;
-      for (int i = 0; i < 12; ++i) sum += prng.uniform();
-      values[row * width + column] = static_cast<float>(magnitude * sum);
-    }
-  }
-  return values;
-}
-
-// An array between guard bytes, which must be intact at the end of the test.
-template <class T>
-class Guarded {
- public:
-  explicit Guarded(size_t count, size_t misalignment = 0)
-      : begin_(kGuard + misalignment),
-        size_(count * sizeof(T)),
-        bytes_(begin_ + size_ + kGuard, kPattern) {}
-  ~Guarded() {
-    for (size_t i = 0; i < bytes_.size(); ++i) {
-      if (i >= begin_ && i < begin_ + size_) continue;
-      if (bytes_[i] != kPattern) {
-        ADD_FAILURE() << "guard byte " << static_cast<int64_t>(i - begin_) << " of " << size_
-                      << " was overwritten";
-        return;
-      }
-    }
-  }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-
-  T* data() { return reinterpret_cast<T*>(bytes_.data() + begin_); }
-  std::vector<T> copy() const {
-    std::vector<T> values(size_ / sizeof(T));
-    if (size_ != 0) std::memcpy(values.data(), bytes_.data() + begin_, size_);
-    return values;
-  }
-
- private:
-  static constexpr size_t kGuard = 64;
-  static constexpr uint8_t kPattern = 0xa5;
-  size_t begin_;
-  size_t size_;
-  std::vector<uint8_t> bytes_;
-};
 
 struct Encoded {
   std::vector<uint8_t> payload;
