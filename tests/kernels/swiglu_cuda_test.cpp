@@ -82,7 +82,7 @@ TEST_F(SwigluCuda, AgreesForExtremeNumbers) {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   const std::vector<float> specials = {0.0f,   -0.0f,  1e-40f,  -1e-40f,   1e-30f, 20.0f,
                                        -20.0f, 100.0f, -100.0f, 1e30f,     -1e30f, kInfinity,
-                                       kNan,   -87.0f, -88.5f,  -kInfinity};
+                                       kNan,   -87.0f, -86.0f,  -kInfinity};
   for (const Real type : kReals) {
     const auto count = static_cast<int64_t>(specials.size());
     const SwigluCase c = {type, count, 3 * count};
