@@ -19,6 +19,15 @@ TESSERA_HOST_DEVICE float norm_gradient(float g, float n, float mean, float rstd
   return rstd * (g - n * mean);
 }
 
+// ---- anchor
+
+// `scale` is channel_scale(rank).
+TESSERA_HOST_DEVICE float anchored(float anchor, float gain, float channel, float scale) {
+  return anchor + gain * (channel * scale);
+}
+
+inline float channel_scale(int64_t rank) { return 1.0f / std::sqrt(static_cast<float>(rank)); }
+
 // ---- rotation
 
 struct Pair {

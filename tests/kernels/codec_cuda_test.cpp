@@ -7,7 +7,7 @@
 #include <memory>
 
 #include "kernels/codec_fixture.h"
-#include "kernels/device_memory.h"
+#include "kernels/device_fixture.h"
 
 namespace tessera::kernels {
 namespace {
@@ -19,7 +19,7 @@ struct Misalignment {
   size_t payload = 0;  // any
 };
 
-class CodecCuda : public DeviceTest {
+class CodecCuda : public CudaTest {
  protected:
   Encoded encode_on_device(const std::vector<float>& input, int64_t rows, int64_t width,
                            Codec codec, const EncodeOptions& options, Misalignment misalignment) {

@@ -1,5 +1,4 @@
-// Memory between guard bytes, for the tests of the kernels: whoever writes outside an output is
-// found.
+// Host memory whose neighbourhood is watched.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <memory>
 
-#include "kernels/device_memory.h"
+#include "kernels/device_fixture.h"
 #include "kernels/guarded.h"
 #include "kernels/optimizer_fixture.h"
 
@@ -12,7 +12,7 @@ namespace {
 
 constexpr double kNormBound = 2e-6;  // docs/numerics.md
 
-class OptimizerCuda : public DeviceTest {
+class OptimizerCuda : public CudaTest {
  protected:
   GradientNorm norm_on_device(const std::vector<float>& gradient, uint32_t microbatches,
                               double clip_norm, size_t misalignment = 0) {

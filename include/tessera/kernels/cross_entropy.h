@@ -25,6 +25,11 @@ struct CrossEntropyParams {
   float* losses = nullptr;           // [rows]
 };
 
+inline bool are_cross_entropy_sizes(const CrossEntropyParams& params) {
+  return params.rows >= 0 && params.vocabulary >= 1 && params.vocabulary <= params.columns &&
+         params.columns <= int64_t{1} << 30;
+}
+
 // total = (or +=) the sum of `losses`, in fp64 and a fixed order.
 struct LossSumParams {
   const float* losses = nullptr;  // [rows]

@@ -1,5 +1,6 @@
 // SwiGLU on a fused projection: the gate and up halves lie side by side in each row.
-// Widths: 1 to kMaximumSwigluWidth. Rules and NaN policy: real.h; silu(-infinity) is NaN.
+// Widths: 1 to kMaximumSwigluWidth. Rules and NaN policy: real.h; silu(-infinity) is NaN. On a GPU
+// a sigmoid below 2^-126 may be 0.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,4 @@
-// What the tests of the CUDA kernels share: guarded device memory, and a stream where there is a
-// GPU.
+// What tests of CUDA kernels share.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -50,7 +49,7 @@ class DeviceBytes {
 };
 
 // Skips where there is no GPU.
-class DeviceTest : public ::testing::Test {
+class CudaTest : public ::testing::Test {
  protected:
   void SetUp() override {
     int count = 0;
