@@ -16,6 +16,7 @@ class DeviceBytes {
       : begin_(kGuard + misalignment), size_(size) {
     EXPECT_EQ(cudaMalloc(&memory_, begin_ + size_ + kGuard), cudaSuccess);
     EXPECT_EQ(cudaMemset(memory_, kPattern, begin_ + size_ + kGuard), cudaSuccess);
+    wait();
   }
   ~DeviceBytes() {
     std::vector<uint8_t> bytes(begin_ + size_ + kGuard);
@@ -35,12 +36,17 @@ class DeviceBytes {
   uint8_t* data() { return static_cast<uint8_t*>(memory_) + begin_; }
   void write(const void* source) {
     EXPECT_EQ(cudaMemcpy(data(), source, size_, cudaMemcpyHostToDevice), cudaSuccess);
+    wait();
   }
   void read(void* target) {
     EXPECT_EQ(cudaMemcpy(target, data(), size_, cudaMemcpyDeviceToHost), cudaSuccess);
   }
 
  private:
+  // cudaMemset and cudaMemcpy from pageable memory may return before the device is done, and the
+  // tests' stream does not wait for the default stream, which they are on.
+  static void wait() { EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess); }
+
   static constexpr size_t kGuard = 256;
   static constexpr int kPattern = 0xa5;
   void* memory_ = nullptr;
