@@ -3,9 +3,8 @@
 //
 // What holds for every stage kernel (norm.h, rope.h, swiglu.h, cross_entropy.h, embedding.h,
 // anchor.h):
-//   - Tensors are contiguous unless strides are given, and do not overlap unless a comment says
-//   that
-//     they may be the same memory.
+//   - Tensors are contiguous unless strides are given, and do not overlap unless a comment says so:
+//     "may be" then means the same memory, not a part of it.
 //   - x_cpu is the reference, single-threaded; sizes or pointers that break the rules are bugs of
 //     the caller: TESSERA_CHECK.
 //   - x_cuda takes device pointers and a cudaStream_t, launches in stream order without allocating
