@@ -23,8 +23,8 @@ namespace tessera::model {
 namespace {
 
 constexpr int64_t kWorkspaceBytes = 64 << 20;
-constexpr int kCandidates = 12;
-constexpr int kTimedCalls = 4;
+constexpr int kCandidates = 32;
+constexpr int kTimedCalls = 6;
 
 void check(cublasStatus_t status, const char* what) {
   TORCH_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt: ", what, " failed with status ",
