@@ -132,15 +132,15 @@ def main():
     torch.set_float32_matmul_precision("high")
     results = []
     for mode in arguments.mode or MODES:
-        for name in arguments.slice or SLICES:
+        for name in arguments.slice or reversed(SLICES):
             result = measure(name, mode)
             print(f"{mode:28} {name:18} {result['tokens_per_s']:10.0f} tokens/s  "
                   f"MFU {result['mfu'] * 100:.1f} %  {result['step_ms']:.2f} ms  "
                   f"{result['peak_memory_bytes'] / 2**30:.2f} GiB", flush=True)
             results.append(result)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+            if arguments.json:  # after every result: max-autotune takes minutes a slice
+                with open(arguments.json, "w") as file:
+                    json.dump(results, file, indent=2)
 
 
 if __name__ == "__main__":
