@@ -18,7 +18,7 @@ using core::Command;
 using core::Event;
 using core::OrchestratorState;
 
-constexpr size_t kMostStates = 4000;
+constexpr size_t kMostStates = 6000;
 
 core::RunSpec explored_spec() {
   core::RunSpec spec = small_spec(2, 1);
