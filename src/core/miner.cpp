@@ -64,6 +64,7 @@ SyncRequest Miner::report() {
   request.checkpoint = checkpoint_;
   request.peers_version = peers_version_;
   request.spec_version = spec_version_;
+  farewell_reported_ = leaving_ && works_.empty();
   return request;
 }
 
@@ -146,7 +147,7 @@ void Miner::drain_and(miner_effect::Leave leave) {
 }
 
 void Miner::leave_if_drained() {
-  if (leaving_ && works_.empty() && receipts_.empty()) emit(*leaving_);
+  if (leaving_ && farewell_reported_ && receipts_.empty()) emit(*leaving_);
 }
 
 // The answer to a report that was on its way when the stage was loaded still asks for it.

@@ -150,7 +150,8 @@ class Miner {
   std::optional<Assignment> assignment_;
   Digest asked_state_;                         // as it was assigned
   bool loading_ = false;
-  std::optional<miner_effect::Leave> leaving_; // when nothing is in flight and every receipt is known
+  std::optional<miner_effect::Leave> leaving_; // when nothing is in flight and the orchestrator knows of that and the receipts
+  bool farewell_reported_ = false;
   bool resuming_ = false;                      // the state being loaded has this miner's own part
   TimeMs load_retry_at_ = 0;
   std::map<MinerIndex, PeerState> peers_;
