@@ -26,10 +26,25 @@ struct Flags {
   bool exit_when_over = false;
 };
 
+StatusOr<node::NewRun> load_run(const config::RunConfig& run, const std::string& directory, ports::BlobLink& blobs) {
+  TESSERA_ASSIGN_OR_RETURN(const auto dataset, open_dataset(run, directory + "/data"));
+  TESSERA_ASSIGN_OR_RETURN(core::DataPlan data, publish_dataset(dataset, blobs));
+  return node::NewRun{run.spec, std::move(data)};
+}
+
+// What an administrator sends to create a run. It stays beside the journal, for people.
+StatusOr<node::NewRun> prepare_run(const std::string& yaml, const std::string& directory, ports::BlobLink& blobs) {
+  const std::string path = directory + "/run.yaml";
+  TESSERA_RETURN_IF_ERROR(write_file_atomic(path + ".new", yaml));
+  TESSERA_ASSIGN_OR_RETURN(const auto run, config::load_run_config(path + ".new", {}));
+  TESSERA_ASSIGN_OR_RETURN(node::NewRun made, load_run(run, directory, blobs));
+  if (!file_exists(path)) TESSERA_RETURN_IF_ERROR(write_file_atomic(path, yaml));
+  return made;
+}
+
 Status serve(const Flags& flags, StopFlags& signals) {
   const SplitOverrides overrides = split_overrides(flags.overrides);
   TESSERA_ASSIGN_OR_RETURN(const auto daemon, config::load_orchestrator_config(flags.config, overrides.daemon));
-  TESSERA_ASSIGN_OR_RETURN(const auto run, config::load_run_config(daemon.run_config, overrides.run));
   start_logging({.name = "orchestrator", .file = daemon.log.file, .level = daemon.log.level});
   net::quiet_grpc_logging();
   const std::string& directory = daemon.directory;
@@ -37,28 +52,36 @@ Status serve(const Flags& flags, StopFlags& signals) {
   TESSERA_ASSIGN_OR_RETURN(const KeyPair key, KeyPair::load_or_create(daemon.key_file));
   TESSERA_ASSIGN_OR_RETURN(const auto store, store::BlobStore::open(directory + "/blobs", daemon.blob_limit_bytes));
   LocalBlobs blobs(*store);
-  TESSERA_ASSIGN_OR_RETURN(const auto dataset, open_dataset(run, directory + "/data"));
   TESSERA_ASSIGN_OR_RETURN(const auto journal, store::open_journal(directory + "/journal.sqlite"));
   store::CheckpointFolder checkpoints(directory + "/checkpoint");
 
   node::OrchestratorOptions options;
-  options.spec = run.spec;
-  TESSERA_ASSIGN_OR_RETURN(options.data, publish_dataset(dataset, blobs));
+  if (!daemon.run_config.empty()) {
+    TESSERA_ASSIGN_OR_RETURN(const auto run, config::load_run_config(daemon.run_config, overrides.run));
+    TESSERA_ASSIGN_OR_RETURN(node::NewRun loaded, load_run(run, directory, blobs));
+    options.spec = loaded.spec;
+    options.data = std::move(loaded.data);
+  } else if (!overrides.run.empty()) {
+    return invalid_argument("--set {}: there is no run_config whose key it could override", overrides.run.front());
+  }
+  options.prepare_run = [&](const std::string& yaml) { return prepare_run(yaml, directory, blobs); };
   if (!flags.resume.empty()) {
     TESSERA_ASSIGN_OR_RETURN(options.resume_from, store::read_checkpoint(flags.resume));
   }
   options.admins = daemon.admins;
   options.admins.push_back(key.id());
   options.exit_when_over = flags.exit_when_over;
+  const std::string name = options.spec ? options.spec->name : "";
+  const uint32_t merge_phase_ms = options.spec ? options.spec->timeouts.merge_phase_ms : 0;
   // What a miner is uploading is named by nobody until it is complete: three phases of a merge are ample for that.
-  const auto min_age = std::chrono::seconds(std::max<uint32_t>(600, 3 * run.spec.timeouts.merge_phase_ms / 1000));
+  const auto min_age = std::chrono::seconds(std::max<uint32_t>(600, 3 * merge_phase_ms / 1000));
   const auto sweep = [&store, min_age](const std::set<Digest>& keep) { return store->sweep(keep, min_age); };
   TESSERA_ASSIGN_OR_RETURN(const auto node, node::OrchestratorNode::open(std::move(options), {journal.get(), &blobs, &checkpoints, sweep}));
   blobs.set_writer_check([&node](const NodeId& id) { return node->is_registered(id); });
   TESSERA_ASSIGN_OR_RETURN(const auto server, net::OrchestratorServer::start({.listen = daemon.listen, .key = key, .run_id = node->run_id(), .software = version()}, node.get(), &blobs));
   const nlohmann::json about = {{"address", server->address()}, {"node", key.id().hex()}, {"pid", ::getpid()}, {"run_id", to_hex(node->run_id())}};
   TESSERA_RETURN_IF_ERROR(write_file_atomic(directory + "/orchestrator.json", about.dump(2) + "\n"));
-  spdlog::info("run '{}' on {}: {} stages, {} miners a stage", run.spec.name, server->address(), run.spec.pipeline.stages, run.spec.pipeline.miners_per_stage);
+  spdlog::info("{} on {}", name.empty() ? "the run of the directory, or none yet," : fmt::format("run '{}'", name), server->address());
   const StatusOr<std::string> ended = node->run(signals.stop, signals.abandon);
   server->shutdown();
   TESSERA_RETURN_IF_ERROR(ended.status());
@@ -74,7 +97,7 @@ int main(int argc, char** argv) {
   CLI::App app("The hub of a Tessera run: admits miners, leases microbatches, plans merges, keeps the ledger.");
   Flags flags;
   app.set_version_flag("--version", version());
-  app.add_option("--config", flags.config, "The orchestrator's YAML")->required();
+  app.add_option("--config", flags.config, "The orchestrator's YAML; without it every key has its default");
   app.add_option("--set", flags.overrides, "key=value over a key of either YAML")->allow_extra_args(false);
   app.add_option("--resume", flags.resume, "Go on from this checkpoint (a folder of checkpoints: its latest)");
   app.add_flag("--exit-when-over", flags.exit_when_over, "End when the run is finished or stopped");

@@ -28,7 +28,7 @@ FieldTable table_of(OrchestratorConfig* config) {
       field("listen", Address{&config->listen, false, true}, "",
             "where miners and tools connect; port 0: the system picks one"),
       field("directory", &config->directory, "not empty", "ledger, blobs and checkpoints"),
-      field("run_config", &config->run_config, "required", "path of the run's YAML"),
+      field("run_config", &config->run_config, "", "path of the run's YAML; empty: the run of the directory, or the one that 'tesseractl run create' makes"),
       field("key_file", &config->key_file, "",
             "the orchestrator's secret key, made if absent; empty: orchestrator.key in the "
             "directory"),
@@ -71,9 +71,6 @@ Status check_directory(const std::string& directory) {
 
 Status validate_orchestrator(const OrchestratorConfig& config) {
   TESSERA_RETURN_IF_ERROR(check_directory(config.directory));
-  if (config.run_config.empty()) {
-    return invalid_argument("run_config: required; give the path of the run's YAML");
-  }
   if (config.blob_limit_bytes < kMinBlobLimitBytes) {
     return invalid_argument("blob_limit_bytes: {} is not allowed; it must be 16MiB or more",
                             config.blob_limit_bytes);

@@ -62,6 +62,9 @@ void add_pipeline(core::PipelineSpec* pipeline, FieldTable* table) {
           field("pipeline.peers_per_miner", &pipeline->peers_per_miner, "4 to 100000",
                 "miners of each neighbouring stage that a miner is told of, about; more than that "
                 "form neighbourhoods"),
+          field("pipeline.rebalance_gain", &pipeline->rebalance_gain, "0 to 100",
+                "a miner is moved to another stage only if the run's throughput rises by more than "
+                "this share; 0 moves nobody"),
       });
 }
 

@@ -22,6 +22,7 @@ const char* name_of(RunPhase phase) {
     case RunPhase::kCheckpointing: return "checkpointing";
     case RunPhase::kStopped: return "stopped";
     case RunPhase::kFinished: return "finished";
+    case RunPhase::kRestaging: return "restaging";
   }
   return "unknown";
 }

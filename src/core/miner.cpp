@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "tessera/core/run_changes.h"
+
 namespace tessera::core {
 namespace {
 
@@ -61,6 +63,8 @@ SyncRequest Miner::report() {
   request.published_state = published_state_;
   request.checkpoint = checkpoint_;
   request.peers_version = peers_version_;
+  request.spec_version = spec_version_;
+  farewell_reported_ = leaving_ && works_.empty();
   return request;
 }
 
@@ -94,12 +98,14 @@ void Miner::on(miner_event::AnswerArrived& event) {
     emit(miner_effect::Leave{fmt::format("the run is {}", name_of(answer.phase))});
     return;
   }
+  if (answer.run_spec && !take_spec(answer)) return;
+  if (answer.drain) drain_and({"sent away by an operator", false});
   if (answer.reason != reason_) {
     reason_ = answer.reason;
     if (!reason_.empty()) say(fmt::format("no work: {}", reason_));
   }
   if (answer.assignment) take_assignment(*answer.assignment);
-  if (phase_ != MinerPhase::kReady && phase_ != MinerPhase::kDraining) return;
+  if (phase_ != MinerPhase::kReady && phase_ != MinerPhase::kDraining) return leave_if_drained();
   if (phase_ == MinerPhase::kReady) take_leases(answer);
   take_merge_directive(answer.merge);
   if (answer.publish_state && !putting_out_ && !published_state_) {
@@ -113,6 +119,35 @@ void Miner::on(miner_event::AnswerArrived& event) {
     checkpoint_.reset();
     control_queue_.push_back(miner_effect::ExportLocalState{answer.checkpoint});
   }
+  leave_if_drained();
+}
+
+// False: what it is built on has changed, and it leaves.
+bool Miner::take_spec(const SyncAnswer& answer) {
+  RunSpec spec;
+  if (!decode(*answer.run_spec, &spec) || !validate(&spec).ok()) {
+    say("the run's new specification can't be read; do both sides run the same version of Tessera?", true);
+    return true;
+  }
+  if (!same_layout(spec, spec_)) {
+    emit(miner_effect::Leave{"the layers of the stages changed", true});
+    return false;
+  }
+  if (spec_version_ > 0) say("the run's settings changed");
+  spec_ = std::move(spec);
+  spec_version_ = answer.spec_version;
+  return true;
+}
+
+// What is in flight is finished, nothing new is taken; then it leaves.
+void Miner::drain_and(miner_effect::Leave leave) {
+  if (leaving_) return;
+  leaving_ = std::move(leave);
+  on_drain(leaving_->reason);
+}
+
+void Miner::leave_if_drained() {
+  if (leaving_ && farewell_reported_ && receipts_.empty()) emit(*leaving_);
 }
 
 // The answer to a report that was on its way when the stage was loaded still asks for it.
@@ -122,14 +157,14 @@ bool Miner::holds(const Assignment& assignment) const {
 }
 
 void Miner::take_assignment(const Assignment& assignment) {
-  if (loading_ || now_ < load_retry_at_ || phase_ == MinerPhase::kDraining || holds(assignment)) return;
+  if (phase_ == MinerPhase::kDraining) return;
+  if (assignment_ && assignment_->stage != assignment.stage) {
+    // The engine is built for one stage: another incarnation takes the new one.
+    return drain_and({fmt::format("assigned to stage {} instead of {}", assignment.stage, assignment_->stage), true});
+  }
+  if (loading_ || now_ < load_retry_at_ || holds(assignment)) return;
   if (assignment.stage >= spec_.pipeline.stages) {
     emit(miner_effect::Leave{fmt::format("assigned to stage {} of a run with {}", assignment.stage, spec_.pipeline.stages)});
-    return;
-  }
-  if (assignment_ && assignment_->stage != assignment.stage) {
-    // The engine is built for one stage: a new process takes the new one.
-    emit(miner_effect::Leave{fmt::format("assigned to stage {} instead of {}", assignment.stage, assignment_->stage)});
     return;
   }
   std::vector<MicrobatchKey> keys;
@@ -231,11 +266,13 @@ void Miner::on(miner_event::LocalStateUploaded& event) {
   urgent_ = true;
 }
 
-void Miner::on(miner_event::DrainRequested&) {
+void Miner::on(miner_event::DrainRequested&) { on_drain("asked to stop"); }
+
+void Miner::on_drain(const std::string& reason) {
   if (phase_ == MinerPhase::kReady || phase_ == MinerPhase::kJoining || phase_ == MinerPhase::kLoading) {
     phase_ = MinerPhase::kDraining;
     urgent_ = true;
-    say(fmt::format("draining: {} microbatches in flight", works_.size()));
+    say(fmt::format("draining, {}: {} microbatches in flight", reason, works_.size()));
   }
 }
 

@@ -37,7 +37,8 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
     case MergePhase::kApply:
       if (preparing_ == merge.target) break;
       preparing_ = merge.target;
-      emit(BackgroundJob(miner_effect::PrepareBase{merge.target, merge.results, merge.participant}));
+      emit(BackgroundJob(miner_effect::PrepareBase{merge.target, merge.results, merge.participant,
+                                                   merge.outer_learning_rate, merge.outer_momentum}));
       break;
   }
 }

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "tessera/core/stage_layout.h"
+
 namespace tessera::core {
 namespace {
 
@@ -19,12 +21,15 @@ Effects Orchestrator::step(TimeMs now, const Event& event) {
   TESSERA_CHECK(state_.created || std::holds_alternative<RunCreated>(event));
   now_ = now;
   effects_ = {};
+  boundaries_.clear();
+  members_changed_ = false;
   std::visit([&](const auto& e) { on(e); }, event);
   RunPhase before = state_.phase;
   do {
     before = state_.phase;
     consider_merges();
     advance_phase();
+    consider_moves();
   } while (before != state_.phase);
   return std::move(effects_);
 }
@@ -43,6 +48,8 @@ void Orchestrator::on(const RunCreated& event) {
   state_.stages.resize(state_.spec.pipeline.stages);
   for (StageIndex s = 0; s < state_.spec.pipeline.stages; ++s) state_.stages[s].values = event.stage_values[s];
   state_.checkpoint_at = state_.spec.checkpoint.every_microbatches;
+  state_.file_spec = event.run_spec;
+  refresh_needs();
   index_.rebuild(state_);
 }
 
@@ -57,7 +64,11 @@ void Orchestrator::on(const RunResumed& event) {
   state_.reissue.clear();
   for (MinerRecord& miner : state_.miners) {
     miner.live = miner.ready = false;
-    if (miner.registration.incarnation != 0) miner.retired_incarnation = miner.registration.incarnation;
+    miner.lost_at = now_;
+    miner.pending_stage.reset();
+    miner.assigned_stage.reset();
+    // One that waits for a stage has no weights: its process may go on waiting.
+    if (miner.placed && miner.registration.incarnation != 0) miner.retired_incarnation = miner.registration.incarnation;
     miner.registration.incarnation = 0;
     miner.resumed.reset();
     miner.fresh.clear();
@@ -66,7 +77,7 @@ void Orchestrator::on(const RunResumed& event) {
   }
   for (StageIndex s = 0; s < event.stages.size(); ++s) {
     StageRecord stage;
-    stage.values = state_.stages[s].values;
+    stage.values = stage_value_count(spec, s);
     stage.epoch = event.stages[s].epoch;
     stage.state = event.stages[s].state;
     stage.state_published = !stage.state.is_zero();
@@ -89,6 +100,10 @@ void Orchestrator::on(const RunResumed& event) {
   const uint64_t every = spec.checkpoint.every_microbatches;
   state_.checkpoint_at = every == 0 ? 0 : (event.done / every + 1) * every;
   state_.checkpoint_writing = false;
+  state_.spec_version++;
+  state_.file_spec = event.run_spec;
+  state_.restage.reset();
+  refresh_needs();
   enter(RunPhase::kWaiting, 0);
   say(fmt::format("resumed at microbatch {} ({} done, {} to issue again)", event.next_microbatch, event.done,
                   event.open.size()));
@@ -98,6 +113,7 @@ void Orchestrator::enter(RunPhase phase, TimeMs deadline) {
   if (state_.phase != phase) say(fmt::format("run is {}", name_of(phase)));
   state_.phase = phase;
   state_.phase_deadline = deadline;
+  members_changed_ = true;  // joiners may wait for this
 }
 
 // No merge is under way, and every live miner is at its stage's epoch.
@@ -111,6 +127,7 @@ bool Orchestrator::stages_settled() const {
 
 void Orchestrator::advance_phase() {
   const bool late = state_.phase_deadline > 0 && now_ >= state_.phase_deadline;
+  if (state_.restage) return advance_restage(late);
   switch (state_.phase) {
     case RunPhase::kWaiting: {
       for (StageIndex s = 0; s < state_.stages.size(); ++s) {
@@ -144,6 +161,7 @@ void Orchestrator::advance_phase() {
     case RunPhase::kPaused:
     case RunPhase::kStopped:
     case RunPhase::kFinished:
+    case RunPhase::kRestaging:
       break;
   }
 }
@@ -218,6 +236,7 @@ void Orchestrator::on(const Ticked&) {
 }
 
 void Orchestrator::on(const Commanded& event) {
+  if (event.command == Command::kStop && state_.restage) cancel_restage("the run is stopped");
   const bool active = state_.phase == RunPhase::kRunning || state_.phase == RunPhase::kPaused ||
                       state_.phase == RunPhase::kWaiting;
   const bool checkpoints = state_.phase == RunPhase::kDraining || state_.phase == RunPhase::kCheckpointing;
@@ -251,7 +270,7 @@ void Orchestrator::on(const Commanded& event) {
 }
 
 bool Orchestrator::due(TimeMs now) const {
-  if (!state_.created) return false;
+  if (!state_.created || (state_.restage && state_.restage->writing)) return false;
   if (state_.phase_deadline > 0 && now >= state_.phase_deadline && !state_.checkpoint_writing) return true;
   if (!index_.deadlines().empty() && now >= index_.deadlines().begin()->first) return true;
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {

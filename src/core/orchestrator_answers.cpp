@@ -34,6 +34,8 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
       directive.target = past.target;
       directive.phase = MergePhase::kApply;
       directive.results = past.results;
+      directive.outer_learning_rate = past.outer_learning_rate;
+      directive.outer_momentum = past.outer_momentum;
       directive.participant = std::find(past.participants.begin(), past.participants.end(), miner.index) !=
                               past.participants.end();
       return directive;
@@ -115,6 +117,9 @@ RegisterAnswer Orchestrator::refusal_for(const Registration& registration) const
   } else if (state_.miners.size() >= 100000 && state_.by_node.count(registration.node) == 0) {
     answer.refusal = RegisterRefusal::kFull;
     answer.message = "this orchestrator has 100000 miners already";
+  } else if (const std::string why = misfit_of(registration); !why.empty()) {
+    answer.refusal = RegisterRefusal::kNotFitting;
+    answer.message = why;
   }
   return answer;
 }
@@ -178,13 +183,24 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
   answer.phase = state_.phase;
   answer.receipts_acknowledged = miner.receipts_through;
   answer.leave = state_.phase == RunPhase::kFinished || state_.phase == RunPhase::kStopped;
-  answer.peers_version = peers_version_of(miner);
-  if (request.peers_version != answer.peers_version) answer.peers = peers_of(miner);
-  if (!miner.ready) {
-    answer.assignment = assignment_for(state_, miner);
-    answer.reason = answer.assignment ? "load the stage" : "waiting until a replica has published the stage's state";
+  answer.drain = miner.drain;
+  answer.spec_version = state_.spec_version;
+  if (request.spec_version != state_.spec_version) answer.run_spec = encode(state_.spec);
+  if (!miner.placed) {
+    answer.leave = state_.phase == RunPhase::kFinished;
+    answer.reason = fmt::format("place {} of {} in the queue: {}", queue_position(miner), state_.waiting.size(), miner.why);
     return answer;
   }
+  answer.peers_version = peers_version_of(miner);
+  if (request.peers_version != answer.peers_version) answer.peers = peers_of(miner);
+  if (miner.assigned_stage && *miner.assigned_stage != miner.stage) {
+    answer.assignment.emplace().stage = *miner.assigned_stage;
+    answer.reason = miner.why;
+  } else if (!miner.ready) {
+    answer.assignment = assignment_for(state_, miner);
+    answer.reason = answer.assignment ? "load the stage" : "waiting until a replica has published the stage's state";
+  }
+  if (!miner.ready) return answer;
   if (request.lease_request == miner.lease_request) {
     answer.leases = miner.granted;
     answer.lease_request = miner.lease_request;

@@ -14,7 +14,7 @@ MinerFacts facts_of(const OrchestratorState& state, const MinerRecord& miner) {
   MinerFacts facts;
   facts.known = true;
   facts.stage = miner.stage;
-  facts.live = miner.live;
+  facts.live = miner.live && miner.placed;
   facts.place = miner.place;
   facts.ready = miner.live && miner.ready;
   if (!facts.ready) return facts;

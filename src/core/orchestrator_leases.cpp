@@ -22,6 +22,7 @@ std::string Orchestrator::lease_refusal(const MinerRecord& miner) const {
   }
   if (miner.stage != 0) return "only head miners lease microbatches";
   if (!miner.live || !miner.ready) return "not ready";
+  if (miner.on_its_way_out()) return miner.why;
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
     if (!stage_has_ready(s)) return fmt::format("stage {} has no ready miner", s);
   }

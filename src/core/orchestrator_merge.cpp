@@ -172,7 +172,9 @@ RecomputeShard Orchestrator::recomputation_of(StageIndex s, uint32_t index) cons
                      .shard = merge.first_shard + index,
                      .first_block = shard.plan.first_block,
                      .block_count = shard.plan.block_count,
-                     .uploads = {}};
+                     .uploads = {},
+                     .stage_values = state_.stages[s].values,
+                     .block_values = state_.spec.merge.block_values};
   for (size_t p = 0; p < merge.participants.size(); ++p) {
     job.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
   }
@@ -244,7 +246,9 @@ void Orchestrator::complete_merge(StageIndex s) {
   if (!stage.merge) return;
   Merge& merge = *stage.merge;
   if (index_.stage(s).undecided > 0) return;
-  PastMerge past{.target = merge.target, .from = stage.state, .participants = merge.participants, .results = {}};
+  PastMerge past{.target = merge.target, .from = stage.state, .participants = merge.participants, .results = {},
+                 .outer_learning_rate = state_.spec.merge.outer_learning_rate,
+                 .outer_momentum = state_.spec.merge.outer_momentum};
   for (const MergeShard& shard : merge.shards) {
     if (shard.plan.block_count == 0) continue;
     past.results.push_back({shard.plan.first_block, shard.plan.block_count, *shard.accepted});
@@ -263,6 +267,7 @@ void Orchestrator::complete_merge(StageIndex s) {
   if (merge.final) stage.final_merge_done = true;
   say(fmt::format("stage {} is at epoch {}", s, stage.epoch));
   stage.merge.reset();
+  boundaries_.insert(s);
   forget_old_merges(stage);
   index_.update_shards(state_, s);
   index_.update_stage(state_, s);

@@ -30,82 +30,75 @@ std::optional<Digest> StageRecord::state_at(Epoch at) const {
   return std::nullopt;
 }
 
-StageIndex Orchestrator::choose_stage(const Registration& registration) const {
-  if (const auto resumed = state_.resumable.find(registration.node); resumed != state_.resumable.end()) {
-    return resumed->second.stage;
-  }
-  if (registration.wanted_stage && *registration.wanted_stage < state_.stages.size()) {
-    return *registration.wanted_stage;
-  }
-  const auto known = state_.by_node.find(registration.node);
-  StageIndex best = 0;
-  uint32_t fewest = UINT32_MAX;
-  for (StageIndex s = 0; s < state_.stages.size(); ++s) {
-    uint32_t live = index_.stage(s).live;
-    if (known != state_.by_node.end()) {
-      const MinerRecord& itself = state_.miners[known->second];
-      live -= itself.live && itself.stage == s;
-    }
-    if (live < fewest) {
-      fewest = live;
-      best = s;
-    }
-  }
-  return best;
-}
-
-void Orchestrator::on(const MinerRegistered& event) {
-  const Registration& registration = event.registration;
-  const auto known = state_.by_node.find(registration.node);
-  MinerIndex index = 0;
-  if (known == state_.by_node.end()) {
-    index = static_cast<MinerIndex>(state_.miners.size());
-    state_.miners.emplace_back();
-    state_.miners.back().index = index;
-    state_.by_node[registration.node] = index;
-  } else {
-    index = known->second;
-  }
+// A process that was not registered before takes the miner's place.
+void Orchestrator::begin_incarnation(MinerIndex index, const Registration& registration, bool is_known) {
   MinerRecord& miner = state_.miners[index];
-  const bool same_process = known != state_.by_node.end() && miner.registration.incarnation == registration.incarnation;
-  if (!same_process) {
-    if (known != state_.by_node.end()) {
-      miner.live = miner.ready = false;  // its process is gone
-      peers_changed(index);
-      hurry(index);
-      drop_from_merge(index, true);
-      // It never came to use what the checkpoint holds of it: the new process may.
-      if (miner.resumed) state_.resumable[registration.node] = *miner.resumed;
-    }
-    const bool stayed = known != state_.by_node.end() && state_.resumable.count(registration.node) == 0;
-    const StageIndex stage = stayed && ready_count(miner.stage) < state_.spec.pipeline.miners_per_stage
-                                 ? miner.stage
-                                 : choose_stage(registration);
-    MinerRecord fresh;
-    fresh.index = index;
-    fresh.stage = stage;
-    fresh.counted = miner.counted;
-    fresh.in_flight = miner.in_flight;
-    fresh.retired_incarnation = miner.retired_incarnation;
-    if (stage == miner.stage) fresh.place = miner.place;
-    if (const auto resumed = state_.resumable.find(registration.node); resumed != state_.resumable.end()) {
+  if (is_known) {
+    miner.live = miner.ready = false;  // its process is gone
+    peers_changed(index);
+    hurry(index);
+    drop_from_merge(index, true);
+    // It never came to use what the checkpoint holds of it: the new process may.
+    if (miner.resumed) state_.resumable[registration.node] = *miner.resumed;
+  }
+  std::string reason;
+  const std::optional<StageIndex> stage = stage_for(registration, miner.placed ? &miner : nullptr, &reason);
+  MinerRecord fresh;
+  fresh.index = index;
+  fresh.stage = stage.value_or(0);
+  fresh.placed = stage.has_value();
+  fresh.ticket = miner.ticket;
+  fresh.pinned = miner.pinned && fresh.placed;
+  if (miner.placed && fresh.placed && miner.stage == fresh.stage) {
+    fresh.microbatch_us = miner.microbatch_us;
+    fresh.place = miner.place;
+  }
+  fresh.counted = miner.counted;
+  fresh.in_flight = miner.in_flight;
+  fresh.retired_incarnation = miner.retired_incarnation;
+  if (const auto resumed = state_.resumable.find(registration.node); resumed != state_.resumable.end() && stage) {
+    if (resumed->second.stage == *stage) {
       fresh.resumed = resumed->second;
       // All it did before counts as its step 0; what is in the partial gradient goes into step 1.
       const uint32_t partial = std::min(resumed->second.partial, resumed->second.fresh);
       if (resumed->second.fresh > partial) fresh.fresh[0] = resumed->second.fresh - partial;
       if (partial > 0) fresh.fresh[1] = partial;
       fresh.local_steps = 1;
-      state_.resumable.erase(resumed);
     }
-    miner = std::move(fresh);
+    state_.resumable.erase(resumed);
   }
+  miner = std::move(fresh);
+  if (stage) {
+    leave_queue(miner);
+  } else {
+    enqueue(miner, reason);
+  }
+}
+
+void Orchestrator::on(const MinerRegistered& event) {
+  const Registration& registration = event.registration;
+  const auto known = state_.by_node.find(registration.node);
+  const bool is_known = known != state_.by_node.end();
+  const MinerIndex index = is_known ? known->second : static_cast<MinerIndex>(state_.miners.size());
+  if (!is_known) {
+    state_.miners.emplace_back();
+    state_.miners.back().index = index;
+    state_.by_node[registration.node] = index;
+  }
+  const bool same_process = is_known && state_.miners[index].registration.incarnation == registration.incarnation;
+  if (!same_process) begin_incarnation(index, registration, is_known);
+  MinerRecord& miner = state_.miners[index];
   miner.registration = registration;
   miner.live = true;
-  miner.why = miner.ready ? "registered again" : "loading its stage";
-  take_place(miner);
+  if (miner.placed) {
+    miner.why = miner.ready ? "registered again" : "loading its stage";
+    take_place(miner);
+  }
   peers_changed(index);
-  say(fmt::format("miner {} ({}) at {} on {}: stage {}{}", index, registration.node.brief(), registration.address,
-                  registration.device, miner.stage, same_process ? ", same process again" : ""));
+  members_changed_ = true;
+  say(fmt::format("miner {} ({}) at {} on {}: {}{}", index, registration.node.brief(), registration.address,
+                  registration.device, miner.placed ? fmt::format("stage {}", miner.stage) : miner.why,
+                  same_process ? ", same process again" : ""));
 }
 
 void Orchestrator::on(const MinerLost& event) {
@@ -113,7 +106,9 @@ void Orchestrator::on(const MinerLost& event) {
   MinerRecord& miner = state_.miners[event.miner];
   if (!miner.live) return;
   miner.live = false;
+  miner.lost_at = now_;
   miner.why = event.reason;
+  members_changed_ = true;
   peers_changed(event.miner);
   say(fmt::format("miner {} of stage {} lost: {}", event.miner, miner.stage, event.reason), true);
   hurry(event.miner);
@@ -137,13 +132,15 @@ void Orchestrator::on(const MinerReturned& event) {
   MinerRecord& miner = state_.miners[event.miner];
   miner.live = true;
   miner.why = "answers again";
-  take_place(miner);
+  if (miner.placed) take_place(miner);
+  members_changed_ = true;
   peers_changed(event.miner);
   say(fmt::format("miner {} of stage {} answers again", event.miner, miner.stage));
 }
 
 // Whether a miner's word that it holds a state changes anything.
 bool Orchestrator::is_news(const MinerRecord& miner, const MergeApplied& applied) const {
+  if (!miner.placed) return false;
   const StageRecord& stage = state_.stages[miner.stage];
   const std::optional<Digest> expected = stage.state_at(applied.epoch);
   if (!expected) return false;  // of the future, or too old to go on from
@@ -174,6 +171,7 @@ void Orchestrator::on(const StateHeld& event) {
     miner.ready = true;
     miner.must_download = false;
     miner.why = "ready";
+    members_changed_ = true;
     peers_changed(miner.index);
     say(fmt::format("miner {} of stage {} is ready at epoch {}", miner.index, miner.stage, miner.epoch));
   }
@@ -190,12 +188,14 @@ void Orchestrator::must_load(MinerRecord& miner, const std::string& reason) {
 
 void Orchestrator::on(const StatePublished& event) {
   if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners[event.miner].placed) return;
   StageRecord& stage = state_.stages[state_.miners[event.miner].stage];
   if (event.epoch != stage.epoch || event.state != stage.state) return;
   stage.state_published = true;
   stage.published_epoch = event.epoch;
   stage.published_state = event.state;
   forget_old_merges(stage);
+  members_changed_ = true;  // newcomers can have its state now
 }
 
 }  // namespace tessera::core

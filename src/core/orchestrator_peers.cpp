@@ -32,6 +32,7 @@ void Orchestrator::take_place(MinerRecord& miner) {
 void Orchestrator::peers_changed(MinerIndex miner) {
   const MinerRecord& record = state_.miners[miner];
   index_.update(state_, miner);
+  if (!record.placed) return;  // in nobody's table
   auto& stamps = state_.stages[record.stage].peers_changed;
   stamps[record.place % stamps.size()] = ++state_.peers_version;
   resize_neighbourhoods(record.stage, record.place % state_.neighbourhoods);
@@ -86,7 +87,7 @@ std::vector<Peer> Orchestrator::peers_of(const MinerRecord& miner) const {
       if (places[place] == kNoMiner) continue;
       const MinerRecord& other = state_.miners[places[place]];
       peers.push_back({other.index, other.registration.node, other.stage, other.registration.address,
-                       other.live && other.ready, other.registration.incarnation});
+                       other.live && other.ready && !other.on_its_way_out(), other.registration.incarnation});
     }
   };
   if (miner.stage > 0) add(miner.stage - 1);

@@ -129,7 +129,8 @@ Status check_pipeline(const PipelineSpec& pipeline, uint32_t layers) {
                    {"pipeline.max_in_flight", pipeline.max_in_flight, 1, 1024},
                    {"pipeline.peers_per_miner", pipeline.peers_per_miner, 4, 100000}}));
   TESSERA_RETURN_IF_ERROR(
-      check_real({{"pipeline.random_pathway_share", pipeline.random_pathway_share, 0, 1}}));
+      check_real({{"pipeline.random_pathway_share", pipeline.random_pathway_share, 0, 1},
+                  {"pipeline.rebalance_gain", pipeline.rebalance_gain, 0, 100}}));
   if (pipeline.stages > layers) {
     return invalid_argument(
         "pipeline.stages: {} stages can't share model.layers {}; every stage needs at least 1 "

@@ -18,7 +18,7 @@ void to_proto(const core::RegisterAnswer& in, v1::RegisterAnswer* out) {
 
 Status from_proto(const v1::RegisterAnswer& in, core::RegisterAnswer* out) {
   FieldCheck check;
-  check.enumeration("refusal", in.refusal(), core::RegisterRefusal::kBadAddress, &out->refusal);
+  check.enumeration("refusal", in.refusal(), core::RegisterRefusal::kNotFitting, &out->refusal);
   check.text("message", in.message(), kMaxReason, &out->message);
   out->miner = in.has_miner() ? in.miner() : kNoMiner;
   check.text("session", in.session(), kMaxSessionBytes, &out->session);
@@ -96,6 +96,8 @@ void to_proto(const core::MergeDirective& in, v1::MergeDirective* out) {
   for (const core::ShardTask& task : in.tasks) to_proto(task, out->add_tasks());
   for (const core::ShardResult& result : in.results) to_proto(result, out->add_results());
   out->set_participant(in.participant);
+  out->set_outer_learning_rate(in.outer_learning_rate);
+  out->set_outer_momentum(in.outer_momentum);
 }
 
 Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
@@ -106,6 +108,8 @@ Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
   check.list("tasks", in.tasks(), kMaxShards, &out->tasks);
   check.list("results", in.results(), kMaxShards, &out->results);
   out->participant = in.participant();
+  out->outer_learning_rate = in.outer_learning_rate();
+  out->outer_momentum = in.outer_momentum();
   return check.status();
 }
 
@@ -165,12 +169,14 @@ void to_proto(const core::SyncAnswer& in, v1::SyncAnswer* out) {
   out->set_checkpoint(in.checkpoint);
   out->set_leave(in.leave);
   out->set_drain(in.drain);
+  out->set_spec_version(in.spec_version);
+  if (in.run_spec) out->set_run_spec(*in.run_spec);
 }
 
 Status from_proto(const v1::SyncAnswer& in, core::SyncAnswer* out) {
   *out = {};
   FieldCheck check;
-  check.enumeration("phase", in.phase(), core::RunPhase::kFinished, &out->phase);
+  check.enumeration("phase", in.phase(), core::RunPhase::kRestaging, &out->phase);
   check.text("reason", in.reason(), kMaxReason, &out->reason);
   out->known = in.known();
   out->receipts_acknowledged = in.receipts_acknowledged();
@@ -184,6 +190,8 @@ Status from_proto(const v1::SyncAnswer& in, core::SyncAnswer* out) {
   out->checkpoint = in.checkpoint();
   out->leave = in.leave();
   out->drain = in.drain();
+  out->spec_version = in.spec_version();
+  if (in.has_run_spec()) check.text("run_spec", in.run_spec(), kMaxRunSpecBytes, &out->run_spec.emplace());
   return check.status();
 }
 

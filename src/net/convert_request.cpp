@@ -205,6 +205,7 @@ void to_proto(const core::SyncRequest& in, v1::SyncRequest* out) {
   if (in.published_state) out->set_published_state(bytes_of(*in.published_state));
   if (in.checkpoint) to_proto(*in.checkpoint, out->mutable_checkpoint());
   out->set_peers_version(in.peers_version);
+  out->set_spec_version(in.spec_version);
 }
 
 Status from_proto(const v1::SyncRequest& in, core::SyncRequest* out) {
@@ -225,6 +226,7 @@ Status from_proto(const v1::SyncRequest& in, core::SyncRequest* out) {
   }
   if (in.has_checkpoint()) check.nested("checkpoint", in.checkpoint(), &out->checkpoint.emplace());
   out->peers_version = in.peers_version();
+  out->spec_version = in.spec_version();
   return check.status();
 }
 

@@ -148,8 +148,8 @@ Status BackgroundWorker::prepare(const core::miner_effect::PrepareBase& job, Bas
   const core::Values old_base = base_;
   std::vector<float> base = *base_;
   kernels::outer_step_cpu(base.data(), momentum_.data(), delta.data(), values,
-                          static_cast<float>(spec_.merge.outer_learning_rate),
-                          static_cast<float>(spec_.merge.outer_momentum));
+                          static_cast<float>(job.outer_learning_rate),
+                          static_cast<float>(job.outer_momentum));
   base_ = std::make_shared<const std::vector<float>>(std::move(base));
   epoch_ = job.target;
   done->base = base_;

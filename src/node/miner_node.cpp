@@ -22,15 +22,22 @@ constexpr size_t kMaxProbes = 1024;            // that wait for the control thre
 }  // namespace
 
 void MinerNode::Shell::post(Input input) {
-  TESSERA_CHECK(inputs_->push(std::move(input)) != PushResult::kFull);
+  std::shared_ptr<BoundedQueue<Input>> inputs;
+  {
+    std::lock_guard lock(mutex_);
+    inputs = inputs_;
+  }
+  TESSERA_CHECK(inputs->push(std::move(input)) != PushResult::kFull);
 }
 
 void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
                                 std::function<void(core::Admission)> done) {
   std::shared_ptr<const RunFacts> facts;
+  std::shared_ptr<BoundedQueue<Input>> inputs;
   {
     std::lock_guard lock(mutex_);
     facts = facts_;
+    inputs = inputs_;
   }
   if (!facts) return done(core::Admission::kNotReady);
   core::miner_event::FrameArrived event;
@@ -44,7 +51,7 @@ void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
   }
   // A gradient is never refused for want of room: there are not more of them than microbatches let in.
   const bool forward = event.frame.direction == core::Direction::kForward;
-  if (forward && inputs_->size() >= kFrameQueueLimit) return done(core::Admission::kFull);
+  if (forward && inputs->size() >= kFrameQueueLimit) return done(core::Admission::kFull);
   event.payload_hash = digest_of(event.frame.payload);
   event.sender = caller.node;
   {
@@ -53,7 +60,7 @@ void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
     replies_[event.reply] = done;
   }
   const uint64_t reply = event.reply;
-  if (inputs_->push(MinerEvent(std::move(event))) == PushResult::kOk) return;
+  if (inputs->push(MinerEvent(std::move(event))) == PushResult::kOk) return;
   bool unanswered = false;
   {
     std::lock_guard lock(mutex_);
@@ -119,16 +126,19 @@ StatusOr<std::string> MinerNode::Shell::run(const std::atomic<bool>& stop) {
     }
     if (registered_ && !reporting_ && now >= retry_at_) {
       const TimeMs since = now - last_report_;
-      if (since >= spec_.timeouts.sync_ms || (miner_->report_is_urgent() && since >= kUrgentReportMs)) report();
+      if (since >= miner_->spec().timeouts.sync_ms || (miner_->report_is_urgent() && since >= kUrgentReportMs)) report();
     }
     std::optional<Input> input = inputs_->pop(std::chrono::milliseconds(kUrgentReportMs));
     // What waits is handled in one go, so that a report carries all of it.
     for (int i = 0; input && i < 256; ++i) {
       handle(std::move(*input));
       if (over_) return *over_;
+      if (rejoin_) begin_again(*rejoin_);
       input = inputs_->try_pop();
     }
     if (input) handle(std::move(*input));
+    if (rejoin_) begin_again(*rejoin_);
+    if (over_) return *over_;
     if (miner_ && now - last_tick_ >= kTickMs) {
       last_tick_ = now;
       step(core::miner_event::Ticked{});
@@ -182,12 +192,12 @@ void MinerNode::Shell::on_registered(const StatusOr<core::RegisterAnswer>& answe
   if (options_.joined) options_.joined(answer->run_id);
   if (miner_) {
     const bool same = answer->miner == registration_.miner && answer->run_id == registration_.run_id &&
-                      answer->run_spec == registration_.run_spec;
+                      answer->data_plan == registration_.data_plan;
     if (!same) {
       over_ = unavailable("the orchestrator has another run now; start again to join it");
       return;
     }
-    registered_ = true;
+    registered_ = true;  // a new specification comes with the next answer
     return;
   }
   const Status status = begin(*answer);
@@ -264,6 +274,32 @@ void MinerNode::Shell::step(MinerEvent event) {
   for (core::MinerEffect& effect : miner_->step(monotonic_now_ms(), std::move(event))) perform(std::move(effect));
 }
 
+// Leaves the stage and joins again as another incarnation, as a new process would: engine, base and state machine are made
+// anew. What comes late for the old ones goes into their queue, which nobody reads any more.
+void MinerNode::Shell::begin_again(const std::string& reason) {
+  rejoin_.reset();
+  spdlog::info("joins again: {}", reason);
+  {
+    std::lock_guard lock(mutex_);
+    facts_.reset();
+  }
+  inputs_->close();
+  refuse_waiting_frames();
+  data_jobs_->close();
+  if (data_thread_.joinable()) data_thread_.join();
+  compute_.reset();
+  background_.reset();
+  miner_.reset();
+  data_jobs_ = std::make_unique<BoundedQueue<core::MicrobatchKey>>(1024);
+  {
+    std::lock_guard lock(mutex_);
+    inputs_ = std::make_shared<BoundedQueue<Input>>(16384);
+  }
+  options_.registration.incarnation = random_u64();
+  registered_ = registering_ = reporting_ = farewell_sent_ = farewell_answered_ = false;
+  retry_at_ = 0;
+}
+
 void MinerNode::Shell::perform(core::MinerEffect effect) {
   if (auto* reply = std::get_if<core::miner_effect::ReplyAdmission>(&effect)) {
     std::function<void(core::Admission)> done;
@@ -278,21 +314,25 @@ void MinerNode::Shell::perform(core::MinerEffect effect) {
   } else if (auto* send = std::get_if<core::miner_effect::SendFrame>(&effect)) {
     perform_send(std::move(*send));
   } else if (auto* read = std::get_if<core::miner_effect::ReadTokens>(&effect)) {
-    if (data_jobs_.push(read->key) != PushResult::kOk) {
+    if (data_jobs_->push(read->key) != PushResult::kOk) {
       post(MinerEvent(core::miner_event::TokensRead{read->key, {}, false, "too many microbatches wait for their tokens"}));
     }
   } else if (auto* job = std::get_if<core::ComputeJob>(&effect)) {
     if (!compute_) {
       const StageIndex stage = miner_->stage().value();
       compute_ = std::make_unique<ComputeWorker>(
-          [this, stage] { return options_.make_engine(spec_, stage); },
+          [this, stage, spec = spec_] { return options_.make_engine(spec, stage); },
           [this](MinerEvent event) { post(std::move(event)); }, [this](Status status) { post(Fatal{std::move(status)}); });
     }
     compute_->run(std::move(*job));
   } else if (auto* background = std::get_if<core::BackgroundJob>(&effect)) {
     background_->run(std::move(*background));
   } else if (auto* leave = std::get_if<core::miner_effect::Leave>(&effect)) {
-    over_ = leave->reason;
+    if (leave->rejoin && !draining_) {
+      rejoin_ = leave->reason;
+    } else {
+      over_ = leave->reason;
+    }
   } else {
     const auto& say = std::get<core::miner_effect::Say>(effect);
     spdlog::log(say.warning ? spdlog::level::warn : spdlog::level::info, "{}", say.text);
@@ -309,10 +349,10 @@ void MinerNode::Shell::perform_send(core::miner_effect::SendFrame effect) {
 
 void MinerNode::Shell::data_loop() {
   while (true) {
-    std::optional<core::MicrobatchKey> key = data_jobs_.pop(std::chrono::milliseconds(1000));
+    std::optional<core::MicrobatchKey> key = data_jobs_->pop(std::chrono::milliseconds(1000));
     if (key) {
       read_tokens(*key);
-    } else if (data_jobs_.closed()) {
+    } else if (data_jobs_->closed()) {
       return;
     }
   }

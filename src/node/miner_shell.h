@@ -45,7 +45,14 @@ class MinerNode::Shell {
   void set_address(std::string address) { options_.registration.address = std::move(address); }
   void close() {
     inputs_->close();
-    data_jobs_.close();
+    data_jobs_->close();
+    refuse_waiting_frames();
+  }
+
+ private:
+  static constexpr TimeMs kFirstRetryMs = 200;
+
+  void refuse_waiting_frames() {
     // Nobody will handle them any more; whoever sent them goes to another miner.
     std::map<uint64_t, std::function<void(core::Admission)>> unanswered;
     {
@@ -60,10 +67,6 @@ class MinerNode::Shell {
     }
     for (const auto& [reply, done] : probes) done(unavailable("this miner ends"));
   }
-
- private:
-  static constexpr TimeMs kFirstRetryMs = 200;
-
   void post(Input input);
   void answer_probe(uint64_t reply);
   void handle(Input input);
@@ -76,13 +79,15 @@ class MinerNode::Shell {
   void report();
   void read_tokens(core::MicrobatchKey key);
   void data_loop();
+  void begin_again(const std::string& reason);
   void retry_later(const std::string& what, const Status& status);
 
   MinerOptions options_;
   const MinerLinks links_;
-  // Shared with link callbacks, which may outlive run() for a moment.
+  // Shared with link callbacks, which may outlive run(), or an incarnation, for a moment. Replaced under mutex_.
   std::shared_ptr<BoundedQueue<Input>> inputs_ = std::make_shared<BoundedQueue<Input>>(16384);
-  BoundedQueue<core::MicrobatchKey> data_jobs_{1024};
+  std::unique_ptr<BoundedQueue<core::MicrobatchKey>> data_jobs_ =
+      std::make_unique<BoundedQueue<core::MicrobatchKey>>(1024);
 
   // What the frame callbacks read: set once, before frames are let in.
   struct RunFacts {
@@ -116,6 +121,7 @@ class MinerNode::Shell {
   TimeMs retry_at_ = 0;
   TimeMs retry_ms_ = kFirstRetryMs;
   Prng jitter_{random_u64()};
+  std::optional<std::string> rejoin_;  // why the state machine wants to join again as a new incarnation
   std::optional<StatusOr<std::string>> over_;
 };
 

@@ -1,8 +1,6 @@
 // What miners, administrators and the curious ask of an orchestrator. On the control thread.
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "orchestrator_shell.h"
 #include "orchestrator_views.h"
 #include "tessera/base/log.h"
@@ -32,6 +30,10 @@ Status OrchestratorNode::Shell::handle_register(RegisterCall& call) {
     answers_.emplace_back([done = std::move(call.done)] {
       done(invalid_argument("a registration must name the key that signed it"));
     });
+    return ok_status();
+  }
+  if (!core_.state().created) {
+    answers_.emplace_back([done = std::move(call.done)] { done(unavailable("this orchestrator has no run yet")); });
     return ok_status();
   }
   if (takes_over_too_soon(call.registration)) {
@@ -112,34 +114,14 @@ void OrchestratorNode::Shell::note_loss(const core::ReceiptsArrived& arrived) {
   }
 }
 
-Status OrchestratorNode::Shell::handle_command(CommandCall& call) {
-  const auto& admins = options_.admins;
-  StatusOr<std::string> answer = std::string("{\"ok\":true}");
-  if (std::find(admins.begin(), admins.end(), call.node) == admins.end()) {
-    answer = error(absl::StatusCode::kPermissionDenied,
-                   "key {} may not give orders; add it to 'admins' in the orchestrator's YAML", call.node.hex());
-  } else if (call.command == "pause") {
-    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kPause}));
-  } else if (call.command == "resume") {
-    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kResume}));
-  } else if (call.command == "stop") {
-    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kStop}));
-  } else if (call.command == "checkpoint") {
-    TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kCheckpoint}));
-  } else {
-    answer = invalid_argument("unknown command '{}'; known: pause, resume, stop, checkpoint", call.command);
-  }
-  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
-  return ok_status();
-}
-
 Status OrchestratorNode::Shell::handle(Call call) {
   if (auto* registration = std::get_if<RegisterCall>(&call)) return handle_register(*registration);
   if (auto* sync = std::get_if<SyncCall>(&call)) return handle_sync(*sync);
   if (auto* command = std::get_if<CommandCall>(&call)) return handle_command(*command);
   if (auto* event = std::get_if<core::Event>(&call)) return apply(std::move(*event));
+  if (auto* created = std::get_if<CreatedCall>(&call)) return handle_created(*created);
   auto& query = std::get<QueryCall>(call);
-  StatusOr<std::string> answer = view(core_.state(), statuses_, loss_, query.topic);
+  StatusOr<std::string> answer = view({core_, statuses_, heard_, monotonic_now_ms(), loss_}, query.topic);
   answers_.emplace_back([done = std::move(query.done), answer = std::move(answer)] { done(answer); });
   return ok_status();
 }

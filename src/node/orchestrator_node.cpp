@@ -9,6 +9,7 @@
 #include "orchestrator_shell.h"
 #include "tessera/base/log.h"
 #include "tessera/core/object.h"
+#include "tessera/core/run_changes.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/node/merge_reduce.h"
 
@@ -23,23 +24,6 @@ constexpr TimeMs kGoodbyeMs = 2000;  // for the miners to hear that the run is o
 }  // namespace
 
 namespace {
-
-// The YAML's sections in which two specifications differ.
-std::string differing_sections(const core::RunSpec& a, const core::RunSpec& b) {
-  std::string names;
-  const auto compare = [&](const char* name, const auto& of_a, const auto& of_b) {
-    if (encode(of_a) != encode(of_b)) names += (names.empty() ? "" : ", ") + std::string(name);
-  };
-  compare("run", a.name, b.name);
-  compare("model", a.model, b.model);
-  compare("pipeline", a.pipeline, b.pipeline);
-  compare("training", a.training, b.training);
-  compare("boundary", a.boundary, b.boundary);
-  compare("merge", a.merge, b.merge);
-  compare("timeouts", a.timeouts, b.timeouts);
-  compare("checkpoint", a.checkpoint, b.checkpoint);
-  return names;
-}
 
 // A stage travels as an object, whose manifest has to fit into one blob.
 Status check_block_count(const core::RunSpec& spec) {
@@ -71,28 +55,40 @@ Status OrchestratorNode::Shell::replay() {
 }
 
 Status OrchestratorNode::Shell::begin_or_resume() {
-  TESSERA_RETURN_IF_ERROR(check_block_count(options_.spec));
-  if (!core_.state().created) {
-    core::RunCreated created;
-    created.run_id = options_.resume_from ? options_.resume_from->run_id : random_bytes(16);
-    created.run_spec = encode(options_.spec);
-    created.data_plan = encode(options_.data);
-    created.secret = random_u64();
-    for (StageIndex s = 0; s < options_.spec.pipeline.stages; ++s) {
-      created.stage_values.push_back(core::stage_value_count(options_.spec, s));
-    }
-    TESSERA_RETURN_IF_ERROR(apply(std::move(created)));
-  } else if (!options_.resume_from && encode(core_.state().spec) != encode(options_.spec)) {
+  const core::OrchestratorState& state = core_.state();
+  run_id_ = state.created           ? state.run_id
+            : options_.resume_from ? options_.resume_from->run_id
+                                   : random_bytes(16);
+  if (!options_.spec) {
+    if (options_.resume_from) return failed_precondition("--resume needs the run's YAML: set run_config");
+    return ok_status();
+  }
+  TESSERA_RETURN_IF_ERROR(check_block_count(*options_.spec));
+  const std::string spec = encode(*options_.spec);
+  if (!state.created) {
+    TESSERA_RETURN_IF_ERROR(create(*options_.spec, options_.data));
+  } else if (!options_.resume_from && state.file_spec != spec && encode(state.spec) != spec) {
     return failed_precondition(
         "this folder holds the journal of a run with other settings (section {}); use its settings, another folder, or "
-        "--resume", differing_sections(core_.state().spec, options_.spec));
+        "--resume", core::differing_sections(core_.state().spec, *options_.spec));
   }
   if (options_.resume_from) {
     TESSERA_ASSIGN_OR_RETURN(core::RunResumed resumed,
-                             publish_checkpoint(*ports_.blobs, *options_.resume_from, options_.spec, options_.data));
+                             publish_checkpoint(*ports_.blobs, *options_.resume_from, *options_.spec, options_.data));
     TESSERA_RETURN_IF_ERROR(apply(std::move(resumed)));
   }
   return ok_status();
+}
+
+Status OrchestratorNode::Shell::create(const core::RunSpec& spec, const core::DataPlan& data) {
+  TESSERA_RETURN_IF_ERROR(check_block_count(spec));
+  core::RunCreated created;
+  created.run_id = run_id_;
+  created.run_spec = encode(spec);
+  created.data_plan = encode(data);
+  created.secret = random_u64();
+  for (StageIndex s = 0; s < spec.pipeline.stages; ++s) created.stage_values.push_back(core::stage_value_count(spec, s));
+  return apply(std::move(created));
 }
 
 Status OrchestratorNode::Shell::start() {
@@ -120,6 +116,7 @@ Status OrchestratorNode::Shell::start() {
   if (state.phase == core::RunPhase::kCheckpointing && state.checkpoint_writing) {
     TESSERA_CHECK(jobs_.push(make_checkpoint_job(state)) == PushResult::kOk);
   }
+  if (state.restage && state.restage->writing) push_restage();
   return ok_status();
 }
 
@@ -141,7 +138,16 @@ void OrchestratorNode::Shell::perform(core::Effects effects) {
   }
   // Jobs read only what is journalled or in the blob store, so they may begin before the commit.
   for (core::RecomputeShard& shard : effects.recompute) TESSERA_CHECK(jobs_.push(std::move(shard)) != PushResult::kFull);
+  if (effects.restage) push_restage();
   if (effects.checkpoint) TESSERA_CHECK(jobs_.push(make_checkpoint_job(core_.state())) != PushResult::kFull);
+}
+
+void OrchestratorNode::Shell::push_restage() {
+  const core::OrchestratorState& state = core_.state();
+  RestageJob job{.id = state.restage->id, .before = state.spec, .after = state.spec, .states = {}};
+  job.after.pipeline.stage_layers = state.restage->stage_layers;
+  for (const core::StageRecord& stage : state.stages) job.states.push_back(stage.state);
+  TESSERA_CHECK(jobs_.push(std::move(job)) != PushResult::kFull);
 }
 
 Status OrchestratorNode::Shell::commit() {
@@ -204,6 +210,7 @@ StatusOr<std::string> OrchestratorNode::Shell::run(const std::atomic<bool>& stop
     TESSERA_RETURN_IF_ERROR(watch_time());
     if (stop.load() && !stopping) {
       stopping = true;
+      if (!core_.state().created) return std::string("stopped; no run was created");
       TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kStop}));
     }
     TESSERA_RETURN_IF_ERROR(commit());
@@ -219,8 +226,8 @@ core::ShardRecomputed OrchestratorNode::Shell::recompute(const core::RecomputeSh
   const ReduceInputs inputs{.uploads = shard.uploads,
                             .first_block = shard.first_block,
                             .block_count = shard.block_count,
-                            .block_values = options_.spec.merge.block_values,
-                            .stage_values = core::stage_value_count(options_.spec, shard.stage)};
+                            .block_values = shard.block_values,
+                            .stage_values = shard.stage_values};
   core::ShardRecomputed done{.stage = shard.stage, .commit = {shard.target, shard.shard, Digest{}}, .unreadable = {}};
   const StatusOr<Digest> object = reduce_shard(*ports_.blobs, inputs);
   if (object.ok()) {
@@ -254,6 +261,11 @@ void OrchestratorNode::Shell::background_loop() {
     if (!job) continue;
     if (auto* shard = std::get_if<core::RecomputeShard>(&*job)) {
       calls_.push(core::Event(recompute(*shard)));
+    } else if (const auto* stages = std::get_if<RestageJob>(&*job)) {
+      calls_.push(core::Event(restage(*ports_.blobs, *stages)));
+    } else if (auto* wanted = std::get_if<CreateJob>(&*job)) {
+      CreatedCall created{options_.prepare_run(wanted->yaml), wanted->done};
+      if (calls_.push(std::move(created)) != PushResult::kOk) wanted->done(unavailable("the orchestrator is stopping"));
     } else if (const auto* unneeded = std::get_if<SweepJob>(&*job)) {
       sweep(*unneeded);
     } else {
@@ -295,9 +307,9 @@ void OrchestratorNode::on_query(const ports::Caller&, std::string topic, std::st
                                 std::function<void(StatusOr<std::string>)> done) {
   shell_->enqueue(QueryCall{std::move(topic), std::move(argument), std::move(done)});
 }
-void OrchestratorNode::on_command(const ports::Caller& caller, std::string command, std::string,
+void OrchestratorNode::on_command(const ports::Caller& caller, std::string command, std::string argument,
                                   std::function<void(StatusOr<std::string>)> done) {
-  shell_->enqueue(CommandCall{caller.node, std::move(command), std::move(done)});
+  shell_->enqueue(CommandCall{caller.node, std::move(command), std::move(argument), std::move(done)});
 }
 
 }  // namespace tessera::node

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "orchestrator_checkpoint.h"
+#include "restage.h"
 #include "silence_watch.h"
 #include "tessera/base/bounded_queue.h"
 #include "tessera/node/orchestrator_node.h"
@@ -36,14 +37,27 @@ struct QueryCall {
 struct CommandCall {
   NodeId node;
   std::string command;
+  std::string argument;
   std::function<void(StatusOr<std::string>)> done;
 };
-using Call = std::variant<RegisterCall, SyncCall, QueryCall, CommandCall, core::Event>;
+// The background thread prepared the run that an administrator wants, or could not.
+struct CreatedCall {
+  StatusOr<NewRun> run;
+  std::function<void(StatusOr<std::string>)> done;
+};
+using Call = std::variant<RegisterCall, SyncCall, QueryCall, CommandCall, CreatedCall, core::Event>;
 // Whatever these objects do not need may go.
 struct SweepJob {
   std::vector<Digest> live;
 };
-using OrchestratorJob = std::variant<core::RecomputeShard, CheckpointJob, SweepJob>;
+struct CreateJob {
+  std::string yaml;
+  std::function<void(StatusOr<std::string>)> done;
+};
+using OrchestratorJob = std::variant<core::RecomputeShard, CheckpointJob, SweepJob, RestageJob, CreateJob>;
+
+// The JSON of an order that was obeyed.
+std::string answer_to_order(bool changed, const std::string& text);
 
 class OrchestratorNode::Shell {
  public:
@@ -53,7 +67,7 @@ class OrchestratorNode::Shell {
 
   Status start();
   StatusOr<std::string> run(const std::atomic<bool>& stop, const std::atomic<bool>& abandon);
-  const std::string& run_id() const { return core_.state().run_id; }
+  const std::string& run_id() const { return run_id_; }
   bool is_registered(const NodeId& node) const {
     std::lock_guard lock(registered_mutex_);
     return registered_.count(node) > 0;
@@ -74,6 +88,7 @@ class OrchestratorNode::Shell {
  private:
   Status replay();
   Status begin_or_resume();
+  Status create(const core::RunSpec& spec, const core::DataPlan& data);
   Status apply(core::Event event);        // steps and adds to the batch
   void perform(core::Effects effects);
   Status commit();                        // the batch, then its answers
@@ -82,6 +97,14 @@ class OrchestratorNode::Shell {
   bool takes_over_too_soon(const core::Registration& registration);
   Status handle_sync(SyncCall& call);
   Status handle_command(CommandCall& call);
+  Status handle_create(CommandCall& call);
+  Status handle_created(CreatedCall& call);
+  struct Order {
+    std::optional<core::Event> event;
+    std::string text;
+  };
+  StatusOr<Order> read_order(const std::string& command, const std::string& argument) const;
+  void push_restage();
   Status watch_time();
   bool over(TimeMs now);
   void background_loop();
@@ -95,6 +118,7 @@ class OrchestratorNode::Shell {
   const OrchestratorOptions options_;
   const OrchestratorPorts ports_;
   core::Orchestrator core_;
+  std::string run_id_;                    // of the run, or of the one that will be created
   BoundedQueue<Call> calls_{65536};
   BoundedQueue<OrchestratorJob> jobs_{1u << 20};  // more than a merge has shards
   std::vector<ports::JournalRecord> batch_;

@@ -1,6 +1,6 @@
 #include "orchestrator_views.h"
 
-#include <algorithm>
+#include <fmt/format.h>
 
 #include "tessera/base/archive.h"
 
@@ -15,13 +15,15 @@ struct StageView {
   uint64_t shards_recomputed = 0;
   uint64_t replica_mismatches = 0;
   uint32_t ready = 0;
+  std::string layers;            // "0-5"
+  double microbatches_per_s = 0; // its ready miners together, by their receipts; 0: not measured yet
   std::string merge;  // phase of the running one; empty: none
   Digest state;
   template <class A>
   void fields(A& a) {
     a("stage", stage)("epoch", epoch)("merges", merges)("merges_aborted", merges_aborted)(
         "shards_recomputed", shards_recomputed)("replica_mismatches", replica_mismatches)("ready", ready)(
-        "merge", merge)("state", state);
+        "layers", layers)("microbatches_per_s", microbatches_per_s)("merge", merge)("state", state);
   }
 };
 
@@ -38,6 +40,9 @@ struct StatusView {
   double loss = 0;
   uint64_t merges = 0;
   uint32_t miners_live = 0;
+  uint32_t miners_waiting = 0;
+  uint64_t moves = 0;
+  uint64_t spec_version = 0;
   std::string last_checkpoint;
   std::vector<StageView> stages;
   template <class A>
@@ -45,7 +50,8 @@ struct StatusView {
     a("name", name)("run_id", run_id)("phase", phase)("microbatches_total", microbatches_total)(
         "microbatches_done", microbatches_done)("microbatches_leased", microbatches_leased)(
         "microbatches_reissued", microbatches_reissued)("double_counted", double_counted)("tokens", tokens)("loss", loss)(
-        "merges", merges)("miners_live", miners_live)("last_checkpoint", last_checkpoint)("stages", stages);
+        "merges", merges)("miners_live", miners_live)("miners_waiting", miners_waiting)("moves", moves)(
+        "spec_version", spec_version)("last_checkpoint", last_checkpoint)("stages", stages);
   }
 };
 
@@ -60,16 +66,36 @@ struct MinerView {
   Epoch epoch = 0;
   uint64_t counted = 0;
   uint32_t since_merge = 0;
+  double microbatches_per_s = 0;   // by its receipts; 0: not measured yet
+  int64_t heard_ms_ago = -1;       // since its last report to this orchestrator's process; -1: none
+  uint64_t memory_bytes = 0;
+  uint64_t queue_position = 0;     // of one that waits for a stage; 0: it has one
+  bool pinned = false;
   core::MinerStatus status;
   template <class A>
   void fields(A& a) {
     a("miner", miner)("node", node)("stage", stage)("address", address)("device", device)("state", state)(
-        "why", why)("epoch", epoch)("counted", counted)("since_merge", since_merge)("status", status);
+        "why", why)("epoch", epoch)("counted", counted)("since_merge", since_merge)("microbatches_per_s", microbatches_per_s)("heard_ms_ago", heard_ms_ago)(
+        "memory_bytes", memory_bytes)("queue_position", queue_position)("pinned", pinned)("status", status);
   }
 };
 
+double per_second(const core::MinerRecord& miner) {
+  return miner.microbatch_us == 0 ? 0 : 1e6 / miner.microbatch_us;
+}
+
+std::string state_of(const core::MinerRecord& miner) {
+  if (!miner.live) return "lost";
+  if (miner.drain) return "draining";
+  if (!miner.placed) return "waiting";
+  if (miner.assigned_stage && *miner.assigned_stage != miner.stage) return "moving";
+  return miner.ready ? "ready" : "loading";
+}
+
 std::string status_view(const core::OrchestratorState& state, double loss) {
   StatusView view;
+  view.phase = "none";
+  if (!state.created) return to_json(view);  // no run yet
   view.loss = loss;
   view.name = state.spec.name;
   view.run_id = to_hex(state.run_id);
@@ -81,22 +107,30 @@ std::string status_view(const core::OrchestratorState& state, double loss) {
   view.double_counted = state.double_counted;
   view.tokens = state.done * state.spec.tokens_per_microbatch();
   view.last_checkpoint = state.last_checkpoint;
+  view.moves = state.moves;
+  view.spec_version = state.spec_version;
   for (StageIndex s = 0; s < state.stages.size(); ++s) {
     const core::StageRecord& stage = state.stages[s];
     StageView entry{s, stage.epoch, stage.merges, stage.merges_aborted, stage.shards_recomputed,
-                    stage.replica_mismatches, 0, "", stage.state};
+                    stage.replica_mismatches, 0, "", 0, "", stage.state};
+    const core::LayerRange layers = core::layers_of(state.spec, s);
+    entry.layers = fmt::format("{}-{}", layers.begin, layers.end - 1);
     if (stage.merge) entry.merge = stage.merge->phase == core::MergePhase::kSnapshot ? "snapshot" : "reduce";
     view.stages.push_back(entry);
     view.merges += stage.merges;
   }
   for (const core::MinerRecord& miner : state.miners) {
     view.miners_live += miner.live;
-    view.stages[miner.stage].ready += miner.live && miner.ready;
+    view.miners_waiting += miner.live && !miner.placed;
+    if (!miner.live || !miner.ready) continue;
+    view.stages[miner.stage].ready++;
+    view.stages[miner.stage].microbatches_per_s += per_second(miner);
   }
   return to_json(view);
 }
 
-std::string miners_view(const core::OrchestratorState& state, const std::map<MinerIndex, core::MinerStatus>& statuses) {
+std::string miners_view(const ViewSources& sources) {
+  const core::OrchestratorState& state = sources.core.state();
   std::vector<MinerView> views;
   for (const core::MinerRecord& miner : state.miners) {
     MinerView view;
@@ -105,12 +139,18 @@ std::string miners_view(const core::OrchestratorState& state, const std::map<Min
     view.stage = miner.stage;
     view.address = miner.registration.address;
     view.device = miner.registration.device;
-    view.state = !miner.live ? "lost" : miner.ready ? "ready" : "loading";
+    view.state = state_of(miner);
     view.why = miner.why;
     view.epoch = miner.epoch;
     view.counted = miner.counted;
     view.since_merge = miner.fresh_total();
-    if (const auto status = statuses.find(miner.index); status != statuses.end()) view.status = status->second;
+    view.microbatches_per_s = per_second(miner);
+    view.memory_bytes = miner.registration.memory_bytes;
+    view.pinned = miner.pinned;
+    if (!miner.placed && miner.ticket > 0) view.queue_position = sources.core.queue_position(miner);
+    const auto status = sources.statuses.find(miner.index);
+    if (status != sources.statuses.end()) view.status = status->second;
+    if (const auto heard = sources.heard.last_heard(miner.index)) view.heard_ms_ago = sources.now - *heard;
     views.push_back(std::move(view));
   }
   return to_json(views);
@@ -118,11 +158,9 @@ std::string miners_view(const core::OrchestratorState& state, const std::map<Min
 
 }  // namespace
 
-StatusOr<std::string> view(const core::OrchestratorState& state,
-                           const std::map<MinerIndex, core::MinerStatus>& statuses, double loss,
-                           const std::string& topic) {
-  if (topic == "status") return status_view(state, loss);
-  if (topic == "miners") return miners_view(state, statuses);
+StatusOr<std::string> view(const ViewSources& sources, const std::string& topic) {
+  if (topic == "status") return status_view(sources.core.state(), sources.loss);
+  if (topic == "miners") return miners_view(sources);
   return invalid_argument("unknown topic '{}'; known: status, miners", topic);
 }
 

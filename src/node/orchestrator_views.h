@@ -4,14 +4,21 @@
 #include <map>
 #include <string>
 
+#include "silence_watch.h"
 #include "tessera/base/status.h"
 #include "tessera/core/orchestrator.h"
 
 namespace tessera::node {
 
-// Topics: status, miners. `loss`: the tail's recent one.
-StatusOr<std::string> view(const core::OrchestratorState& state,
-                           const std::map<MinerIndex, core::MinerStatus>& statuses, double loss,
-                           const std::string& topic);
+struct ViewSources {
+  const core::Orchestrator& core;
+  const std::map<MinerIndex, core::MinerStatus>& statuses;  // of miners that reported to this process
+  const SilenceWatch& heard;
+  TimeMs now = 0;                                           // of `heard`
+  double loss = 0;                                          // the tail's recent one
+};
+
+// Topics: status, miners.
+StatusOr<std::string> view(const ViewSources& sources, const std::string& topic);
 
 }  // namespace tessera::node

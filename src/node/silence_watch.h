@@ -3,6 +3,7 @@
 #pragma once
 
 #include <list>
+#include <optional>
 #include <vector>
 
 #include "tessera/base/clock.h"
@@ -17,6 +18,13 @@ class SilenceWatch {
     if (places_.size() <= miner) places_.resize(miner + 1, order_.end());
     if (places_[miner] != order_.end()) order_.erase(places_[miner]);
     places_[miner] = order_.insert(order_.end(), {miner, now});
+    if (last_.size() <= miner) last_.resize(miner + 1, kNever);
+    last_[miner] = now;
+  }
+  // Nothing: never.
+  std::optional<TimeMs> last_heard(MinerIndex miner) const {
+    if (miner >= last_.size() || last_[miner] == kNever) return std::nullopt;
+    return last_[miner];
   }
   // Takes out who was last heard before `time`, the longest silent first. They come back when they are heard again.
   std::vector<MinerIndex> take_silent_since(TimeMs time) {
@@ -34,7 +42,9 @@ class SilenceWatch {
     MinerIndex miner = kNoMiner;
     TimeMs at = 0;
   };
+  static constexpr TimeMs kNever = -1;
   std::list<Entry> order_;
+  std::vector<TimeMs> last_;
   std::vector<std::list<Entry>::iterator> places_;  // end(): not waited for
 };
 

@@ -158,9 +158,6 @@ TEST(MinerConfig, RefusalsSayWhereAndWhat) {
 }
 
 const Refusal kOrchestratorRefusals[] = {
-    {"listen: 127.0.0.1:0\n",
-     "c.yaml: run_config (default \"\"): required; give the path of the run's YAML"},
-    {"run_config: ''\n", "c.yaml:1: run_config: required; give the path of the run's YAML"},
     {"run_config: r\nblob_limit_bytes: 1MiB\n",
      "c.yaml:2: blob_limit_bytes: 1048576 is not allowed; it must be 16MiB or more"},
     {"run_config: r\nadmins: [abc]\n",

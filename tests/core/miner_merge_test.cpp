@@ -167,6 +167,9 @@ TEST(MinerLoading, AnotherStageNeedsANewProcess) {
   answer.assignment->stage = 1;
   answer.assignment->epoch = 1;
   lone.answer(answer);
+  EXPECT_EQ(lone.left, "");  // the orchestrator does not know yet that nothing is in flight
+  EXPECT_EQ(lone.miner->report().status.phase, MinerPhase::kDraining);
+  lone.answer(answer);
   EXPECT_EQ(lone.left, "assigned to stage 1 instead of 0");
   MinerHarness fresh(small_spec(2, 1), 0);
   answer.assignment->stage = 9;

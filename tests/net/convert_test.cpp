@@ -99,8 +99,8 @@ TEST(Convert, RefusesUnknownEnumerations) {
   EXPECT_THAT(refusal<core::SyncAnswer>(answer), StartsWith("merge.phase: unknown value 3"));
 
   v1::RegisterAnswer registered;
-  registered.set_refusal(static_cast<v1::RegisterRefusal>(5));
-  EXPECT_THAT(refusal<core::RegisterAnswer>(registered), StartsWith("refusal: unknown value 5"));
+  registered.set_refusal(static_cast<v1::RegisterRefusal>(6));
+  EXPECT_THAT(refusal<core::RegisterAnswer>(registered), StartsWith("refusal: unknown value 6"));
 
   v1::ProbeAnswer health;
   health.set_microbatch_ms(-1);

@@ -168,7 +168,7 @@ inline core::SyncRequest filled_sync_request() {
   filler("", request.miner)("", request.incarnation)("", request.status)("", request.receipts)(
       "", request.lease_request)("", request.leases_wanted)("", request.upload)("", request.shards)(
       "", request.applied)("", request.published_state)("", request.checkpoint)(
-      "", request.peers_version);
+      "", request.peers_version)("", request.spec_version);
   return request;
 }
 inline std::string bytes_of_request(const core::SyncRequest& request) {
@@ -176,7 +176,7 @@ inline std::string bytes_of_request(const core::SyncRequest& request) {
   encoder("", request.miner)("", request.incarnation)("", request.status)("", request.receipts)(
       "", request.lease_request)("", request.leases_wanted)("", request.upload)("", request.shards)(
       "", request.applied)("", request.published_state)("", request.checkpoint)(
-      "", request.peers_version);
+      "", request.peers_version)("", request.spec_version);
   return encoder.take();
 }
 inline core::SyncAnswer filled_sync_answer() {
@@ -186,20 +186,23 @@ inline core::SyncAnswer filled_sync_answer() {
   filler("", answer.phase)("", answer.reason)("", answer.known)("", answer.receipts_acknowledged)(
       "", answer.lease_request)("", answer.leases)("", answer.peers_version)("", answer.peers)(
       "", answer.assignment)("", merge.target)("", merge.phase)("", merge.uploads)("", merge.tasks)(
-      "", merge.results)("", merge.participant)("", answer.publish_state)("", answer.checkpoint)(
-      "", answer.leave);
+      "", merge.results)("", merge.participant)("", merge.outer_learning_rate)(
+      "", merge.outer_momentum)("", answer.publish_state)("", answer.checkpoint)("", answer.leave)(
+      "", answer.drain)("", answer.spec_version)("", answer.run_spec);
   return answer;
 }
 inline std::string bytes_of_answer(const core::SyncAnswer& answer) {
   Encoder encoder;
   encoder("", answer.phase)("", answer.reason)("", answer.known)("", answer.receipts_acknowledged)(
       "", answer.lease_request)("", answer.leases)("", answer.peers_version)("", answer.peers)(
-      "", answer.assignment)("", answer.publish_state)("", answer.checkpoint)("", answer.leave);
+      "", answer.assignment)("", answer.publish_state)("", answer.checkpoint)("", answer.leave)(
+      "", answer.drain)("", answer.spec_version)("", answer.run_spec);
   encoder("", answer.merge.has_value());
   if (answer.merge) {
     const core::MergeDirective& merge = *answer.merge;
     encoder("", merge.target)("", merge.phase)("", merge.uploads)("", merge.tasks)(
-        "", merge.results)("", merge.participant);
+        "", merge.results)("", merge.participant)("", merge.outer_learning_rate)(
+        "", merge.outer_momentum);
   }
   return encoder.take();
 }

@@ -33,6 +33,17 @@ Status NodeSwarm::open_orchestrator(std::optional<ports::Checkpoint> resume_from
   options.spec = spec;
   options.data = small_data();
   options.resume_from = std::move(resume_from);
+  return open(std::move(options));
+}
+
+Status NodeSwarm::open_orchestrator_without_run(
+    std::function<StatusOr<node::NewRun>(const std::string&)> prepare) {
+  node::OrchestratorOptions options;
+  options.prepare_run = std::move(prepare);
+  return open(std::move(options));
+}
+
+Status NodeSwarm::open(node::OrchestratorOptions options) {
   options.admins = {admin.id()};
   options.exit_when_over = true;
   TESSERA_ASSIGN_OR_RETURN(
@@ -66,9 +77,10 @@ std::string NodeSwarm::query(const std::string& topic) {
   return text.ok() ? *text : message_of(text.status());
 }
 
-StatusOr<std::string> NodeSwarm::command(const KeyPair& key, const std::string& what) {
+StatusOr<std::string> NodeSwarm::command(const KeyPair& key, const std::string& what,
+                                         const std::string& argument) {
   auto answer = std::make_shared<std::promise<StatusOr<std::string>>>();
-  orchestrator_->on_command({key.id(), "", "here"}, what, "", [answer](StatusOr<std::string> text) {
+  orchestrator_->on_command({key.id(), "", "here"}, what, argument, [answer](StatusOr<std::string> text) {
     answer->set_value(std::move(text));
   });
   return answer->get_future().get();

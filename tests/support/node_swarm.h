@@ -26,13 +26,16 @@ class NodeSwarm {
   ~NodeSwarm();
 
   Status open_orchestrator(std::optional<ports::Checkpoint> resume_from = std::nullopt);
+  // One that waits for a run to be created; the text of an order to do so is what `prepare` gets.
+  Status open_orchestrator_without_run(std::function<StatusOr<node::NewRun>(const std::string&)> prepare);
   // Ends it at once, as a crash would: nothing is drained or written.
   void crash_orchestrator();
   void request_stop() { stop_ = true; }
   // Why run() ended; waits for it.
   StatusOr<std::string> orchestrator_result();
   std::string query(const std::string& topic);
-  StatusOr<std::string> command(const KeyPair& key, const std::string& what);
+  StatusOr<std::string> command(const KeyPair& key, const std::string& what,
+                                const std::string& argument = "");
 
   // Starts a miner and returns its number. The same number is the same key, in another process.
   size_t start_miner(std::optional<StageIndex> stage, ports::BlobLink* own_blobs = nullptr);
@@ -72,6 +75,7 @@ class NodeSwarm {
     std::optional<StatusOr<std::string>> result;
     std::jthread thread;
   };
+  Status open(node::OrchestratorOptions options);
   void begin(size_t number);
   void end(size_t number);
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -97,6 +98,14 @@ std::string broken_miner(const OrchestratorState& state, const core::MinerRecord
   if (miner.ready && !state.stages[miner.stage].state_at(miner.epoch))
     return "it is ready and can't catch up";
   if (miner.ready && miner.must_download) return "it is ready and must load";
+  const auto waits = std::count(state.waiting.begin(), state.waiting.end(), miner.index);
+  if (miner.placed && (waits != 0 || miner.ticket != 0)) return "it has a stage and waits for one";
+  if (waits != (miner.ticket > 0 ? 1 : 0)) return "it is in the queue without a ticket, or the other way round";
+  if (!miner.placed && (miner.ready || miner.assigned_stage)) return "it has no stage and is ready";
+  if (miner.placed && state.stages[miner.stage].need_cpu_bytes > 0 && miner.registration.device == "cpu" &&
+      miner.registration.memory_bytes > 0 && !state.restage &&
+      miner.registration.memory_bytes < state.stages[miner.stage].need_cpu_bytes)
+    return "its stage does not fit its memory";
   return "";
 }
 
@@ -117,6 +126,63 @@ std::string broken_invariant(const OrchestratorState& state) {
   return "";
 }
 
+namespace {
+
+size_t position(const OrchestratorState& state, MinerIndex miner) {
+  return static_cast<size_t>(std::find(state.waiting.begin(), state.waiting.end(), miner) -
+                             state.waiting.begin());
+}
+
+bool stalled_for_joiners(const OrchestratorState& state) {
+  return state.restage || state.phase == core::RunPhase::kPaused || state.phase == core::RunPhase::kStopped ||
+         state.phase == core::RunPhase::kMerging || state.phase == core::RunPhase::kFinished;
+}
+
+std::string broken_miner_step(const OrchestratorState& before, const core::Event& event,
+                              const OrchestratorState& after, MinerIndex index) {
+  const core::MinerRecord& was = before.miners[index];
+  const core::MinerRecord& is = after.miners[index];
+  const bool new_process = was.registration.incarnation != is.registration.incarnation;
+  const bool by_order = std::holds_alternative<core::MinerAssigned>(event);
+  if (!new_process && is.receipts_through < was.receipts_through) return "its receipts go back";
+  if (was.placed && is.placed && !new_process && was.stage != is.stage) return "its stage changed under it";
+  if (was.placed && !is.placed && !new_process) return "it lost its stage";
+  if (!was.placed && is.placed && !by_order && stalled_for_joiners(after)) return "a stalled run got it";
+  if (was.ticket > 0 && is.ticket == was.ticket && position(after, index) > position(before, index)) {
+    return "its place in the queue went back";
+  }
+  if (!was.assigned_stage && is.assigned_stage && *is.assigned_stage != is.stage && !was.pending_stage && !by_order) {
+    const bool others = std::any_of(after.miners.begin(), after.miners.end(), [&](const core::MinerRecord& other) {
+      return other.index != index && other.placed && other.live && other.ready && other.stage == is.stage && !other.assigned_stage;
+    });
+    if (!others) return "rebalancing emptied its stage";
+    if (is.pinned || is.registration.wanted_stage) return "rebalancing moved a pinned miner";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string broken_transition(const OrchestratorState& before, const core::Event& event,
+                              const OrchestratorState& after) {
+  if (!before.created) return "";
+  if (after.miners.size() < before.miners.size()) return "a miner is forgotten";
+  if (after.spec_version < before.spec_version) return "the specification's version goes back";
+  if (after.peers_version < before.peers_version) return "the peer table's version goes back";
+  for (MinerIndex m = 0; m < before.miners.size(); ++m) {
+    if (std::holds_alternative<core::RunResumed>(event)) break;
+    const std::string broken = broken_miner_step(before, event, after, m);
+    if (!broken.empty()) return fmt::format("miner {}: {}", m, broken);
+  }
+  if (std::holds_alternative<core::RunResumed>(event)) return "";
+  if (after.done < before.done || after.next_microbatch < before.next_microbatch) return "work is forgotten";
+  for (size_t s = 0; s < before.stages.size(); ++s) {
+    if (after.stages[s].epoch < before.stages[s].epoch) return "an epoch goes back";
+    if (after.stages[s].epoch > before.stages[s].epoch + 1) return "an epoch is skipped";
+  }
+  return "";
+}
+
 OrchestratorWorld::OrchestratorWorld(const core::RunSpec& spec) {
   core::RunCreated created;
   created.run_id = "0123456789abcdef";
@@ -133,9 +199,13 @@ OrchestratorWorld::~OrchestratorWorld() { EXPECT_EQ(dump(replayed().state()), du
 void OrchestratorWorld::step(const core::Event& event) {
   journal_.push_back({now_, core::event_name(event), core::event_body(event)});
   events.push_back(event);
+  const OrchestratorState before = state();
   core::Effects effects = core_.step(now_, event);
+  ASSERT_EQ(broken_transition(before, event, state()), "")
+      << "at " << journal_.back().name << " number " << journal_.size();
   for (core::RecomputeShard& shard : effects.recompute) recomputations.push_back(std::move(shard));
   if (effects.checkpoint) checkpoints.push_back(effects.checkpoint->id);
+  if (effects.restage) restages.push_back(effects.restage->id);
   for (const core::Decision& decision : effects.decisions) decisions_.push_back(decision.text);
   ASSERT_EQ(broken_invariant(state()), "")
       << "after " << journal_.back().name << " number " << journal_.size();

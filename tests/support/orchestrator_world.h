@@ -13,6 +13,10 @@ namespace tessera::test {
 // What is wrong with a state; empty if nothing is.
 std::string broken_invariant(const core::OrchestratorState& state);
 
+// What is wrong with a step from one state to the next; empty if nothing is.
+std::string broken_transition(const core::OrchestratorState& before, const core::Event& event,
+                              const core::OrchestratorState& after);
+
 class OrchestratorWorld {
  public:
   explicit OrchestratorWorld(const core::RunSpec& spec);
@@ -38,6 +42,7 @@ class OrchestratorWorld {
 
   std::deque<core::RecomputeShard> recomputations;  // that the background was asked for
   std::deque<uint64_t> checkpoints;
+  std::deque<uint64_t> restages;  // new stages that the background was asked for
   std::vector<core::Event> events;  // everything that happened
 
  private:

@@ -38,7 +38,7 @@ core::RegisterAnswer ScriptedMiner::join() {
 
 void ScriptedMiner::restart() {
   registration_.incarnation++;
-  ready = told_to_leave = draining = false;
+  ready = told_to_leave = told_to_move = draining = false;
   leases.clear();
   receipts_.clear();
   next_sequence_ = lease_request_ = 1;
@@ -89,6 +89,12 @@ void ScriptedMiner::obey() {
   });
   if (answer_.leave) {
     told_to_leave = true;
+    return;
+  }
+  if (answer_.drain) draining = true;
+  if (answer_.assignment && !ready) stage_ = answer_.assignment->stage;
+  if (answer_.assignment && answer_.assignment->stage != stage_) {
+    told_to_move = draining = true;
     return;
   }
   if (answer_.assignment && habits.loads) load(*answer_.assignment);
@@ -172,6 +178,7 @@ void ScriptedMiner::receipt(MicrobatchId microbatch, uint32_t attempt, bool accu
   receipt.microbatch = microbatch;
   receipt.attempt = attempt;
   receipt.accumulated = accumulated;
+  receipt.forward_ms = microbatch_ms;
   receipt.local_step = local_steps_;
   receipts_.push_back(receipt);
   if (accumulated && ++accumulated_ == world_.state().spec.training.microbatches_per_step) {

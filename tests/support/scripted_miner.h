@@ -40,6 +40,7 @@ class ScriptedMiner {
   // A report with nothing done in between, to send by hand.
   core::SyncRequest report() const;
   core::RegisterAnswer join();
+  core::Registration& registration() { return registration_; }
 
   MinerIndex index() const { return index_; }
   const NodeId& node() const { return registration_.node; }
@@ -55,6 +56,8 @@ class ScriptedMiner {
   bool draining = false;
   bool ready = false;
   bool told_to_leave = false;
+  bool told_to_move = false;    // to another stage: it drains, and restart() joins again
+  float microbatch_ms = 0;      // that its receipts say it took
 
  private:
   void obey();

@@ -85,12 +85,16 @@ class Dump {
     fields(a, b, c, d, e, f, g, h, i, j, k);
   }
   void composite(const PastMerge& v) {
-    const auto& [a, b, c, d] = v;
-    fields(a, b, c, d);
+    const auto& [a, b, c, d, e, f] = v;
+    fields(a, b, c, d, e, f);
   }
   void composite(const StageRecord& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q);
+  }
+  void composite(const core::Restage& v) {
+    const auto& [a, b, c] = v;
+    fields(a, b, c);
   }
   void composite(const core::Lease& v) { text_ += to_hex(encode(v)); }
   void composite(const OpenMicrobatch& v) {
@@ -98,12 +102,12 @@ class Dump {
     fields(a, b, c, d, e, f);
   }
   void composite(const MinerRecord& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff);
   }
   void composite(const OrchestratorState& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg);
   }
 
   std::string text_;

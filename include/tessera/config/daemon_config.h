@@ -21,7 +21,7 @@ struct LogConfig {
 struct OrchestratorConfig {
   std::string listen = "127.0.0.1:0";     // host:port; port 0: the system picks one
   std::string directory = "tessera-run";  // ledger, blobs and checkpoints
-  std::string run_config;                 // path of the run's YAML; required
+  std::string run_config;                 // path of the run's YAML; empty: that of the directory, or one to be created
   std::string key_file;  // empty in the YAML: <directory>/orchestrator.key; made if absent
   uint64_t blob_limit_bytes = uint64_t{64} << 30;  // of the blob store on disk; full means refuse
   std::vector<NodeId> admins;                      // public keys that may pause, stop and assign

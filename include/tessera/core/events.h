@@ -212,9 +212,63 @@ struct Commanded {
   }
 };
 
+// An operator gives a miner a stage: from its stage's next epoch boundary on, and no rebalancing moves it again.
+struct MinerAssigned {
+  static constexpr const char* kName = "miner_assigned";
+  MinerIndex miner = kNoMiner;
+  StageIndex stage = 0;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("stage", stage);
+  }
+};
+// An operator sends a miner away: it finishes what it holds and ends.
+struct DrainOrdered {
+  static constexpr const char* kName = "drain_ordered";
+  MinerIndex miner = kNoMiner;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner);
+  }
+};
+// An operator changed a key of the running run.
+struct SpecChanged {
+  static constexpr const char* kName = "spec_changed";
+  std::string run_spec;  // the whole new one
+  std::string key;
+  std::string value;
+  template <class A>
+  void fields(A& a) {
+    a("run_spec", run_spec)("key", key)("value", value);
+  }
+};
+// An operator wants other layer ranges: the run drains and merges, then the states are cut anew.
+struct StagesOrdered {
+  static constexpr const char* kName = "stages_ordered";
+  std::vector<uint32_t> stage_layers;
+  template <class A>
+  void fields(A& a) {
+    a("stage_layers", stage_layers);
+  }
+};
+// The states of the new stages lie in the blob store; or why they don't, and everything stays as it was.
+struct StagesChanged {
+  static constexpr const char* kName = "stages_changed";
+  uint64_t id = 0;
+  bool ok = false;
+  std::string why;
+  std::vector<uint64_t> stage_values;
+  std::vector<Digest> states;
+  template <class A>
+  void fields(A& a) {
+    a("id", id)("ok", ok)("why", why)("stage_values", stage_values)("states", states);
+  }
+};
+
 using Event = std::variant<RunCreated, RunResumed, MinerRegistered, MinerLost, MinerReturned, LeasesRequested,
                            ReceiptsArrived, UploadCommitted, ShardCommitted, ShardRecomputed, StateHeld,
-                           StatePublished, CheckpointCommitted, CheckpointWritten, MinerReported, Ticked, Commanded>;
+                           StatePublished, CheckpointCommitted, CheckpointWritten, MinerReported, Ticked, Commanded,
+                           MinerAssigned, DrainOrdered, SpecChanged, StagesOrdered, StagesChanged>;
 
 std::string event_name(const Event& event);
 std::string event_body(const Event& event);

@@ -41,6 +41,7 @@ enum class RegisterRefusal : uint8_t {
   kRunFinished = 2,
   kFull = 3,
   kBadAddress = 4,
+  kNotFitting = 5,  // no stage fits its memory
 };
 
 struct RegisterAnswer {
@@ -202,6 +203,8 @@ struct MergeDirective {
   std::vector<ShardTask> tasks;        // kReduce: this miner's shards only
   std::vector<ShardResult> results;    // kApply: all shards
   bool participant = false;            // kApply: this miner's upload was in the manifest
+  double outer_learning_rate = 0;      // kApply: of this merge, the same for every replica whenever it applies it
+  double outer_momentum = 0;
 };
 
 // ---- the miner's report and its answer ------------------------------------------------------------------------------
@@ -265,6 +268,7 @@ struct SyncRequest {
   std::optional<Digest> published_state;  // stage state of `status.epoch` that now lies in the blob store
   std::optional<CheckpointCommit> checkpoint;
   uint64_t peers_version = 0;          // of the peer table it has
+  uint64_t spec_version = 0;           // of the run specification it follows; 0: the one of its registration
 };
 
 struct Peer {
@@ -302,6 +306,7 @@ enum class RunPhase : uint8_t {
   kCheckpointing = 5,
   kStopped = 6,        // after a requested stop; can be resumed
   kFinished = 7,
+  kRestaging = 8,      // the stages' states are cut and joined anew for other layer ranges
 };
 const char* name_of(RunPhase phase);
 
@@ -314,12 +319,14 @@ struct SyncAnswer {
   std::vector<Lease> leases;
   uint64_t peers_version = 0;
   std::optional<std::vector<Peer>> peers;    // if the miner's table is old
-  std::optional<Assignment> assignment;      // until the miner is ready
+  std::optional<Assignment> assignment;      // until the miner is ready; of another stage: drain and join again there
   std::optional<MergeDirective> merge;
   bool publish_state = false;                // put the stage state of the current epoch into the blob store
   uint64_t checkpoint = 0;                   // id of the checkpoint to take part in; 0: none
   bool leave = false;                        // the run is over: stop
-  bool drain = false;                        // finish what is in flight, take nothing new, then end
+  bool drain = false;                        // finish what is in flight, then leave
+  uint64_t spec_version = 0;                 // of the run specification in force
+  std::optional<std::string> run_spec;       // encode(RunSpec), if the miner follows an older one
 };
 
 // ---- boundary frames ------------------------------------------------------------------------------------------------

@@ -51,6 +51,9 @@ class Miner {
   MinerPhase phase() const { return phase_; }
   std::optional<StageIndex> stage() const { return assignment_ ? std::optional(assignment_->stage) : std::nullopt; }
   size_t in_flight() const { return works_.size(); }
+  // The run specification it follows; the orchestrator may change it while the miner works.
+  const RunSpec& spec() const { return spec_; }
+  uint64_t spec_version() const { return spec_version_; }
   uint64_t run_tag() const;
 
  private:
@@ -96,6 +99,10 @@ class Miner {
   void on(miner_event::StatePutOut& event);
   void on(miner_event::DrainRequested& event);
   void on(miner_event::Ticked& event);
+  bool take_spec(const SyncAnswer& answer);
+  void drain_and(miner_effect::Leave leave);
+  void leave_if_drained();
+  void on_drain(const std::string& reason);
   void take_assignment(const Assignment& assignment);
   void become_ready(const Digest& state);
   bool holds(const Assignment& assignment) const;
@@ -133,7 +140,8 @@ class Miner {
   void emit(MinerEffect effect);
   void say(std::string text, bool warning = false);
 
-  const RunSpec spec_;
+  RunSpec spec_;
+  uint64_t spec_version_ = 0;                  // 0: the one it was made with
   const MinerIdentity identity_;
   TimeMs now_ = 0;
   std::vector<MinerEffect> effects_;
@@ -142,6 +150,8 @@ class Miner {
   std::optional<Assignment> assignment_;
   Digest asked_state_;                         // as it was assigned
   bool loading_ = false;
+  std::optional<miner_effect::Leave> leaving_; // when nothing is in flight and the orchestrator knows of that and the receipts
+  bool farewell_reported_ = false;
   bool resuming_ = false;                      // the state being loaded has this miner's own part
   TimeMs load_retry_at_ = 0;
   std::map<MinerIndex, PeerState> peers_;

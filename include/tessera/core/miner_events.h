@@ -202,6 +202,8 @@ struct PrepareBase {
   Epoch target = 0;
   std::vector<ShardResult> results;
   bool participant = false;
+  double outer_learning_rate = 0;
+  double outer_momentum = 0;
 };
 struct PutOutState {
   Epoch epoch = 0;
@@ -212,6 +214,7 @@ struct UploadLocalState {
 };
 struct Leave {
   std::string reason;
+  bool rejoin = false;  // as a new incarnation, which gets another stage or another layout of it
 };
 struct Say {
   std::string text;

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "tessera/base/clock.h"
+#include "tessera/base/status.h"
+#include "tessera/core/assignment.h"
 #include "tessera/core/butterfly.h"
 #include "tessera/core/data_plan.h"
 #include "tessera/core/events.h"
@@ -47,10 +49,19 @@ struct MinerRecord {
   Epoch spoiled_merge = 0;                 // target of the merge that its upload could not be read in; 0: none
   uint64_t retired_incarnation = 0;        // the process that was registered when the run was resumed; 0: none
   std::string why;                         // of its present state, for people
+  bool placed = false;                     // has a stage; else it waits in the queue, and `stage` means nothing
+  uint64_t ticket = 0;                     // its place in the queue while it waits there
+  TimeMs lost_at = 0;
+  std::optional<StageIndex> pending_stage;   // to have from its stage's next epoch boundary on
+  std::optional<StageIndex> assigned_stage;  // to have in its next incarnation; it was told to drain and join again
+  TimeMs moving_until = 0;                 // until then it counts as being there, though it may be away
+  bool pinned = false;                     // assigned by an operator
+  bool drain = false;                      // sent away by an operator
 
   uint32_t fresh_total() const;
   // Those of `fresh` that are in its masters, not only in a partial gradient.
   uint32_t stepped_total(uint32_t microbatches_per_step) const;
+  bool on_its_way_out() const { return drain || assigned_stage.has_value(); }
 };
 
 struct OpenMicrobatch {
@@ -91,6 +102,8 @@ struct PastMerge {
   Digest from;                             // the stage's state before it
   std::vector<MinerIndex> participants;
   std::vector<ShardResult> results;
+  double outer_learning_rate = 0;          // as the run had them when it was complete
+  double outer_momentum = 0;
 };
 
 struct StageRecord {
@@ -108,8 +121,18 @@ struct StageRecord {
   uint64_t replica_mismatches = 0;
   bool final_merge_done = false;
   std::vector<uint64_t> peers_changed{0};  // by neighbourhood: the peers_version of the last change of its miners
+  Epoch cooled_at = 0;                     // no routine move from or to it before this epoch
+  uint64_t need_cpu_bytes = 0;             // stage_memory_bytes()
+  uint64_t need_gpu_bytes = 0;
 
   std::optional<Digest> state_at(Epoch at) const;
+};
+
+// Other layer ranges that are being put into force.
+struct Restage {
+  uint64_t id = 0;
+  std::vector<uint32_t> stage_layers;
+  bool writing = false;                    // the new states are being made
 };
 
 struct OrchestratorState {
@@ -138,6 +161,13 @@ struct OrchestratorState {
   uint64_t leased = 0;                     // leases granted, all attempts
   uint64_t reissued = 0;
   uint64_t double_counted = 0;
+  uint64_t spec_version = 1;
+  std::string file_spec;                   // encode(RunSpec) as the run was created or resumed with
+  std::vector<MinerIndex> waiting;         // joiners without a stage, by ticket
+  uint64_t next_ticket = 1;
+  std::optional<Restage> restage;
+  uint64_t restage_id = 0;                 // of the last one ordered
+  uint64_t moves = 0;                      // of miners to other stages
 };
 
 // ---- what the shell does after a step -------------------------------------------------------------------------------
@@ -149,9 +179,15 @@ struct RecomputeShard {
   uint64_t first_block = 0;
   uint64_t block_count = 0;
   std::vector<UploadRef> uploads;
+  uint64_t stage_values = 0;
+  uint32_t block_values = 0;
 };
 struct WriteCheckpoint {
   uint64_t id = 0;
+};
+struct ChangeStages {
+  uint64_t id = 0;
+  std::vector<uint32_t> stage_layers;
 };
 struct Decision {
   std::string text;  // for the log: what was decided and why
@@ -160,6 +196,7 @@ struct Decision {
 struct Effects {
   std::vector<RecomputeShard> recompute;
   std::optional<WriteCheckpoint> checkpoint;
+  std::optional<ChangeStages> restage;
   std::vector<Decision> decisions;
 };
 
@@ -184,6 +221,13 @@ class Orchestrator {
   // have made room.
   std::optional<Event> lease_request_in(const SyncRequest& request) const;
   SyncAnswer answer_for(const SyncRequest& request) const;
+  // Orders: the event to step, or why not. An order that changes nothing gives no event.
+  StatusOr<std::optional<Event>> assign_order(MinerIndex miner, StageIndex stage, bool force) const;
+  StatusOr<std::optional<Event>> drain_order(MinerIndex miner) const;
+  StatusOr<std::optional<Event>> spec_order(const std::string& key, const std::string& value) const;
+  StatusOr<std::optional<Event>> stages_order(const std::vector<uint32_t>& stage_layers) const;
+  // Place of a waiting miner, from 1; and why it waits.
+  size_t queue_position(const MinerRecord& miner) const;
   // The recomputations under way: after a replay the shell begins them again.
   std::vector<RecomputeShard> pending_recomputations(StageIndex stage) const;
 
@@ -205,10 +249,15 @@ class Orchestrator {
   void on(const MinerReported&) {}
   void on(const Ticked& event);
   void on(const Commanded& event);
+  void on(const MinerAssigned& event);
+  void on(const DrainOrdered& event);
+  void on(const SpecChanged& event);
+  void on(const StagesOrdered& event);
+  void on(const StagesChanged& event);
 
   void say(std::string text, bool warning = false);
   // orchestrator_miners.cpp
-  StageIndex choose_stage(const Registration& registration) const;
+  void begin_incarnation(MinerIndex index, const Registration& registration, bool is_known);
   bool is_news(const MinerRecord& miner, const MergeApplied& applied) const;
   void must_load(MinerRecord& miner, const std::string& reason);
   void hurry(MinerIndex miner);
@@ -219,6 +268,24 @@ class Orchestrator {
   void set_neighbourhoods(uint32_t count);
   uint64_t peers_version_of(const MinerRecord& miner) const;
   std::vector<Peer> peers_of(const MinerRecord& miner) const;
+  // orchestrator_assignment.cpp
+  void refresh_needs();
+  bool fits_stage(const Registration& registration, StageIndex stage) const;
+  std::string misfit_of(const Registration& registration) const;  // empty: some stage fits, and the wanted one
+  std::string stalled() const;                                    // why no joiner gets a stage now; empty: they do
+  bool has_state(StageIndex stage) const;
+  std::vector<PlacedMiner> placed_miners(bool for_moves) const;
+  std::vector<StageSituation> situations() const;
+  std::optional<StageIndex> stage_for(const Registration& registration, const MinerRecord* before,
+                                      std::string* reason) const;
+  void enqueue(MinerRecord& miner, const std::string& reason);
+  void leave_queue(MinerRecord& miner);
+  void place_waiting();
+  void consider_moves();
+  void move_now(MinerRecord& miner, StageIndex stage, const std::string& reason);
+  // orchestrator_commands.cpp
+  void advance_restage(bool late);
+  void cancel_restage(const std::string& reason);
   // orchestrator.cpp
   bool stage_has_ready(StageIndex stage) const { return ready_count(stage) > 0; }
   uint32_t ready_count(StageIndex stage) const { return index_.stage(stage).ready; }
@@ -260,6 +327,9 @@ class Orchestrator {
   OrchestratorIndex index_;
   TimeMs now_ = 0;
   Effects effects_;
+  // Of the step under way: stages at an epoch boundary; whether miners came, went or became ready.
+  std::set<StageIndex> boundaries_;
+  bool members_changed_ = false;
 };
 
 }  // namespace tessera::core

@@ -20,9 +20,16 @@
 
 namespace tessera::node {
 
-struct OrchestratorOptions {
+struct NewRun {
   core::RunSpec spec;              // validated
   core::DataPlan data;             // with objects published
+};
+
+struct OrchestratorOptions {
+  std::optional<core::RunSpec> spec;  // validated; none: that of the journal, or the node waits for a run to be created
+  core::DataPlan data;                // with objects published
+  // A run from the text of its YAML, for orders to create one. On the background thread. Empty: such orders are refused.
+  std::function<StatusOr<NewRun>(const std::string& yaml)> prepare_run = {};
   std::optional<ports::Checkpoint> resume_from;
   std::vector<NodeId> admins;      // may give orders
   bool exit_when_over = false;     // run() returns when the run is finished or stopped and the miners know it

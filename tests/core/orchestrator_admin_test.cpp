@@ -1,0 +1,408 @@
+// Stages of miners and orders of operators: the queue, moves, drains, changes of the specification and of the stages.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "support/scripted_swarm.h"
+
+namespace tessera::test {
+namespace {
+
+using core::Command;
+using core::Commanded;
+using core::RunPhase;
+using testing::HasSubstr;
+
+core::RunSpec admin_spec(uint32_t stages, uint32_t miners_per_stage) {
+  core::RunSpec spec = small_spec(stages, miners_per_stage);
+  spec.training.steps = 200;
+  return spec;
+}
+
+std::string why(const StatusOr<std::optional<core::Event>>& order) { return message_of(order.status()); }
+
+void obey(OrchestratorWorld& world, const StatusOr<std::optional<core::Event>>& order) {
+  ASSERT_TRUE(order.ok()) << order.status();
+  if (*order) world.step(**order);
+}
+
+// It reports that nothing is in flight any more, ends, and joins again as a new process.
+void leave_and_join(ScriptedMiner& miner) {
+  miner.sync();
+  miner.restart();
+  miner.join();
+  for (int i = 0; i < 3; ++i) miner.sync();
+}
+
+// ---- newcomers ------------------------------------------------------------------------------------------------------
+
+TEST(Newcomer, GoesToTheStageWithTheLeastMeasuredThroughput) {
+  ScriptedSwarm swarm(admin_spec(2, 2));
+  swarm.start();
+  for (uint32_t replica : {0, 1}) {
+    swarm.at(0, replica).microbatch_ms = 10;
+    swarm.at(1, replica).microbatch_ms = 40;
+  }
+  swarm.train(2);
+  for (uint64_t number : {901, 902}) {
+    ScriptedMiner late(swarm.world, number);
+    late.join();
+    EXPECT_EQ(late.record().stage, 1u) << number;  // 4 x 25 < 2 x 100
+  }
+}
+
+TEST(Newcomer, IsNeverGivenAStageThatDoesNotFit) {
+  core::RunSpec spec = admin_spec(2, 1);
+  spec.model.layers = 8;
+  spec.pipeline.stage_layers = {1, 7};
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  swarm.at(0, 0).microbatch_ms = 1;
+  swarm.at(1, 0).microbatch_ms = 100;
+  swarm.train(2);
+  const uint64_t need_0 = swarm.world.stage(0).need_cpu_bytes;
+  ASSERT_LT(need_0, swarm.world.stage(1).need_cpu_bytes);
+  ScriptedMiner small(swarm.world, 901);
+  small.registration().memory_bytes = need_0;
+  small.join();
+  EXPECT_EQ(small.record().stage, 0u);
+  ScriptedMiner tiny(swarm.world, 902);
+  tiny.registration().memory_bytes = need_0 - 1;
+  const core::RegisterAnswer refused = tiny.join();
+  EXPECT_EQ(refused.refusal, core::RegisterRefusal::kNotFitting);
+  EXPECT_THAT(refused.message, HasSubstr("stage 0 needs"));
+  EXPECT_THAT(refused.message, HasSubstr("pipeline.max_in_flight"));
+  ScriptedMiner wanting(swarm.world, 903, 1);
+  wanting.registration().memory_bytes = need_0;
+  EXPECT_EQ(wanting.join().refusal, core::RegisterRefusal::kNotFitting);
+  ScriptedMiner unknown(swarm.world, 904);
+  unknown.join();
+  EXPECT_EQ(unknown.record().stage, 1u);
+  EXPECT_EQ(why(swarm.world.core().assign_order(small.index(), 1, true)).substr(0, 13), "stage 1 needs");
+}
+
+TEST(Queue, KeepsEverybodysPlaceThroughCrashesAndRestarts) {
+  ScriptedSwarm swarm(admin_spec(2, 1));
+  swarm.start();
+  swarm.world.step(Commanded{Command::kPause});
+  std::vector<std::unique_ptr<ScriptedMiner>> late;
+  for (uint64_t number : {901, 902, 903}) {
+    late.push_back(std::make_unique<ScriptedMiner>(swarm.world, number));
+    late.back()->sync();
+  }
+  EXPECT_THAT(late[2]->sync().reason, HasSubstr("place 3 of 3 in the queue"));
+  EXPECT_THAT(late[2]->answer().reason, HasSubstr("the run is paused"));
+  EXPECT_FALSE(late[2]->answer().assignment.has_value());
+  swarm.world.restart();
+  swarm.world.step(core::MinerLost{late[1]->index(), "silent"});
+  late[1]->restart();  // another process of the same miner
+  EXPECT_THAT(late[1]->sync().reason, HasSubstr("place 2 of 3"));
+  swarm.world.step(core::MinerLost{late[0]->index(), "silent"});
+  EXPECT_THAT(late[1]->sync().reason, HasSubstr("place 2 of 3"));
+  // A miner that had a stage gets it back at once: it is no joiner.
+  swarm.at(1, 0).restart();
+  swarm.at(1, 0).join();
+  EXPECT_TRUE(swarm.at(1, 0).record().placed);
+  swarm.world.step(Commanded{Command::kResume});
+  EXPECT_TRUE(late[1]->record().placed);
+  EXPECT_TRUE(late[2]->record().placed);
+  EXPECT_NE(late[1]->record().stage, late[2]->record().stage);
+  EXPECT_FALSE(late[0]->record().placed);  // it is not there
+  late[0]->sync();
+  EXPECT_TRUE(late[0]->record().placed);
+  EXPECT_TRUE(swarm.world.state().waiting.empty());
+}
+
+TEST(Queue, APlaceLapsesAfterTenMinutesOfSilence) {
+  ScriptedSwarm swarm(admin_spec(2, 1));
+  swarm.start();
+  swarm.world.step(Commanded{Command::kPause});
+  ScriptedMiner gone(swarm.world, 901), second(swarm.world, 902), third(swarm.world, 903);
+  gone.sync();
+  second.sync();
+  swarm.world.step(core::MinerLost{gone.index(), "silent"});
+  swarm.world.pass(600001);
+  third.sync();
+  EXPECT_THAT(second.sync().reason, HasSubstr("place 1 of 2"));
+  gone.restart();
+  EXPECT_THAT(gone.sync().reason, HasSubstr("place 3 of 3"));
+}
+
+TEST(Queue, NobodyIsGivenToARunWhoseWorkIsDone) {
+  core::RunSpec spec = small_spec(1, 1);
+  spec.training.steps = 2;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  swarm.at(0, 0).habits.uploads = false;
+  swarm.train(4);
+  ASSERT_EQ(swarm.world.state().phase, RunPhase::kMerging);
+  ScriptedMiner late(swarm.world, 901);
+  EXPECT_THAT(late.sync().reason, HasSubstr("all microbatches of the run are done"));
+}
+
+// ---- moves ----------------------------------------------------------------------------------------------------------
+
+// Two stages; stage 0 with three miners, stage 1 with one that takes as long as they do.
+struct LopsidedSwarm {
+  LopsidedSwarm() : world(spec()) {
+    for (uint64_t number = 1; number <= 4; ++number) {
+      miners.push_back(std::make_unique<ScriptedMiner>(world, number, number == 4 ? 1 : 0));
+      miners.back()->join();
+    }
+    // They go where they are wanted and may be moved all the same: their next registration wants nothing.
+    for (const auto& miner : miners) {
+      miner->registration().wanted_stage.reset();
+      miner->join();
+      miner->microbatch_ms = 10;
+    }
+    for (int i = 0; i < 3; ++i) sync_all();
+  }
+  static core::RunSpec spec() {
+    core::RunSpec spec = admin_spec(2, 1);
+    spec.pipeline.max_in_flight = 8;
+    return spec;
+  }
+  void sync_all() {
+    for (const auto& miner : miners) miner->sync();
+  }
+  // One microbatch through every head and the only tail.
+  void train_one(size_t head) {
+    miners[head]->sync();
+    if (miners[head]->leases.empty()) return;
+    const core::Lease lease = miners[head]->leases.front();
+    miners[head]->leases.erase(miners[head]->leases.begin());
+    miners[head]->receipt(lease.microbatch, lease.attempt);
+    miners[3]->receipt(lease.microbatch, lease.attempt);
+    sync_all();
+  }
+  OrchestratorWorld world;
+  std::vector<std::unique_ptr<ScriptedMiner>> miners;
+};
+
+TEST(Rebalancing, MovesAMinerAtTheEpochBoundaryAndThenCoolsDown) {
+  LopsidedSwarm swarm;
+  for (int i = 0; i < 4; ++i) {
+    for (size_t head : {0, 1, 2}) swarm.train_one(head);
+    if (swarm.world.stage(0).epoch == 0) {
+      EXPECT_EQ(swarm.world.state().moves, 0u);
+    }
+  }
+  for (int i = 0; i < 5 && swarm.world.stage(0).epoch == 0; ++i) swarm.sync_all();
+  ASSERT_EQ(swarm.world.stage(0).epoch, 1u);
+  ASSERT_EQ(swarm.world.state().moves, 1u);
+  EXPECT_TRUE(swarm.world.said("moves from stage 0 to stage 1: the run's throughput rises"));
+  const auto moved = std::find_if(swarm.miners.begin(), swarm.miners.end(),
+                                  [](const auto& miner) { return miner->record().assigned_stage.has_value(); });
+  ASSERT_NE(moved, swarm.miners.end());
+  (*moved)->sync();
+  EXPECT_TRUE((*moved)->told_to_move);
+  swarm.world.restart();
+  (*moved)->sync();  // nothing is in flight
+  EXPECT_FALSE((*moved)->record().live);
+  (*moved)->restart();
+  (*moved)->join();
+  for (int i = 0; i < 3; ++i) (*moved)->sync();
+  EXPECT_EQ((*moved)->record().stage, 1u);
+  EXPECT_TRUE((*moved)->record().ready);
+  EXPECT_FALSE((*moved)->record().assigned_stage.has_value());
+  EXPECT_EQ(swarm.world.state().moves, 1u);
+}
+
+TEST(Rebalancing, IsOffWithoutAGain) {
+  LopsidedSwarm swarm;
+  obey(swarm.world, swarm.world.core().spec_order("pipeline.rebalance_gain", "0"));
+  for (int i = 0; i < 5; ++i) {
+    for (size_t head : {0, 1, 2}) swarm.train_one(head);
+  }
+  for (int i = 0; i < 5; ++i) swarm.sync_all();
+  ASSERT_GT(swarm.world.stage(0).epoch, 0u);
+  EXPECT_EQ(swarm.world.state().moves, 0u);
+}
+
+TEST(Rebalancing, FillsAnEmptiedStageAtOnce) {
+  LopsidedSwarm swarm;
+  ASSERT_EQ(swarm.world.state().phase, RunPhase::kRunning);
+  swarm.world.step(core::MinerLost{swarm.miners[3]->index(), "silent"});
+  EXPECT_EQ(swarm.world.state().moves, 1u);
+  EXPECT_TRUE(swarm.world.said("stage 1 is nearly empty"));
+  swarm.world.step(core::MinerReturned{swarm.miners[3]->index()});
+  EXPECT_EQ(swarm.world.state().moves, 1u);
+}
+
+// ---- orders ---------------------------------------------------------------------------------------------------------
+
+TEST(Assign, TakesEffectAtTheEpochBoundaryAndPins) {
+  ScriptedSwarm swarm(admin_spec(2, 2));
+  swarm.start();
+  ScriptedMiner& miner = swarm.at(0, 1);
+  obey(swarm.world, swarm.world.core().assign_order(miner.index(), 1, false));
+  miner.sync();
+  EXPECT_FALSE(miner.told_to_move);
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).epoch == 1; }));
+  miner.sync();
+  ASSERT_TRUE(miner.told_to_move);
+  leave_and_join(miner);
+  EXPECT_EQ(miner.record().stage, 1u);
+  EXPECT_TRUE(miner.record().pinned);
+  miner.restart();
+  miner.join();
+  EXPECT_EQ(miner.record().stage, 1u);  // it stays there through restarts
+  const auto again = swarm.world.core().assign_order(miner.index(), 1, false);
+  ASSERT_TRUE(again.ok());
+  EXPECT_FALSE(again->has_value());
+}
+
+TEST(Assign, IsRefusedWithTheReason) {
+  ScriptedSwarm swarm(admin_spec(2, 1));
+  swarm.start();
+  const core::Orchestrator& core = swarm.world.core();
+  EXPECT_THAT(why(core.assign_order(9, 0, false)), HasSubstr("there is no miner 9"));
+  EXPECT_THAT(why(core.assign_order(0, 2, false)), HasSubstr("the run has the stages 0 to 1"));
+  EXPECT_THAT(why(core.assign_order(0, 1, false)), HasSubstr("the only ready one of stage 0"));
+  EXPECT_TRUE(core.assign_order(0, 1, true).ok());
+}
+
+TEST(Drain, SendsAMinerAway) {
+  ScriptedSwarm swarm(admin_spec(2, 2));
+  swarm.start();
+  ScriptedMiner& miner = swarm.at(1, 1);
+  EXPECT_THAT(why(swarm.world.core().drain_order(77)), HasSubstr("there is no miner 77"));
+  obey(swarm.world, swarm.world.core().drain_order(miner.index()));
+  EXPECT_FALSE(swarm.world.core().drain_order(miner.index())->has_value());
+  EXPECT_TRUE(miner.sync().drain);
+  EXPECT_THAT(miner.record().why, HasSubstr("sent away"));
+  miner.sync();
+  EXPECT_FALSE(miner.record().live);
+  EXPECT_THAT(why(swarm.world.core().drain_order(swarm.at(1, 0).index() + 50)), HasSubstr("no miner"));
+}
+
+TEST(SpecChange, ReachesEveryMinerAndOutlivesTheOrchestrator) {
+  ScriptedSwarm swarm(admin_spec(2, 1));
+  swarm.start();
+  const uint64_t version = swarm.world.state().spec_version;
+  obey(swarm.world, swarm.world.core().spec_order("training.learning_rate", "0.5"));
+  EXPECT_EQ(swarm.world.state().spec.training.learning_rate, 0.5);
+  EXPECT_EQ(swarm.world.state().spec_version, version + 1);
+  swarm.world.restart();
+  core::RunSpec told;
+  const core::SyncAnswer& answer = swarm.at(0, 0).sync();
+  ASSERT_TRUE(answer.run_spec && decode(*answer.run_spec, &told));
+  EXPECT_EQ(told.training.learning_rate, 0.5);
+  EXPECT_EQ(answer.spec_version, version + 1);
+  EXPECT_FALSE(swarm.world.core().spec_order("training.learning_rate", "0.5")->has_value());
+  EXPECT_THAT(why(swarm.world.core().spec_order("model.layers", "3")), HasSubstr("can't change"));
+}
+
+TEST(SpecChange, KeepsInMindWhatFits) {
+  ScriptedSwarm swarm(admin_spec(1, 1));
+  swarm.start();
+  ScriptedMiner exact(swarm.world, 901);
+  exact.registration().memory_bytes = swarm.world.stage(0).need_cpu_bytes;
+  exact.join();
+  EXPECT_THAT(why(swarm.world.core().spec_order("pipeline.max_in_flight", "1000")), HasSubstr("would no longer fit"));
+}
+
+TEST(SpecChange, AnOuterRateIsThatOfTheMergesCompletion) {
+  ScriptedSwarm swarm(admin_spec(1, 2));
+  swarm.start();
+  swarm.at(0, 1).habits.applies = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).epoch == 1; }));
+  obey(swarm.world, swarm.world.core().spec_order("merge.outer_learning_rate", "0.125"));
+  const core::SyncAnswer& late = swarm.at(0, 1).sync();
+  ASSERT_TRUE(late.merge && late.merge->phase == core::MergePhase::kApply);
+  EXPECT_EQ(late.merge->outer_learning_rate, 0.7);
+}
+
+// ---- other stages ---------------------------------------------------------------------------------------------------
+
+core::RunSpec six_layers() {
+  core::RunSpec spec = admin_spec(2, 2);
+  spec.model.layers = 6;
+  spec.pipeline.stage_layers = {3, 3};
+  return spec;
+}
+
+TEST(Stages, AreChangedAfterDrainingAndMerging) {
+  ScriptedSwarm swarm(six_layers());
+  swarm.start();
+  swarm.train(1);
+  obey(swarm.world, swarm.world.core().stages_order({2, 4}));
+  EXPECT_EQ(swarm.world.state().phase, RunPhase::kDraining);
+  ScriptedMiner late(swarm.world, 901);
+  EXPECT_THAT(late.sync().reason, HasSubstr("the run's stages are being changed"));
+  for (int i = 0; i < 40 && swarm.world.restages.empty(); ++i) {
+    for (uint32_t replica : {0, 1}) {
+      while (!swarm.at(0, replica).leases.empty()) swarm.train_one(replica);
+    }
+    swarm.sync_all();
+  }
+  ASSERT_EQ(swarm.world.restages.size(), 1u);
+  EXPECT_EQ(swarm.world.state().phase, RunPhase::kRestaging);
+  swarm.world.restart();  // the background job begins again
+  const uint64_t id = swarm.world.state().restage->id;
+  const Digest a = digest_of("new 0"), b = digest_of("new 1");
+  swarm.world.step(core::StagesChanged{id + 7, true, "", {1, 1}, {a, b}});
+  EXPECT_EQ(swarm.world.state().phase, RunPhase::kRestaging);
+  const Epoch epoch = swarm.world.stage(0).epoch;
+  swarm.world.step(core::StagesChanged{id, true, "", {100, 200}, {a, b}});
+  const core::OrchestratorState& state = swarm.world.state();
+  EXPECT_EQ(state.phase, RunPhase::kRunning);
+  EXPECT_EQ(state.spec.pipeline.stage_layers, (std::vector<uint32_t>{2, 4}));
+  EXPECT_EQ(state.stages[0].epoch, epoch + 1);
+  EXPECT_EQ(state.stages[1].state, b);
+  EXPECT_EQ(state.stages[1].values, 200u);
+  EXPECT_TRUE(late.record().placed);
+  for (const auto& miner : swarm.miners) {
+    const StageIndex stage = miner->record().stage;
+    miner->sync();
+    EXPECT_FALSE(miner->record().ready);
+    miner->restart();
+    miner->join();
+    for (int i = 0; i < 2; ++i) miner->sync();
+    EXPECT_EQ(miner->record().stage, stage);
+    EXPECT_TRUE(miner->record().ready);
+    EXPECT_EQ(miner->epoch(), state.stages[stage].epoch);
+  }
+  swarm.train(2);
+}
+
+TEST(Stages, AreRefusedWithTheReason) {
+  ScriptedSwarm swarm(six_layers());
+  swarm.start();
+  const core::Orchestrator& core = swarm.world.core();
+  EXPECT_THAT(why(core.stages_order({6})), HasSubstr("their number can't change"));
+  EXPECT_THAT(why(core.stages_order({5, 2})), HasSubstr("add up to 7"));
+  EXPECT_FALSE(core.stages_order({3, 3})->has_value());
+  ScriptedMiner exact(swarm.world, 901, 1);
+  exact.registration().memory_bytes = swarm.world.stage(1).need_cpu_bytes;
+  exact.join();
+  EXPECT_THAT(why(core.stages_order({1, 5})), HasSubstr("would not fit"));
+  swarm.world.step(Commanded{Command::kPause});
+  EXPECT_THAT(why(core.stages_order({2, 4})), HasSubstr("the run is paused"));
+}
+
+TEST(Stages, StayAsTheyAreIfTheRunCantDrain) {
+  ScriptedSwarm swarm(six_layers());
+  swarm.start();
+  swarm.sync_all();
+  obey(swarm.world, swarm.world.core().stages_order({2, 4}));
+  swarm.world.pass(1000);
+  swarm.world.pass(1000);
+  EXPECT_EQ(swarm.world.state().phase, RunPhase::kRunning);
+  EXPECT_FALSE(swarm.world.state().restage.has_value());
+  EXPECT_EQ(swarm.world.state().spec.pipeline.stage_layers, (std::vector<uint32_t>{3, 3}));
+  EXPECT_TRUE(swarm.world.said("the stages stay as they are"));
+}
+
+TEST(Stages, AStopGoesFirst) {
+  ScriptedSwarm swarm(six_layers());
+  swarm.start();
+  obey(swarm.world, swarm.world.core().stages_order({2, 4}));
+  swarm.world.step(Commanded{Command::kStop});
+  EXPECT_FALSE(swarm.world.state().restage.has_value());
+  EXPECT_EQ(swarm.world.state().after_checkpoint, RunPhase::kStopped);
+}
+
+}  // namespace
+}  // namespace tessera::test
