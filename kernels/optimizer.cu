@@ -4,28 +4,15 @@
 // to the bit.
 #include <cuda_runtime_api.h>
 
+#include "launch.cuh"
+#include "optimizer_device.cuh"
 #include "optimizer_math.h"
 
 namespace tessera::kernels {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-bool is_aligned(const void* pointer, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
-                   Arguments... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
 
 // ---- the norm
 
@@ -50,7 +37,7 @@ __device__ double block_sum(double value) {
 }
 
 // One tile a block: four squares in fp32, the rest of the sum in double.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kOptimizerThreads)
     sum_tiles(const float* __restrict__ gradient, int64_t count, bool aligned, double* partials) {
   const int64_t first = int64_t{blockIdx.x} * kNormTile;
   const int size = static_cast<int>(min(kNormTile, count - first));
@@ -58,11 +45,11 @@ __global__ void __launch_bounds__(kThreads)
   const int quads = aligned ? size / 4 : 0;
   double sum = 0;
 #pragma unroll 8
-  for (int quad = static_cast<int>(threadIdx.x); quad < quads; quad += kThreads) {
+  for (int quad = static_cast<int>(threadIdx.x); quad < quads; quad += kOptimizerThreads) {
     const float4 v = __ldg(reinterpret_cast<const float4*>(tile) + quad);
     sum += static_cast<double>(v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w));
   }
-  for (int i = 4 * quads + static_cast<int>(threadIdx.x); i < size; i += kThreads) {
+  for (int i = 4 * quads + static_cast<int>(threadIdx.x); i < size; i += kOptimizerThreads) {
     sum += static_cast<double>(tile[i] * tile[i]);
   }
   sum = block_sum(sum);
@@ -89,17 +76,11 @@ struct AdamTask {
   const float* gradient;
   float* first_moment;
   float* second_moment;
-  float* weights_float;
-  uint16_t* weights_bfloat16;
+  WeightTargets weights;
   AdamConstants constants;
   const GradientNorm* norm;
   bool aligned;  // every array at a multiple of four values
 };
-
-__device__ __forceinline__ void store_weight(const AdamTask& task, int64_t at, float value) {
-  if (task.weights_float != nullptr) task.weights_float[at] = value;
-  if (task.weights_bfloat16 != nullptr) task.weights_bfloat16[at] = bfloat16_of_float(value);
-}
 
 __device__ __forceinline__ void step_one(const AdamTask& task, float scale, float keep,
                                          int64_t at) {
@@ -108,19 +89,7 @@ __device__ __forceinline__ void step_one(const AdamTask& task, float scale, floa
   task.values[at] = value;
   task.first_moment[at] = first;
   task.second_moment[at] = second;
-  store_weight(task, at, value);
-}
-
-__device__ __forceinline__ void store_weights(const AdamTask& task, int64_t at,
-                                              const float4& value) {
-  if (task.weights_float != nullptr) {
-    *reinterpret_cast<float4*>(task.weights_float + at) = value;
-  }
-  if (task.weights_bfloat16 != nullptr) {
-    const uint32_t low = bfloat16_of_float(value.x) | uint32_t{bfloat16_of_float(value.y)} << 16;
-    const uint32_t high = bfloat16_of_float(value.z) | uint32_t{bfloat16_of_float(value.w)} << 16;
-    *reinterpret_cast<uint2*>(task.weights_bfloat16 + at) = make_uint2(low, high);
-  }
+  store_weight(task.weights, at, value);
 }
 
 struct AdamQuad {
@@ -144,29 +113,17 @@ __device__ __forceinline__ void step_quad(const AdamTask& task, float scale, flo
   __stcs(reinterpret_cast<float4*>(task.values + at), quad.value);
   __stcs(reinterpret_cast<float4*>(task.first_moment + at), quad.first);
   __stcs(reinterpret_cast<float4*>(task.second_moment + at), quad.second);
-  store_weights(task, at, quad.value);
-}
-
-// The quads of a chunk that lie at multiples of four values; what is before and after them goes one
-// by one.
-struct ChunkParts {
-  int64_t begin, first_quad, end_quads, end;
-};
-
-__device__ __forceinline__ ChunkParts parts_of(const OptimizerChunk& chunk, bool aligned) {
-  const int64_t begin = chunk.offset, end = chunk.offset + chunk.count;
-  const int64_t first_quad = aligned ? min((begin + 3) / 4 * 4, end) : end;
-  return {begin, first_quad, max(first_quad, end / 4 * 4), end};
+  store_weights(task.weights, at, quad.value);
 }
 
 // The gradient was not finite: the weights are the values as they are.
 __device__ void copy_chunk(const AdamTask& task, const OptimizerChunk& chunk) {
-  for (int i = static_cast<int>(threadIdx.x); i < chunk.count; i += kThreads) {
-    store_weight(task, chunk.offset + i, task.values[chunk.offset + i]);
+  for (int i = static_cast<int>(threadIdx.x); i < chunk.count; i += kOptimizerThreads) {
+    store_weight(task.weights, chunk.offset + i, task.values[chunk.offset + i]);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) adam_step(const AdamTask task) {
+__global__ void __launch_bounds__(kOptimizerThreads) adam_step(const AdamTask task) {
   const OptimizerChunk chunk = task.chunks[blockIdx.x];
   if (task.norm->finite == 0) {
     copy_chunk(task, chunk);
@@ -174,12 +131,12 @@ __global__ void __launch_bounds__(kThreads) adam_step(const AdamTask task) {
   }
   const float scale = task.norm->scale;
   const float keep = chunk.decays != 0 ? task.constants.keep : 1.0f;
-  const ChunkParts parts = parts_of(chunk, task.aligned);
+  const QuadParts parts = quad_parts(chunk.offset, chunk.offset + chunk.count, task.aligned);
   const int thread = static_cast<int>(threadIdx.x);
-  for (int64_t at = parts.begin + thread; at < parts.first_quad; at += kThreads) {
+  for (int64_t at = parts.begin + thread; at < parts.first_quad; at += kOptimizerThreads) {
     step_one(task, scale, keep, at);
   }
-  constexpr int64_t kStride = int64_t{4} * kThreads;
+  constexpr int64_t kStride = int64_t{4} * kOptimizerThreads;
   int64_t at = parts.first_quad + 4 * thread;
   // Two quads at a time: eight loads are under way before the first number is needed.
   for (; at + kStride < parts.end_quads; at += 2 * kStride) {
@@ -188,7 +145,7 @@ __global__ void __launch_bounds__(kThreads) adam_step(const AdamTask task) {
     step_quad(task, scale, keep, at + kStride, high);
   }
   if (at < parts.end_quads) step_quad(task, scale, keep, at, load_quad(task, at));
-  for (int64_t i = parts.end_quads + thread; i < parts.end; i += kThreads) {
+  for (int64_t i = parts.end_quads + thread; i < parts.end; i += kOptimizerThreads) {
     step_one(task, scale, keep, i);
   }
 }
@@ -204,8 +161,8 @@ int gradient_norm_cuda(const NormParams& params, void* stream_handle) {
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_handle);
   if (tiles > 0) {
     const cudaError_t error =
-        launch(sum_tiles, tiles, kThreads, stream, params.gradient, params.count,
-               is_aligned(params.gradient, 16), params.partials);
+        launch(sum_tiles, tiles, kOptimizerThreads, stream, params.gradient, params.count,
+               is_quad_aligned(params.gradient), params.partials);
     if (error != cudaSuccess) return error;
   }
   return launch(finish_norm, 1, kFinishThreads, stream, static_cast<const double*>(params.partials),
@@ -219,21 +176,15 @@ int adam_step_cuda(const AdamParams& params, void* stream_handle) {
       params.second_moment == nullptr || params.norm == nullptr) {
     return cudaErrorInvalidValue;
   }
-  AdamTask task = {params.chunks,
-                   params.values,
-                   params.gradient,
-                   params.first_moment,
-                   params.second_moment,
-                   params.weights_float,
-                   params.weights_bfloat16,
-                   params.constants,
-                   params.norm,
-                   false};
-  task.aligned = is_aligned(params.values, 16) && is_aligned(params.gradient, 16) &&
-                 is_aligned(params.first_moment, 16) && is_aligned(params.second_moment, 16) &&
-                 is_aligned(params.weights_float, 16) && is_aligned(params.weights_bfloat16, 8);
-  return launch(adam_step, params.chunk_count, kThreads, static_cast<cudaStream_t>(stream_handle),
-                task);
+  const WeightTargets weights = {params.weights_float, params.weights_bfloat16};
+  AdamTask task = {params.chunks,       params.values,        params.gradient,
+                   params.first_moment, params.second_moment, weights,
+                   params.constants,    params.norm,          false};
+  task.aligned = is_quad_aligned(params.values) && is_quad_aligned(params.gradient) &&
+                 is_quad_aligned(params.first_moment) && is_quad_aligned(params.second_moment) &&
+                 is_quad_aligned(weights);
+  return launch(adam_step, params.chunk_count, kOptimizerThreads,
+                static_cast<cudaStream_t>(stream_handle), task);
 }
 
 }  // namespace tessera::kernels

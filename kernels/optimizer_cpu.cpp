@@ -61,6 +61,42 @@ void round_to_bfloat16(const float* __restrict__ values, int64_t count,
   for (int64_t i = 0; i < count; ++i) rounded[i] = bfloat16_of_float(values[i]);
 }
 
+// The compute weights of a run of values.
+struct WeightTargets {
+  float* as_float;
+  uint16_t* as_bfloat16;
+};
+
+void write_weights(const float* values, int64_t at, int64_t count, const WeightTargets& targets) {
+  if (targets.as_float != nullptr) std::copy_n(values + at, count, targets.as_float + at);
+  if (targets.as_bfloat16 != nullptr) {
+    round_to_bfloat16(values + at, count, targets.as_bfloat16 + at);
+  }
+}
+
+TESSERA_WIDEST_VECTORS
+void momentum_run(const MuonParams& params, float scale, int64_t count,
+                  const float* __restrict__ gradient, float* __restrict__ momentum,
+                  float* __restrict__ update) {
+  const MuonParams p = params;
+  for (int64_t i = 0; i < count; ++i) {
+    update[i] = muon_momentum_update(p, scale, gradient[i], momentum[i]);
+  }
+}
+
+TESSERA_WIDEST_VECTORS
+void apply_run(const MuonParams& params, int64_t count, const float* __restrict__ direction,
+               float* __restrict__ values) {
+  const MuonParams p = params;
+  for (int64_t i = 0; i < count; ++i) values[i] = muon_applied(p, values[i], direction[i]);
+}
+
+TESSERA_WIDEST_VECTORS
+void widen_bfloat16(const uint16_t* __restrict__ numbers, int64_t count,
+                    float* __restrict__ widened) {
+  for (int64_t i = 0; i < count; ++i) widened[i] = float_of_bfloat16(numbers[i]);
+}
+
 }  // namespace
 
 void norm_partials_cpu(const NormParams& params, int64_t begin, int64_t end) {
@@ -145,12 +181,51 @@ void adam_step_cpu(const AdamParams& params, int64_t begin, int64_t end) {
         adam_run(params.constants, params.norm->scale, keep, count, params.gradient + at,
                  params.values + at, params.first_moment + at, params.second_moment + at);
       }
-      if (params.weights_float != nullptr) {
-        std::copy_n(params.values + at, count, params.weights_float + at);
+      write_weights(params.values, at, count, {params.weights_float, params.weights_bfloat16});
+    }
+  }
+}
+
+void muon_momentum_cpu(const MuonParams& params, int64_t begin, int64_t end) {
+  TESSERA_CHECK(begin >= 0 && begin <= end && end <= muon_block_count(params));
+  TESSERA_CHECK((params.stack_float == nullptr) != (params.stack_bfloat16 == nullptr));
+  for (int64_t index = begin; index < end; ++index) {
+    const MuonBlock block = muon_block(params, index);
+    for (int64_t done = 0; done < block.count; done += kRun) {
+      const int64_t count = std::min(kRun, block.count - done);
+      const int64_t flat = block.flat + done, stack = block.stack + done;
+      float update[kRun] = {};
+      if (params.norm->finite != 0) {
+        momentum_run(params, params.norm->scale, count, params.gradient + flat,
+                     params.momentum + flat, update);
       }
-      if (params.weights_bfloat16 != nullptr) {
-        round_to_bfloat16(params.values + at, count, params.weights_bfloat16 + at);
+      if (params.stack_float != nullptr) std::copy_n(update, count, params.stack_float + stack);
+      if (params.stack_bfloat16 != nullptr) {
+        round_to_bfloat16(update, count, params.stack_bfloat16 + stack);
       }
+    }
+  }
+}
+
+void muon_apply_cpu(const MuonParams& params, int64_t begin, int64_t end) {
+  TESSERA_CHECK(begin >= 0 && begin <= end && end <= muon_block_count(params));
+  TESSERA_CHECK((params.stack_float == nullptr) != (params.stack_bfloat16 == nullptr));
+  for (int64_t index = begin; index < end; ++index) {
+    const MuonBlock block = muon_block(params, index);
+    for (int64_t done = 0; done < block.count; done += kRun) {
+      const int64_t count = std::min(kRun, block.count - done);
+      const int64_t flat = block.flat + done, stack = block.stack + done;
+      if (params.norm->finite != 0) {
+        float widened[kRun];
+        const float* direction = widened;
+        if (params.stack_float != nullptr) {
+          direction = params.stack_float + stack;
+        } else {
+          widen_bfloat16(params.stack_bfloat16 + stack, count, widened);
+        }
+        apply_run(params, count, direction, params.values + flat);
+      }
+      write_weights(params.values, flat, count, {params.weights_float, params.weights_bfloat16});
     }
   }
 }

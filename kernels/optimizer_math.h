@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "codec_math.h"
 #include "tessera/kernels/optimizer.h"
+#include "tessera/kernels/real.h"
 
 namespace tessera::kernels {
 
@@ -33,6 +33,33 @@ TESSERA_HOST_DEVICE void adam_update(const AdamConstants& c, float scale, float 
   second = c.beta2 * second + c.second_rate * (gradient * gradient);
   const float direction = c.gradient_weight * gradient + c.moment_weight * first;
   value = value * keep - direction / (sqrtf(second) * c.root_scale + c.epsilon);
+}
+
+// What Newton-Schulz starts from.
+TESSERA_HOST_DEVICE float muon_momentum_update(const MuonParams& p, float scale, float accumulated,
+                                               float& momentum) {
+  const float share = p.momentum_rate * (accumulated * scale);
+  momentum = p.momentum_factor * momentum + share;
+  return p.momentum_factor * momentum + share;
+}
+
+TESSERA_HOST_DEVICE float muon_applied(const MuonParams& p, float value, float direction) {
+  return value * p.keep - p.step * direction;
+}
+
+// A block's numbers in the flat vector and in the stack.
+struct MuonBlock {
+  int64_t flat;
+  int64_t stack;
+  int64_t count;
+};
+
+TESSERA_HOST_DEVICE MuonBlock muon_block(const MuonParams& p, int64_t index) {
+  const int64_t blocks = (p.matrix_values + kMuonBlock - 1) / kMuonBlock;
+  const int64_t matrix = index / blocks, first = index % blocks * kMuonBlock;
+  const int64_t left = p.matrix_values - first;
+  return {p.offsets[matrix] + first, matrix * p.matrix_values + first,
+          left < kMuonBlock ? left : kMuonBlock};
 }
 
 }  // namespace tessera::kernels

@@ -84,8 +84,13 @@ void add_training(core::TrainingSpec* training, FieldTable* table) {
                 "lease no microbatch of a step before the step before is complete everywhere; for "
                 "comparisons"),
           field("training.optimizer",
-                Choice<OptimizerKind>{&training->optimizer, {{"adamw", OptimizerKind::kAdamW}}}, "",
-                "of the local steps"),
+                Choice<OptimizerKind>{&training->optimizer,
+                                      {{"adamw", OptimizerKind::kAdamW},
+                                       {"nadam", OptimizerKind::kNAdam},
+                                       {"muon", OptimizerKind::kMuon}}},
+                "",
+                "of the local steps; muon is for the layers' matrices, with adamw for everything "
+                "else"),
           field("training.learning_rate", &training->learning_rate, "above 0 and at most 10",
                 "peak of the schedule"),
           field("training.min_learning_rate_ratio", &training->min_learning_rate_ratio, "0 to 1",
@@ -99,11 +104,11 @@ void add_training(core::TrainingSpec* training, FieldTable* table) {
                                  {"cosine", LrDecay::kCosine}}},
                 "", "of the learning rate after the warm-up"),
           field("training.beta1", &training->beta1, "at least 0 and below 1",
-                "AdamW: decay of the first moment"),
+                "Adam: decay of the first moment"),
           field("training.beta2", &training->beta2, "at least 0 and below 1",
-                "AdamW: decay of the second moment"),
+                "Adam: decay of the second moment"),
           field("training.epsilon", &training->epsilon, "above 0 and at most 1",
-                "AdamW: added to the denominator"),
+                "Adam: added to the denominator"),
           field("training.weight_decay", &training->weight_decay, "0 to 10",
                 "decoupled, on matrices only"),
           field("training.clip_norm", &training->clip_norm, "0 to 1000000",
@@ -122,6 +127,17 @@ void add_training(core::TrainingSpec* training, FieldTable* table) {
                 "0 to 100000000",
                 "local steps after which a miner writes its own state to its folder, so that a "
                 "restart loses no more; 0: never"),
+          field("training.nadam_momentum_decay", &training->nadam_momentum_decay, "0 to 1",
+                "NAdam: how fast the momentum warms up to training.beta1"),
+          field("training.muon_learning_rate", &training->muon_learning_rate,
+                "above 0 and at most 10",
+                "Muon: peak for the layers' matrices, with the same schedule as "
+                "training.learning_rate; times sqrt(max(1, rows / columns)) of a matrix"),
+          field("training.muon_momentum", &training->muon_momentum, "at least 0 and below 1",
+                "Muon: Nesterov momentum"),
+          field("training.muon_weight_decay", &training->muon_weight_decay, "0 to 10",
+                "Muon: decoupled, times the learning rate of Muon, so a fraction of "
+                "training.weight_decay does the same"),
       });
 }
 

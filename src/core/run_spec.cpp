@@ -161,23 +161,28 @@ Status check_pipeline(const PipelineSpec& pipeline, uint32_t layers) {
 }
 
 Status check_training(const TrainingSpec& training) {
+  TESSERA_RETURN_IF_ERROR(check_whole(
+      {{"training.steps", training.steps, 1, 100000000},
+       {"training.microbatch_size", training.microbatch_size, 1, 4096},
+       {"training.microbatches_per_step", training.microbatches_per_step, 1, 4096},
+       {"training.local_checkpoint_steps", training.local_checkpoint_steps, 0, 100000000},
+       {"training.warmup_steps", training.warmup_steps, 0, 100000000}}));
   TESSERA_RETURN_IF_ERROR(
-      check_whole({{"training.steps", training.steps, 1, 100000000},
-                   {"training.microbatch_size", training.microbatch_size, 1, 4096},
-                   {"training.microbatches_per_step", training.microbatches_per_step, 1, 4096},
-                   {"training.local_checkpoint_steps", training.local_checkpoint_steps, 0, 100000000},
-                   {"training.warmup_steps", training.warmup_steps, 0, 100000000}}));
-  TESSERA_RETURN_IF_ERROR(
-      check_enum("training.optimizer", training.optimizer, OptimizerKind::kAdamW));
+      check_enum("training.optimizer", training.optimizer, OptimizerKind::kMuon));
   TESSERA_RETURN_IF_ERROR(check_enum("training.decay", training.decay, LrDecay::kCosine));
   TESSERA_RETURN_IF_ERROR(check_enum("training.recompute", training.recompute, Recompute::kFull));
-  return check_real({{"training.learning_rate", training.learning_rate, 0, 10, Ends::kOpenLow},
-                     {"training.min_learning_rate_ratio", training.min_learning_rate_ratio, 0, 1},
-                     {"training.beta1", training.beta1, 0, 1, Ends::kOpenHigh},
-                     {"training.beta2", training.beta2, 0, 1, Ends::kOpenHigh},
-                     {"training.epsilon", training.epsilon, 0, 1, Ends::kOpenLow},
-                     {"training.weight_decay", training.weight_decay, 0, 10},
-                     {"training.clip_norm", training.clip_norm, 0, 1000000}});
+  return check_real(
+      {{"training.learning_rate", training.learning_rate, 0, 10, Ends::kOpenLow},
+       {"training.min_learning_rate_ratio", training.min_learning_rate_ratio, 0, 1},
+       {"training.beta1", training.beta1, 0, 1, Ends::kOpenHigh},
+       {"training.beta2", training.beta2, 0, 1, Ends::kOpenHigh},
+       {"training.epsilon", training.epsilon, 0, 1, Ends::kOpenLow},
+       {"training.weight_decay", training.weight_decay, 0, 10},
+       {"training.clip_norm", training.clip_norm, 0, 1000000},
+       {"training.nadam_momentum_decay", training.nadam_momentum_decay, 0, 1},
+       {"training.muon_learning_rate", training.muon_learning_rate, 0, 10, Ends::kOpenLow},
+       {"training.muon_momentum", training.muon_momentum, 0, 1, Ends::kOpenHigh},
+       {"training.muon_weight_decay", training.muon_weight_decay, 0, 10}});
 }
 
 Status check_merge(const MergeSpec& merge) {

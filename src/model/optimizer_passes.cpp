@@ -28,12 +28,17 @@ void* stream_of(const at::Tensor& tensor) {
 }
 #endif
 
-void check_flat(const at::Tensor& tensor, const at::Tensor& like) {
-  TESSERA_CHECK(tensor.dim() == 1 && tensor.is_contiguous());
-  TESSERA_CHECK(tensor.numel() == like.numel() && tensor.device() == like.device());
-}
-
 }  // namespace
+
+WeightPointers weight_pointers(const at::Tensor& compute_weights) {
+  WeightPointers pointers;
+  if (compute_weights.scalar_type() == at::kBFloat16) {
+    pointers.as_bfloat16 = static_cast<uint16_t*>(compute_weights.data_ptr());
+  } else {
+    pointers.as_float = compute_weights.data_ptr<float>();
+  }
+  return pointers;
+}
 
 NormPass::NormPass(int64_t count, const at::Device& device)
     : partials_(at::empty({kernels::norm_partial_count(count)},
@@ -95,10 +100,6 @@ AdamPass::AdamPass(const std::vector<kernels::OptimizerSegment>& segments,
 Status AdamPass::enqueue(const StepTensors& tensors, const at::Tensor& first_moment,
                          const at::Tensor& second_moment, const kernels::AdamConstants& constants,
                          const kernels::GradientNorm* norm) const {
-  for (const at::Tensor* flat :
-       {&tensors.gradient, &tensors.compute_weights, &first_moment, &second_moment}) {
-    check_flat(*flat, tensors.masters);
-  }
   kernels::AdamParams params;
   params.chunks = reinterpret_cast<const kernels::OptimizerChunk*>(chunks_.const_data_ptr());
   params.chunk_count = chunk_count_;
@@ -106,11 +107,9 @@ Status AdamPass::enqueue(const StepTensors& tensors, const at::Tensor& first_mom
   params.gradient = tensors.gradient.const_data_ptr<float>();
   params.first_moment = first_moment.data_ptr<float>();
   params.second_moment = second_moment.data_ptr<float>();
-  if (tensors.compute_weights.scalar_type() == at::kBFloat16) {
-    params.weights_bfloat16 = static_cast<uint16_t*>(tensors.compute_weights.data_ptr());
-  } else {
-    params.weights_float = tensors.compute_weights.data_ptr<float>();
-  }
+  const WeightPointers weights = weight_pointers(tensors.compute_weights);
+  params.weights_float = weights.as_float;
+  params.weights_bfloat16 = weights.as_bfloat16;
   params.constants = constants;
   params.norm = norm;
 #ifdef TESSERA_WITH_CUDA

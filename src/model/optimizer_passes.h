@@ -21,6 +21,13 @@ struct StepTensors {
   at::Tensor compute_weights;  // fp32 or bf16
 };
 
+// The memory of flat compute weights, as the one type that it is.
+struct WeightPointers {
+  float* as_float = nullptr;
+  uint16_t* as_bfloat16 = nullptr;
+};
+WeightPointers weight_pointers(const at::Tensor& compute_weights);
+
 // The norm of the gradient and what follows from it, in the device's memory. Used by one thread.
 class NormPass {
  public:

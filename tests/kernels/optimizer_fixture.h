@@ -94,4 +94,31 @@ inline std::vector<AdamConstants> all_constants() {
   return constants;
 }
 
+// Matrices of one shape that lie apart in a flat vector, at odd places.
+struct MuonCase {
+  int64_t count = 0;  // of the flat vector
+  int64_t matrix_values = 0;
+  std::vector<int64_t> offsets;
+};
+
+inline std::vector<MuonCase> muon_cases() {
+  return {{40, 12, {4, 16, 28}},            // aligned
+          {30000, 9000, {0, 9001, 20000}},  // one of them not
+          {50001, 16385, {1, 20002}},       // more than a block, odd in the stack
+          {9, 1, {8, 0, 3}},
+          {70000, 8192, {8192, 61000, 16384}}};
+}
+
+// Constants of a usual step.
+inline MuonParams muon_params(const MuonCase& which) {
+  MuonParams params;
+  params.matrices = static_cast<int64_t>(which.offsets.size());
+  params.matrix_values = which.matrix_values;
+  params.momentum_factor = 0.95f;
+  params.momentum_rate = 0.05f;
+  params.keep = 0.99f;
+  params.step = 0.03f;
+  return params;
+}
+
 }  // namespace tessera::kernels

@@ -50,7 +50,7 @@ struct PipelineSpec {
   }
 };
 
-enum class OptimizerKind : uint8_t { kAdamW = 0 };
+enum class OptimizerKind : uint8_t { kAdamW = 0, kNAdam = 1, kMuon = 2 };
 enum class LrDecay : uint8_t { kConstant = 0, kLinear = 1, kCosine = 2 };
 
 // What a stage keeps of a microbatch between its forward and its backward pass. Less memory for more
@@ -77,6 +77,10 @@ struct TrainingSpec {
   Recompute recompute = Recompute::kOff;
   bool deterministic = false;          // the same bits in every run on the same kind of device
   uint32_t local_checkpoint_steps = 8; // local steps between a miner's checkpoints in its own folder; 0: none
+  double nadam_momentum_decay = 0.004;
+  double muon_learning_rate = 0.02;    // of the layers' matrices, with the schedule of learning_rate
+  double muon_momentum = 0.95;
+  double muon_weight_decay = 0.005;    // times muon_learning_rate
   template <class A>
   void fields(A& a) {
     a("seed", seed)("steps", steps)("microbatch_size", microbatch_size)(
@@ -85,7 +89,10 @@ struct TrainingSpec {
         "min_learning_rate_ratio", min_learning_rate_ratio)("warmup_steps", warmup_steps)(
         "decay", decay)("beta1", beta1)("beta2", beta2)("epsilon", epsilon)(
         "weight_decay", weight_decay)("clip_norm", clip_norm)(
-        "local_checkpoint_steps", local_checkpoint_steps);
+        "recompute", recompute)("deterministic", deterministic)(
+        "local_checkpoint_steps", local_checkpoint_steps)(
+        "nadam_momentum_decay", nadam_momentum_decay)("muon_learning_rate", muon_learning_rate)(
+        "muon_momentum", muon_momentum)("muon_weight_decay", muon_weight_decay);
   }
 };
 

@@ -1,5 +1,6 @@
 // The arithmetic of a local optimizer step over a stage's flat vectors: the gradient's norm with
-// the clip factor that follows from it, and Adam.
+// the clip factor that follows from it, Adam, and what Muon does before and after its matrix
+// products.
 //
 // Adam (Kingma & Ba 2015; AdamW: Loshchilov & Hutter 2019; NAdam: Dozat 2016), for value p with the
 // accumulated gradient a, s = GradientNorm.scale, all in fp32 and in this order:
@@ -120,10 +121,52 @@ struct AdamParams {
 // Chunks [begin, end) of params.chunks: threads may share the work.
 void adam_step_cpu(const AdamParams& params, int64_t begin, int64_t end);
 
+// ---- Muon
+
+// Matrices of one shape, each somewhere in the flat vector, and side by side in `stack`. Muon
+// (Jordan et al. 2024) of matrix i, in fp32 and in this order, with g = a * s as above:
+//   m = momentum * m + rate * g          (rate = 1 - momentum)
+//   u = momentum * m + rate * g          into the stack: Nesterov
+//   o = Newton-Schulz(u)                 by the caller, in place of u
+//   p = p * keep - step * o
+// Both halves leave m and p alone if the norm is not finite; u is then 0.
+struct MuonParams {
+  const int64_t* offsets = nullptr;  // [matrices]: where each begins in the flat vector
+  int64_t matrices = 0;
+  int64_t matrix_values = 0;  // of each
+  const float* gradient = nullptr;
+  float* momentum = nullptr;
+  float* values = nullptr;
+  float* weights_float = nullptr;
+  uint16_t* weights_bfloat16 = nullptr;
+  // [matrices, matrix_values]: one of the two.
+  float* stack_float = nullptr;
+  uint16_t* stack_bfloat16 = nullptr;
+  float momentum_factor = 0;
+  float momentum_rate = 0;
+  float keep = 1;
+  float step = 0;
+  const GradientNorm* norm = nullptr;
+};
+
+// Blocks of at most kMuonBlock values of a matrix: what threads share.
+inline constexpr int64_t kMuonBlock = 8192;
+inline constexpr int64_t muon_block_count(const MuonParams& params) {
+  return params.matrices * ((params.matrix_values + kMuonBlock - 1) / kMuonBlock);
+}
+
+// Blocks [begin, end).
+void muon_momentum_cpu(const MuonParams& params, int64_t begin, int64_t end);
+void muon_apply_cpu(const MuonParams& params, int64_t begin, int64_t end);
+
+// ---- CUDA
+
 // Device pointers throughout. `stream_handle` is a cudaStream_t. Asynchronous, in stream order.
 // Fastest with arrays at a multiple of 16 bytes. Return a cudaError_t (0: launched; 1,
 // cudaErrorInvalidValue: a pointer that is missing).
 int gradient_norm_cuda(const NormParams& params, void* stream_handle);
 int adam_step_cuda(const AdamParams& params, void* stream_handle);
+int muon_momentum_cuda(const MuonParams& params, void* stream_handle);
+int muon_apply_cuda(const MuonParams& params, void* stream_handle);
 
 }  // namespace tessera::kernels
