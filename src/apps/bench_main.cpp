@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
 #ifdef TESSERA_BENCH_TORCH
   tessera::apps::add_step_bench(&app);
+  tessera::apps::add_optimizer_bench(&app);
 #endif
   CLI11_PARSE(app, argc, argv);
   return 0;

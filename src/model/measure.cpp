@@ -6,45 +6,19 @@
 #include <ATen/ops/randn.h>
 
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <limits>
 
 #include "model/device_stage.h"
 #include "model/failure.h"
+#include "model/timing.h"
 
 #ifdef TESSERA_WITH_CUDA
 #include <c10/cuda/CUDACachingAllocator.h>
-#include <cuda_runtime_api.h>
 #endif
 
 namespace tessera::model {
 namespace {
-
-void wait_for(const at::Device& device) {
-#ifdef TESSERA_WITH_CUDA
-  if (device.is_cuda()) {
-    TORCH_CHECK(cudaDeviceSynchronize() == cudaSuccess, "the device failed: ",
-                cudaGetErrorString(cudaGetLastError()));
-  }
-#endif
-  (void)device;
-}
-
-// Seconds of one call, the best of `blocks` blocks of `calls` calls each.
-double best_seconds(const at::Device& device, uint32_t blocks, uint32_t calls,
-                    const std::function<void()>& call) {
-  double best = std::numeric_limits<double>::infinity();
-  for (uint32_t block = 0; block < blocks; ++block) {
-    wait_for(device);
-    const auto begin = std::chrono::steady_clock::now();
-    for (uint32_t i = 0; i < calls; ++i) call();
-    wait_for(device);
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-    best = std::min(best, taken.count() / calls);
-  }
-  return best;
-}
 
 // Matrices N(0, 0.02^2), vectors (norms, gains) 1.
 at::Tensor random_masters(const std::vector<ports::TensorLayout>& layout,

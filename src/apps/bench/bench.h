@@ -20,6 +20,7 @@ void on_call(CLI::App* command, std::function<Status()> work);
 // Each adds its subcommand.
 #ifdef TESSERA_BENCH_TORCH
 void add_step_bench(CLI::App* app);
+void add_optimizer_bench(CLI::App* app);
 #endif
 
 }  // namespace tessera::apps
