@@ -137,32 +137,6 @@ TEST(Optimizer, MuonIsForTheMatricesOfTheLayers) {
   EXPECT_TRUE(torch::equal(muon_flat.weights, muon_flat.masters));
 }
 
-// Through the engines, with the state handed on in the middle of a run.
-TEST(Optimizer, EveryKindLearnsAndTravelsWithTheState) {
-  for (const OptimizerKind kind : kOptimizers) {
-    SCOPED_TRACE(name_of(kind));
-    RunSpec spec = tiny_spec(BoundaryKind::kAnchored, Codec::kInt8);
-    spec.training.optimizer = kind;
-    const double rate = kind == OptimizerKind::kMuon ? 1e-3 : 1e-2;
-    const std::vector<uint32_t> tokens = random_tokens(spec, 1);
-    Pipeline pipeline(spec), other(spec);
-    double first = 0, last = 0;
-    for (uint64_t step = 0; step < 40; ++step) {
-      Pipeline& one = step < 20 ? pipeline : other;
-      if (step == 20) {
-        for (size_t i = 0; i < other.size(); ++i) {
-          ASSERT_TRUE(other.stage(i).import_state(pipeline.stage(i).export_state()).ok());
-        }
-      }
-      last = one.train({step, 0}, tokens);
-      if (step == 0) first = last;
-      one.step(rate);
-    }
-    EXPECT_NEAR(first, std::log(61.0), 0.3);
-    EXPECT_LT(last, first / 2);
-  }
-}
-
 // Singular values near 1, vectors kept: what comes out times the transposed input is symmetric and
 // positive.
 TEST(NewtonSchulz, MakesMatricesNearlyOrthogonal) {
