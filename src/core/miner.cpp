@@ -9,6 +9,7 @@ namespace tessera::core {
 namespace {
 
 constexpr TimeMs kLoadRetryMs = 1000;
+constexpr TimeMs kStoodStillMs = 1000;  // without an event: the shell ticks far more often
 
 }  // namespace
 
@@ -21,8 +22,10 @@ uint64_t Miner::run_tag() const {
 }
 
 std::vector<MinerEffect> Miner::step(TimeMs now, MinerEvent event) {
+  const TimeMs gap = now_ == 0 ? 0 : now - now_;
   now_ = std::max(now, now_);
   effects_.clear();
+  if (gap >= spec_.timeouts.peer_ms && gap >= kStoodStillMs) stood_still(gap);
   std::visit([&](auto& e) { on(e); }, event);
   schedule();
   return std::move(effects_);
@@ -73,21 +76,7 @@ void Miner::on(miner_event::AnswerArrived& event) {
   while (!receipts_.empty() && receipts_.front().sequence <= answer.receipts_acknowledged) receipts_.pop_front();
   if (!receipts_.empty() && receipts_.size() >= kMaxReceiptsPerSync / 2) urgent_ = true;
   if (answer.peers) {
-    std::map<MinerIndex, PeerState> peers;
-    for (Peer& peer : *answer.peers) {
-      PeerState state;
-      if (const auto old = peers_.find(peer.miner); old != peers_.end()) {
-        state.outstanding = old->second.outstanding;
-        // A new address or a fresh word from the orchestrator that it lives ends a suspension.
-        if (old->second.peer.address == peer.address && old->second.peer.live == peer.live) {
-          state.suspended_until = old->second.suspended_until;
-          state.newest_epoch = old->second.newest_epoch;
-        }
-      }
-      state.peer = std::move(peer);
-      peers.emplace(state.peer.miner, std::move(state));
-    }
-    peers_ = std::move(peers);
+    take_peers(std::move(*answer.peers));
     peers_version_ = answer.peers_version;
   }
   if (answer.leave) {
@@ -98,6 +87,7 @@ void Miner::on(miner_event::AnswerArrived& event) {
     reason_ = answer.reason;
     if (!reason_.empty()) say(fmt::format("no work: {}", reason_));
   }
+  if (answer.drain) begin_drain();
   if (answer.assignment) take_assignment(*answer.assignment);
   if (phase_ != MinerPhase::kReady && phase_ != MinerPhase::kDraining) return;
   if (phase_ == MinerPhase::kReady) take_leases(answer);
@@ -231,7 +221,9 @@ void Miner::on(miner_event::LocalStateUploaded& event) {
   urgent_ = true;
 }
 
-void Miner::on(miner_event::DrainRequested&) {
+void Miner::on(miner_event::DrainRequested&) { begin_drain(); }
+
+void Miner::begin_drain() {
   if (phase_ == MinerPhase::kReady || phase_ == MinerPhase::kJoining || phase_ == MinerPhase::kLoading) {
     phase_ = MinerPhase::kDraining;
     urgent_ = true;
@@ -239,6 +231,11 @@ void Miner::on(miner_event::DrainRequested&) {
   }
 }
 
-void Miner::on(miner_event::Ticked&) { retry_and_expire(); }
+void Miner::on(miner_event::Ticked&) {
+  retry_and_expire();
+  watch_peers();
+  ask_overdue();
+  forget_kept();
+}
 
 }  // namespace tessera::core

@@ -73,6 +73,7 @@ class MinerNode::Shell {
   void step(MinerEvent event);
   void perform(core::MinerEffect effect);
   void perform_send(core::miner_effect::SendFrame effect);
+  void perform_probe(core::miner_effect::Probe effect);
   void report();
   void read_tokens(core::MicrobatchKey key);
   void data_loop();

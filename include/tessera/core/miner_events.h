@@ -28,6 +28,14 @@ struct FrameAnswered {
   uint64_t send = 0;
   Admission admission = Admission::kAccepted;
 };
+struct ProbeAnswered {
+  uint64_t probe = 0;
+  bool ok = false;  // false: no answer in time, or no connection
+  PeerHealth health;
+};
+struct PeerBroken {  // the connection to it broke
+  NodeId node;
+};
 struct TokensRead {
   MicrobatchKey key;
   std::vector<uint32_t> tokens;  // B * (T + 1)
@@ -42,9 +50,16 @@ struct ForwardDone {
   uint64_t weight_version = 0;
   float milliseconds = 0;
 };
-struct BackwardDone {
+// The first part of a backward: what upstream waits for, while the weight gradients are still computed. May not come; then
+// BackwardDone has it.
+struct InputGradientReady {
   MicrobatchKey key;
   BoundaryPayload input_gradient;
+  Digest gradient_hash;
+};
+struct BackwardDone {
+  MicrobatchKey key;
+  BoundaryPayload input_gradient;  // empty if InputGradientReady brought it
   Digest gradient_hash;
   float milliseconds = 0;
 };
@@ -125,6 +140,7 @@ struct Ticked {};
 
 using MinerEvent =
     std::variant<miner_event::AnswerArrived, miner_event::FrameArrived, miner_event::FrameAnswered,
+                 miner_event::ProbeAnswered, miner_event::PeerBroken, miner_event::InputGradientReady,
                  miner_event::TokensRead, miner_event::ForwardDone, miner_event::BackwardDone,
                  miner_event::ComputeFailed, miner_event::StepDone, miner_event::StateFetched,
                  miner_event::StateInstalled, miner_event::BaseAdopted, miner_event::SnapshotTaken,
@@ -143,6 +159,11 @@ struct SendFrame {
   uint64_t send = 0;
   Peer peer;
   Frame frame;
+  uint32_t timeout_ms = 0;
+};
+struct Probe {
+  uint64_t probe = 0;
+  Peer peer;
   uint32_t timeout_ms = 0;
 };
 struct ReadTokens {
@@ -226,7 +247,7 @@ using ComputeJob = std::variant<miner_effect::Forward, miner_effect::Backward, m
 using BackgroundJob = std::variant<miner_effect::FetchState, miner_effect::AdoptBase, miner_effect::UploadDelta,
                                    miner_effect::ReduceShard, miner_effect::PrepareBase,
                                    miner_effect::PutOutState, miner_effect::UploadLocalState>;
-using MinerEffect = std::variant<miner_effect::ReplyAdmission, miner_effect::SendFrame, miner_effect::ReadTokens,
-                                 ComputeJob, BackgroundJob, miner_effect::Leave, miner_effect::Say>;
+using MinerEffect = std::variant<miner_effect::ReplyAdmission, miner_effect::SendFrame, miner_effect::Probe,
+                                 miner_effect::ReadTokens, ComputeJob, BackgroundJob, miner_effect::Leave, miner_effect::Say>;
 
 }  // namespace tessera::core
