@@ -33,6 +33,7 @@ std::vector<MinerEffect> Miner::step(TimeMs now, MinerEvent event) {
 
 // (Not inline: GCC 12 then warns of members of the variant's other alternatives.)
 void Miner::emit(MinerEffect effect) { effects_.push_back(std::move(effect)); }
+void Miner::enqueue(ComputeJob job) { control_queue_.push_back(std::move(job)); }
 
 void Miner::say(std::string text, bool warning) { emit(miner_effect::Say{std::move(text), warning}); }
 
@@ -101,7 +102,7 @@ void Miner::on(miner_event::AnswerArrived& event) {
   } else if (answer.checkpoint != checkpoint_begun_) {
     checkpoint_begun_ = answer.checkpoint;
     checkpoint_.reset();
-    control_queue_.push_back(miner_effect::ExportLocalState{answer.checkpoint});
+    enqueue(miner_effect::ExportLocalState{answer.checkpoint});
   }
 }
 
@@ -138,7 +139,7 @@ void Miner::take_assignment(const Assignment& assignment) {
   published_state_.reset();
   say(fmt::format("loads stage {} at epoch {}{}", assignment.stage, assignment.epoch,
                   assignment.state.is_zero() ? " from the run's seed" : ""));
-  emit(BackgroundJob(miner_effect::FetchState{assignment}));
+  emit(BackgroundJob(miner_effect::FetchState{assignment, recovering_ && !resuming_}));
 }
 
 void Miner::on(miner_event::StateFetched& event) {
@@ -149,7 +150,9 @@ void Miner::on(miner_event::StateFetched& event) {
     return;
   }
   assignment_->state = event.state;
-  control_queue_.push_back(miner_effect::InstallState{event.masters, event.local_state});
+  recovered_ = event.local_state != nullptr && !resuming_;
+  recover(event.recovered);
+  enqueue(miner_effect::InstallState{event.masters, event.local_state});
 }
 
 void Miner::on(miner_event::StateInstalled& event) {
@@ -157,12 +160,15 @@ void Miner::on(miner_event::StateInstalled& event) {
   if (!event.ok) {
     loading_ = false;
     load_retry_at_ = now_ + kLoadRetryMs;
+    recovering_ = recovering_ && !recovered_;  // it may be what was saved that does not fit
     say(fmt::format("the stage's state does not fit: {}", event.why), true);
     return;
   }
   weight_version_ = event.weight_version;
   accumulated_ = event.accumulated;
   schedule_step_ = assignment_->schedule_step;
+  saved_steps_ = local_steps_;
+  saved_accumulated_ = accumulated_;
   if (resuming_) local_steps_ = std::max<uint64_t>(local_steps_, 1);
   if (event.initial_masters) {
     emit(BackgroundJob(miner_effect::AdoptBase{event.initial_masters}));
@@ -175,6 +181,7 @@ void Miner::on(miner_event::BaseAdopted& event) { become_ready(event.state); }
 
 void Miner::become_ready(const Digest& state) {
   loading_ = false;
+  recovering_ = false;  // what this process saves itself is no news to it
   if (phase_ == MinerPhase::kLoading) phase_ = MinerPhase::kReady;
   epoch_ = assignment_->epoch;
   step_due_ = accumulated_ >= spec_.training.microbatches_per_step;
@@ -194,39 +201,19 @@ void Miner::on(miner_event::StatePutOut& event) {
   urgent_ = true;
 }
 
-void Miner::on(miner_event::LocalStateExported& event) {
-  computing_ = false;
-  if (event.id != checkpoint_begun_) return;
-  // Not reported before the upload is done.
-  pending_checkpoint_ = CheckpointCommit{.id = event.id,
-                                         .object = {},
-                                         .local_steps = local_steps_,
-                                         .schedule_step = schedule_step_,
-                                         .weight_version = weight_version_,
-                                         .accumulated = accumulated_};
-  emit(BackgroundJob(miner_effect::UploadLocalState{event.id, event.state}));
-}
-
-void Miner::on(miner_event::LocalStateUploaded& event) {
-  if (!pending_checkpoint_ || pending_checkpoint_->id != event.id) return;
-  if (!event.ok) {
-    say(fmt::format("checkpoint {}: this miner's state could not be stored: {}", event.id, event.why), true);
-    pending_checkpoint_.reset();
-    checkpoint_begun_ = 0;  // tried again if it is still asked for
-    return;
-  }
-  checkpoint_ = pending_checkpoint_;
-  checkpoint_->object = event.object;
-  pending_checkpoint_.reset();
-  urgent_ = true;
-}
-
 void Miner::on(miner_event::DrainRequested&) { begin_drain(); }
 
 void Miner::begin_drain() {
   if (phase_ == MinerPhase::kReady || phase_ == MinerPhase::kJoining || phase_ == MinerPhase::kLoading) {
     phase_ = MinerPhase::kDraining;
     urgent_ = true;
+    // A head's leases that are not begun are issued to another head as soon as this one has left.
+    std::vector<MicrobatchKey> not_begun;
+    for (const auto& [key, work] : works_) {
+      const bool waits = work.state == WorkState::kReadingTokens || work.state == WorkState::kForwardQueued;
+      if (waits && is_head()) not_begun.push_back(key);
+    }
+    for (const MicrobatchKey& key : not_begun) drop(key, "this miner leaves");
     say(fmt::format("draining: {} microbatches in flight", works_.size()));
   }
 }
@@ -236,6 +223,7 @@ void Miner::on(miner_event::Ticked&) {
   watch_peers();
   ask_overdue();
   forget_kept();
+  save_if_due();
 }
 
 }  // namespace tessera::core

@@ -1,4 +1,5 @@
-// How the peers are: who is left out and why, when one that is silent is asked, and what becomes of what it holds.
+// How the peers are: who is left out and why, when one that is silent is asked, and what becomes of
+// what it holds.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,12 +9,13 @@
 namespace tessera::core {
 namespace {
 
-constexpr TimeMs kProbeAfterMs = 250;      // least silence of a peer that holds work before it is asked
-constexpr TimeMs kProbeFloorMs = 500;      // least time it has to answer
-constexpr TimeMs kHealthMs = 1000;         // how old the health of a peer in use may get
-constexpr TimeMs kFirstPauseMs = 200;      // between probes of one that is left out; doubles up to the longest
+constexpr TimeMs kProbeAfterMs = 250;  // least silence of a peer that holds work before it is asked
+constexpr TimeMs kProbeFloorMs = 500;  // least time it has to answer
+constexpr TimeMs kHealthMs = 1000;     // how old the health of a peer in use may get
+constexpr TimeMs kFirstPauseMs =
+    200;  // between probes of one that is left out; doubles up to the longest
 constexpr TimeMs kLongestPauseMs = 5000;
-constexpr size_t kMaxProbes = 64;          // under way
+constexpr size_t kMaxProbes = 64;  // under way
 
 }  // namespace
 
@@ -27,7 +29,8 @@ void Miner::take_peers(std::vector<Peer> table) {
     if (const auto old = before.find(peer.miner); old != before.end()) {
       const Peer& then = old->second.peer;
       const bool same = then.incarnation == peer.incarnation && then.address == peer.address;
-      // A new process or address, or a fresh word from the orchestrator that it lives, ends a suspension.
+      // A new process or address, or a fresh word from the orchestrator that it lives, ends a
+      // suspension.
       const bool fresh = !same || (!then.live && peer.live);
       if (same) {
         state = std::move(old->second);
@@ -40,8 +43,10 @@ void Miner::take_peers(std::vector<Peer> table) {
         state.suspended.clear();
         suspended_.erase(peer.miner);
       }
-      // The orchestrator has lost it. If it is only the orchestrator that does not hear it, its work goes on.
-      if (same && then.live && !peer.live && state.outstanding > 0 && now_ - state.heard_at > spec_.timeouts.peer_ms) {
+      // The orchestrator has lost it. If it is only the orchestrator that does not hear it, its
+      // work goes on.
+      if (same && then.live && !peer.live && state.outstanding > 0 &&
+          now_ - state.heard_at > spec_.timeouts.peer_ms) {
         gone.emplace_back(peer.miner, "the orchestrator has lost it");
       }
       before.erase(old);
@@ -83,11 +88,14 @@ void Miner::suspend(PeerState& peer, const std::string& why) {
 void Miner::give_away_held_by(MinerIndex miner, const std::string& why) {
   std::vector<MicrobatchKey> held;
   for (const auto& [key, work] : works_) {
-    const bool there = work.state == WorkState::kAwaitingGradient || (work.state == WorkState::kSending && work.outstanding);
+    const bool there = work.state == WorkState::kAwaitingGradient ||
+                       (work.state == WorkState::kSending && work.outstanding);
     if (there && work.downstream == miner) held.push_back(key);
   }
   if (held.empty()) return;
-  say(fmt::format("miner {} holds {} microbatches, which others get now: {}", miner, held.size(), why), true);
+  say(fmt::format("miner {} holds {} microbatches, which others get now: {}", miner, held.size(),
+                  why),
+      true);
   for (const MicrobatchKey& key : held) give_again(key, works_.at(key));
 }
 
@@ -119,7 +127,8 @@ void Miner::watch_peers() {
     PeerState& state = peer->second;
     // Slow pipelines need fewer questions to notice a death within a fraction of what it costs.
     const TimeMs most = spec_.timeouts.peer_ms;
-    const TimeMs silence = std::clamp(state.gradients.median() / 4, std::min(kProbeAfterMs, most), most);
+    const TimeMs silence =
+        std::clamp(state.gradients.median() / 4, std::min(kProbeAfterMs, most), most);
     if (now_ - std::max(state.heard_at, state.probe_sent_at) >= silence) probe(state);
   }
   for (const MinerIndex index : suspended_) {
@@ -138,14 +147,16 @@ void Miner::on(miner_event::ProbeAnswered& event) {
   peer.probe = 0;
   if (!event.ok) {
     // Something else of it may have come since.
-    if (!peer.suspended.empty() || peer.heard_at <= peer.probe_sent_at) suspend(peer, "it does not answer when asked");
+    if (!peer.suspended.empty() || peer.heard_at <= peer.probe_sent_at)
+      suspend(peer, "it does not answer when asked");
     return;
   }
   heard(peer);
   peer.probes.add(now_ - peer.probe_sent_at);
   peer.patience -= peer.patience / 16;
   peer.health = event.health;
-  if (!(peer.health.microbatch_ms >= 0 && peer.health.microbatch_ms < 1e9f)) peer.health.microbatch_ms = 0;
+  if (!(peer.health.microbatch_ms >= 0 && peer.health.microbatch_ms < 1e9f))
+    peer.health.microbatch_ms = 0;
   peer.health_at = now_;
   peer.given_since = 0;
 }

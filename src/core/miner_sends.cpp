@@ -1,4 +1,5 @@
-// Frames to peers: who gets one, and what becomes of one that was not taken or whose gradient does not come.
+// Frames to peers: who gets one, and what becomes of one that was not taken or whose gradient does
+// not come.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -100,7 +101,8 @@ void Miner::send_forward_to(MinerIndex to, const MicrobatchKey& key, Work& work)
   peer.given_since++;
   const TimeMs most = spec_.timeouts.peer_ms;
   const auto timeout = static_cast<uint32_t>(peer.admissions.deadline(kAdmissionFloorMs, most));
-  emit(miner_effect::SendFrame{work.send, peer.peer, frame_of(key, work, Direction::kForward), timeout});
+  emit(miner_effect::SendFrame{work.send, peer.peer, frame_of(key, work, Direction::kForward),
+                               timeout});
   ask_health(peer);
 }
 
@@ -115,8 +117,8 @@ void Miner::send_back(const MicrobatchKey& key, Work& work) {
   work.send = next_send_++;
   work.sent_at = now_;
   sends_[work.send] = key;
-  emit(miner_effect::SendFrame{work.send, peer->second.peer, frame_of(key, work, Direction::kBackward),
-                               spec_.timeouts.peer_ms});
+  emit(miner_effect::SendFrame{work.send, peer->second.peer,
+                               frame_of(key, work, Direction::kBackward), spec_.timeouts.peer_ms});
 }
 
 void Miner::on(miner_event::FrameAnswered& event) {
@@ -150,7 +152,10 @@ void Miner::gradient_answered(const MicrobatchKey& key, Work& work, Admission ad
       status_.boundary_tensors_sent++;
       break;
     case Admission::kUnreachable:
-      if (peer != peers_.end()) suspend(peer->second, "it did not answer to a gradient in time");
+      // One that was heard meanwhile is there: it is the link that is slow.
+      if (peer != peers_.end() && peer->second.heard_at <= work.sent_at) {
+        suspend(peer->second, "it did not answer to a gradient in time");
+      }
       work.retry_at = now_ + 4 * kRetryMs;
       return;
     case Admission::kFull:
@@ -159,7 +164,8 @@ void Miner::gradient_answered(const MicrobatchKey& key, Work& work, Admission ad
       return;
     default:
       // Upstream no longer wants it: this stage's gradient counts all the same.
-      say(fmt::format("microbatch {}: upstream answered '{}' to its gradient", key.microbatch, name_of(admission)));
+      say(fmt::format("microbatch {}: upstream answered '{}' to its gradient", key.microbatch,
+                      name_of(admission)));
       work.deadline = now_;  // and nobody will ask for it
       break;
   }
@@ -181,7 +187,8 @@ void Miner::forward_answered(const MicrobatchKey& key, Work& work, Admission adm
       work.accepted_at = now_;
       status_.boundary_tensors_sent++;
       // The further from the tail, the more can be repaired in front of it meanwhile.
-      const TimeMs floor = TimeMs{spec_.timeouts.peer_ms} * (spec_.pipeline.stages - 1 - assignment_->stage);
+      const TimeMs floor =
+          TimeMs{spec_.timeouts.peer_ms} * (spec_.pipeline.stages - 1 - assignment_->stage);
       TimeMs patience = spec_.timeouts.lease_ms;
       if (peer != peers_.end()) {
         peer->second.admissions.add(now_ - work.sent_at);
@@ -199,9 +206,12 @@ void Miner::forward_answered(const MicrobatchKey& key, Work& work, Admission adm
       return;
     case Admission::kUnreachable: {
       const MinerIndex silent = work.downstream;
-      if (peer != peers_.end()) suspend(peer->second, "it did not answer to a frame in time");
+      if (peer != peers_.end() && peer->second.heard_at <= work.sent_at) {
+        suspend(peer->second, "it did not answer to a frame in time");
+      }
       // suspend() gives away what it holds, this too.
-      if (work.state == WorkState::kSending && work.downstream == silent && work.send != 0 && work.outstanding) {
+      if (work.state == WorkState::kSending && work.downstream == silent && work.send != 0 &&
+          work.outstanding) {
         give_again(key, work);
       }
       return;
@@ -225,19 +235,22 @@ void Miner::give_again(const MicrobatchKey& key, Work& work) {
   send_onward(key, work);
 }
 
-// A gradient that is overdue at a peer that answers: it is offered the microbatch again. That costs one frame if it has it
-// (DUPLICATE), and mends it if it has dropped it. If it is overdue once more, another miner gets it.
+// A gradient that is overdue at a peer that answers: it is offered the microbatch again. That costs
+// one frame if it has it (DUPLICATE), and mends it if it has dropped it. If it is overdue once
+// more, another miner gets it.
 void Miner::ask_overdue() {
   std::vector<MicrobatchKey> overdue;
   for (const auto& [key, work] : works_) {
-    if (work.state == WorkState::kAwaitingGradient && now_ >= work.gradient_due) overdue.push_back(key);
+    if (work.state == WorkState::kAwaitingGradient && now_ >= work.gradient_due)
+      overdue.push_back(key);
   }
   for (const MicrobatchKey& key : overdue) {
     Work& work = works_.at(key);
     const auto peer = peers_.find(work.downstream);
     const bool ask = !work.asked_again && peer != peers_.end() && is_usable(peer->second);
-    say(fmt::format("microbatch {}: its gradient is overdue at miner {}, {}", key.microbatch, work.downstream,
-                    ask ? "which is asked again" : "so another one gets it"), true);
+    say(fmt::format("microbatch {}: its gradient is overdue at miner {}, {}", key.microbatch,
+                    work.downstream, ask ? "which is asked again" : "so another one gets it"),
+        true);
     if (ask) {
       work.asked_again = true;
       send_forward_to(work.downstream, key, work);

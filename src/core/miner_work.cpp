@@ -92,7 +92,7 @@ void Miner::on(miner_event::ForwardDone& event) {
   const auto found = works_.find(event.key);
   // Dropped meanwhile, or dropped and admitted again.
   if (found == works_.end() || found->second.state != WorkState::kForwarding) {
-    control_queue_.push_back(miner_effect::Discard{event.key});
+    enqueue(miner_effect::Discard{event.key});
     return;
   }
   Work& work = found->second;
@@ -189,6 +189,7 @@ void Miner::on(miner_event::StepDone& event) {
   accumulated_ = 0;
   local_steps_++;
   schedule_step_++;
+  save_if_due();
 }
 
 void Miner::on(miner_event::ComputeFailed& event) {
@@ -218,7 +219,7 @@ void Miner::drop(const MicrobatchKey& key, const std::string& reason) {
   release_downstream(work);
   const bool engine_holds = work.state == WorkState::kSending || work.state == WorkState::kAwaitingGradient ||
                             work.state == WorkState::kBackwardQueued;
-  if (engine_holds) control_queue_.push_back(miner_effect::Discard{key});
+  if (engine_holds) enqueue(miner_effect::Discard{key});
   finish(key);
 }
 

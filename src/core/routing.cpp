@@ -6,8 +6,9 @@
 namespace tessera::core {
 namespace {
 
-constexpr double kUnknownMs = 1;        // when nobody is measured all are alike
-constexpr size_t kRememberedExtra = 64; // beside the present candidates
+constexpr double kUnknownMs = 1;  // when nobody is measured all are alike
+constexpr size_t kMostRemembered = 4096;
+constexpr size_t kRememberedExtra = 64;  // beside the present candidates
 
 double median_of_measured(const std::vector<RouteCandidate>& candidates) {
   std::vector<double> times;
@@ -22,8 +23,8 @@ double median_of_measured(const std::vector<RouteCandidate>& candidates) {
 
 }  // namespace
 
-// One that was always there finishes its next microbatch no earlier than the clock shows. Who was away begins as if so: at
-// once, without credit.
+// One that was always there finishes its next microbatch no earlier than the clock shows. Who was
+// away begins as if so: at once, without credit.
 double Router::start_of(MinerIndex miner, double milliseconds) const {
   const auto found = given_.find(miner);
   const double earliest = clock_ - milliseconds;
@@ -38,7 +39,7 @@ void Router::charge(MinerIndex miner, double milliseconds) {
 
 void Router::charge(const RouteCandidate& given) {
   charge(given.miner, given.microbatch_ms > 0 ? given.microbatch_ms : kUnknownMs);
-  forget_old(1);
+  if (given_.size() > kMostRemembered) given_.clear();
 }
 
 MinerIndex Router::pick(const std::vector<RouteCandidate>& candidates) {
@@ -50,23 +51,30 @@ MinerIndex Router::pick(const std::vector<RouteCandidate>& candidates) {
   for (const RouteCandidate& candidate : candidates) {
     const double ms = candidate.microbatch_ms > 0 ? candidate.microbatch_ms : unknown;
     const double finish = start_of(candidate.miner, ms) + (1 + candidate.backlog) * ms;
-    if (best != kNoMiner && std::tie(best_finish, best_ms, best) <= std::tie(finish, ms, candidate.miner)) continue;
+    if (best != kNoMiner &&
+        std::tie(best_finish, best_ms, best) <= std::tie(finish, ms, candidate.miner))
+      continue;
     best = candidate.miner;
     best_ms = ms;
     best_finish = finish;
   }
   charge(best, best_ms);
-  forget_old(candidates.size());
+  forget_absent(candidates);
   return best;
 }
 
-// Finish times behind the clock say no more than none.
-void Router::forget_old(size_t candidates) {
-  if (given_.size() <= candidates + kRememberedExtra) return;
-  std::erase_if(given_, [&](const auto& entry) { return entry.second < clock_; });
+void Router::forget_absent(const std::vector<RouteCandidate>& candidates) {
+  if (given_.size() <= candidates.size() + kRememberedExtra) return;
+  std::map<MinerIndex, double> present;
+  for (const RouteCandidate& candidate : candidates) {
+    if (const auto found = given_.find(candidate.miner); found != given_.end())
+      present.insert(*found);
+  }
+  given_ = std::move(present);
 }
 
-bool Router::is_far_behind(const RouteCandidate& candidate, const std::vector<RouteCandidate>& others) {
+bool Router::is_far_behind(const RouteCandidate& candidate,
+                           const std::vector<RouteCandidate>& others) {
   if (candidate.microbatch_ms <= 0 || candidate.backlog <= 0) return false;
   const double wait = candidate.backlog * candidate.microbatch_ms;
   return std::any_of(others.begin(), others.end(), [&](const RouteCandidate& other) {

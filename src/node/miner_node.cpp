@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "local_checkpoint.h"
 #include "miner_shell.h"
 #include "tessera/base/log.h"
 
@@ -13,7 +14,7 @@ namespace {
 constexpr TimeMs kTickMs = 20;
 constexpr TimeMs kUrgentReportMs = 10;         // shortest interval between reports
 constexpr TimeMs kLastRetryMs = 5000;
-constexpr TimeMs kDrainLimitMs = 3000;
+constexpr TimeMs kDrainLimitMs = 10000;        // for what is in flight; then it leaves all the same
 
 
 }  // namespace
@@ -26,13 +27,14 @@ StatusOr<std::string> MinerNode::Shell::run(const std::atomic<bool>& stop) {
   TimeMs drain_until = 0;
   while (!over_) {
     const TimeMs now = monotonic_now_ms();
-    if (stop.load() && !draining_) {
+    if (stop.load() && !miner_) return std::string("stopped before it had joined a run");
+    if (stop.load() && !draining_) step(core::miner_event::DrainRequested{});
+    // On request of the operator here, or of the orchestrator.
+    if (!draining_ && miner_ && miner_->phase() == core::MinerPhase::kDraining) {
       draining_ = true;
       drain_until = now + kDrainLimitMs;
-      if (!miner_) return std::string("stopped before it had joined a run");
-      step(core::miner_event::DrainRequested{});
     }
-    if (draining_ && (now >= drain_until || farewell_answered_)) {
+    if (draining_ && (now >= drain_until || (farewell_answered_ && miner_->is_settled()))) {
       return fmt::format("stopped; {} microbatches were left in flight", miner_->in_flight());
     }
     if (!registered_ && !registering_ && now >= retry_at_) {
@@ -141,7 +143,7 @@ Status MinerNode::Shell::begin(const core::RegisterAnswer& answer) {
     queue->push(MinerEvent(core::miner_event::PeerBroken{node}));
   });
   const auto post_event = [this](MinerEvent event) { post(std::move(event)); };
-  background_ = std::make_unique<BackgroundWorker>(spec_, *links_.blobs, options_.directory, post_event);
+  background_ = std::make_unique<BackgroundWorker>(spec_, *links_.blobs, options_.directory, answer.run_id, post_event);
   data_thread_ = std::jthread([this] { data_loop(); });
   {
     auto facts = std::make_shared<RunFacts>();
@@ -189,6 +191,17 @@ void MinerNode::Shell::on_answered(StatusOr<core::SyncAnswer> answer) {
 
 void MinerNode::Shell::step(MinerEvent event) {
   for (core::MinerEffect& effect : miner_->step(monotonic_now_ms(), std::move(event))) perform(std::move(effect));
+  note_progress();
+}
+
+// What a restart could not bring back is counted with it. One small file, written when a step is done.
+void MinerNode::Shell::note_progress() {
+  if (options_.directory.empty() || miner_->phase() == core::MinerPhase::kLoading || !miner_->stage()) return;
+  core::StepNote note = miner_->step_note();
+  if (note == noted_ || note.steps == 0) return;
+  const Status status = note_steps(options_.directory, note);
+  if (!status.ok() && noted_.steps == 0) spdlog::warn("the number of local steps can't be noted: {}", message_of(status));
+  noted_ = std::move(note);
 }
 
 void MinerNode::Shell::perform(core::MinerEffect effect) {

@@ -23,14 +23,16 @@ void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
   if (!facts) return done(core::Admission::kNotReady);
   core::miner_event::FrameArrived event;
   std::string why;
-  const core::Admission checked = core::decode_frame(bytes, facts->spec, facts->run_tag, &event.frame, &why);
+  const core::Admission checked =
+      core::decode_frame(bytes, facts->spec, facts->run_tag, &event.frame, &why);
   if (checked != core::Admission::kAccepted) {
     ++unreadable_frames_;
     spdlog::warn("frame of {} bytes from {} refused ({}): {}", bytes.size(), caller.node.brief(),
                  core::name_of(checked), why);
     return done(checked);
   }
-  // A gradient is never refused for want of room: there are not more of them than microbatches let in.
+  // A gradient is never refused for want of room: there are not more of them than microbatches let
+  // in.
   const bool forward = event.frame.direction == core::Direction::kForward;
   if (forward && inputs_->size() >= kFrameQueueLimit) return done(core::Admission::kFull);
   event.payload_hash = digest_of(event.frame.payload);
@@ -88,8 +90,8 @@ void MinerNode::Shell::answer_probe(uint64_t reply) {
 
 void MinerNode::Shell::perform_send(core::miner_effect::SendFrame effect) {
   const uint64_t id = effect.send;
-  links_.peers->send(effect.peer, core::encode_frame(effect.frame, spec_.model.vocab), effect.timeout_ms,
-                     [queue = inputs_, id](core::Admission admission) {
+  links_.peers->send(effect.peer, core::encode_frame(effect.frame, spec_.model.vocab),
+                     effect.timeout_ms, [queue = inputs_, id](core::Admission admission) {
                        queue->push(MinerEvent(core::miner_event::FrameAnswered{id, admission}));
                      });
 }

@@ -211,7 +211,8 @@ TEST(PeerHealthAnswer, SaysWhatWaitsAndWhatIsFree) {
   EXPECT_EQ(middle.miner->health().capacity, 0u);
 }
 
-// ---- the backward pass in two parts --------------------------------------------------------------
+// ---- the backward pass in two parts
+// --------------------------------------------------------------
 
 TEST(EarlyGradient, IsSentWhileTheWeightGradientsAreComputed) {
   for (const bool answered_first : {true, false}) {
@@ -220,7 +221,7 @@ TEST(EarlyGradient, IsSentWhileTheWeightGradientsAreComputed) {
     tail.forward_arrives(1);
     tail.finish_job();
     ASSERT_TRUE(tail.next_job_is<Backward>());
-    tail.step(core::miner_event::InputGradientReady{{1, 0}, {4, "early"}, digest_of("early")});
+    tail.input_gradient_ready(1);
     ASSERT_EQ(tail.sends.size(), 1u);
     EXPECT_EQ(tail.sends[0].frame.payload, "early");
     EXPECT_EQ(tail.sends[0].frame.exponent, 4);
@@ -230,7 +231,7 @@ TEST(EarlyGradient, IsSentWhileTheWeightGradientsAreComputed) {
     tail.pass(1000);  // its lease is over, but its gradient is being accumulated
     EXPECT_EQ(tail.miner->in_flight(), 1u);
     tail.jobs.clear();
-    tail.step(core::miner_event::BackwardDone{{1, 0}, {}, {}, 6});
+    tail.weight_gradients_done(1);
     const core::SyncRequest report = tail.miner->report();
     ASSERT_EQ(report.receipts.size(), 1u);
     EXPECT_EQ(report.receipts[0].gradient_out_hash, digest_of("early"));
@@ -245,7 +246,7 @@ TEST(EarlyGradient, ServesAReplacedUpstreamToo) {
   tail.start();
   tail.forward_arrives(1);
   tail.finish_job();
-  tail.step(core::miner_event::InputGradientReady{{1, 0}, {4, "early"}, digest_of("early")});
+  tail.input_gradient_ready(1);
   tail.frame_answered(Admission::kAccepted);
   EXPECT_EQ(tail.forward_arrives(1, 0, 1, 0, {1, 0}), Admission::kDuplicate);
   ASSERT_EQ(tail.sends.size(), 1u);

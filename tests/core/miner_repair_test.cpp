@@ -136,10 +136,10 @@ TEST(MinerRepair, AReplacedUpstreamIsServedWhateverTheStateAndNothingIsComputedA
     MinerHarness middle(patient_spec(3), 1);
     middle.start();
     ASSERT_EQ(middle.forward_arrives(1, 0, 0, 0, {0, 0}), Admission::kAccepted);
-    if (progress >= 1) middle.finish_job();                             // sending
-    if (progress >= 2) middle.frame_answered(Admission::kAccepted);     // awaiting the gradient
-    if (progress >= 3) middle.backward_arrives(1);                      // backward
-    if (progress >= 4) middle.finish_job();                             // returning
+    if (progress >= 1) middle.finish_job();                          // sending
+    if (progress >= 2) middle.frame_answered(Admission::kAccepted);  // awaiting the gradient
+    if (progress >= 3) middle.backward_arrives(1);                   // backward
+    if (progress >= 4) middle.finish_job();                          // returning
     const size_t sent_before = middle.sends.size();
     EXPECT_EQ(middle.forward_arrives(1, 0, 1, 0, {1, 0}), Admission::kDuplicate) << progress;
     EXPECT_EQ(middle.forward_arrives(1, 0, 0, 0, {0, 0}), Admission::kTakenOver) << progress;
@@ -219,7 +219,8 @@ TEST(MinerRepair, AHeadThatTakesOverGoesOnWithTheSameAttempt) {
   EXPECT_EQ(head.miner->report().status.recomputed, 1u);
 }
 
-// ---- one that comes back after its work was taken over -------------------------------------------
+// ---- one that comes back after its work was taken over
+// -------------------------------------------
 
 TEST(MinerRepair, OneThatIsToldThatItWasReplacedDropsItsWork) {
   MinerHarness middle(patient_spec(3), 1);

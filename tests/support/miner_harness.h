@@ -98,8 +98,7 @@ class MinerHarness {
     }
     core::SyncAnswer what = empty_answer();
     what.lease_request = miner->report().lease_request;
-    what.leases.push_back(
-        {id, attempt, counted_stages, pathway, spec.timeouts.lease_ms, repair});
+    what.leases.push_back({id, attempt, counted_stages, pathway, spec.timeouts.lease_ms, repair});
     answer(std::move(what));
   }
   void direct(core::MergeDirective directive) {
@@ -110,8 +109,7 @@ class MinerHarness {
 
   // ---- peers ----
   core::Admission forward_arrives(MicrobatchId id, uint32_t attempt = 0, uint32_t from = 0,
-                                  uint64_t counted_stages = 0,
-                                  std::vector<uint8_t> repairs = {}) {
+                                  uint64_t counted_stages = 0, std::vector<uint8_t> repairs = {}) {
     core::Frame frame = frame_of(id, attempt, core::Direction::kForward, stage - 1);
     frame.counted_stages = counted_stages;
     frame.repairs = std::move(repairs);
@@ -182,6 +180,20 @@ class MinerHarness {
     const core::ComputeJob job = std::move(jobs.front());
     jobs.pop_front();
     std::visit([this](const auto& j) { done(j); }, job);
+  }
+  // A backward in two parts: what it would send, and its end.
+  void input_gradient_ready(MicrobatchId id, uint32_t attempt = 0) {
+    core::miner_event::InputGradientReady event;
+    event.key = {id, attempt};
+    event.input_gradient = {4, "early"};
+    event.gradient_hash = digest_of("early");
+    step(std::move(event));
+  }
+  void weight_gradients_done(MicrobatchId id, uint32_t attempt = 0) {
+    core::miner_event::BackwardDone event;
+    event.key = {id, attempt};
+    event.milliseconds = 6;
+    step(std::move(event));
   }
   template <class Job>
   Job take_background() {

@@ -57,6 +57,9 @@ class Miner {
   std::optional<StageIndex> stage() const { return assignment_ ? std::optional(assignment_->stage) : std::nullopt; }
   size_t in_flight() const { return works_.size(); }
   uint64_t run_tag() const;
+  StepNote step_note() const;
+  // Drained: nothing is in flight, and nothing of its own would be lost with the process.
+  bool is_settled() const;
 
  private:
   enum class WorkState : uint8_t {
@@ -128,8 +131,6 @@ class Miner {
   void on(miner_event::StateFetched& event);
   void on(miner_event::StateInstalled& event);
   void on(miner_event::BaseAdopted& event);
-  void on(miner_event::LocalStateExported& event);
-  void on(miner_event::LocalStateUploaded& event);
   void on(miner_event::StatePutOut& event);
   void on(miner_event::DrainRequested& event);
   void on(miner_event::Ticked& event);
@@ -137,6 +138,13 @@ class Miner {
   void take_assignment(const Assignment& assignment);
   void become_ready(const Digest& state);
   bool holds(const Assignment& assignment) const;
+  // miner_checkpoint.cpp
+  void on(miner_event::LocalStateExported& event);
+  void on(miner_event::LocalStateUploaded& event);
+  void on(miner_event::LocalStateSaved& event);
+  void recover(const Recovered& recovered);
+  bool has_unsaved() const;
+  void save_if_due();
   // miner_work.cpp
   void on(miner_event::TokensRead& event);
   void on(miner_event::ForwardDone& event);
@@ -195,6 +203,7 @@ class Miner {
   void take_merge_directive(const std::optional<MergeDirective>& directive);
 
   void emit(MinerEffect effect);
+  void enqueue(ComputeJob job);  // before backwards and forwards
   void say(std::string text, bool warning = false);
 
   const RunSpec spec_;
@@ -253,6 +262,14 @@ class Miner {
   Digest pending_state_;                       // of the base being applied
   std::optional<Digest> published_state_;
   bool putting_out_ = false;
+  uint64_t earlier_steps_ = 0;                 // local steps of the processes before this one
+  uint64_t merged_steps_ = 0;                  // of all local steps those that are in the base
+  uint64_t snapshot_steps_ = 0;                // ... those that were in the snapshot
+  uint64_t saved_steps_ = 0;                   // of this process, in its own last checkpoint
+  uint32_t saved_accumulated_ = 0;
+  bool saving_ = false;
+  bool recovered_ = false;                     // the state being loaded is what the process before has saved
+  bool recovering_ = true;                     // false: what was found was refused by the engine
   uint64_t checkpoint_begun_ = 0;
   std::optional<CheckpointCommit> pending_checkpoint_;
   std::optional<CheckpointCommit> checkpoint_;

@@ -79,7 +79,7 @@ struct StateFetched {  // base and momentum are with the background worker now
   Values masters;                               // null: keep the engine's initial ones
   std::shared_ptr<const LocalState> local_state;  // when resuming
   Digest state;
-  bool local = false;
+  Recovered recovered;
 };
 struct StateInstalled {
   bool ok = true;
@@ -134,6 +134,11 @@ struct LocalStateUploaded {
   bool ok = true;
   std::string why;
 };
+struct LocalStateSaved {  // in this miner's folder
+  uint64_t steps = 0;
+  bool ok = true;
+  std::string why;
+};
 struct DrainRequested {};
 struct Ticked {};
 }  // namespace miner_event
@@ -146,7 +151,8 @@ using MinerEvent =
                  miner_event::StateInstalled, miner_event::BaseAdopted, miner_event::SnapshotTaken,
                  miner_event::DeltaUploaded, miner_event::ShardReduced, miner_event::BasePrepared,
                  miner_event::BaseApplied, miner_event::StatePutOut, miner_event::LocalStateExported,
-                 miner_event::LocalStateUploaded, miner_event::DrainRequested, miner_event::Ticked>;
+                 miner_event::LocalStateUploaded, miner_event::LocalStateSaved,
+                 miner_event::DrainRequested, miner_event::Ticked>;
 
 // ---- effects --------------------------------------------------------------------------------------------------------
 
@@ -199,11 +205,12 @@ struct ApplyBase {
   Values reference;
 };
 struct ExportLocalState {
-  uint64_t id = 0;
+  uint64_t id = 0;  // of the run's checkpoint; 0: for this miner's own
 };
 // For the background worker, in order, one answer each.
 struct FetchState {
   Assignment assignment;
+  bool recover = true;  // look for what the process before has saved
 };
 struct AdoptBase {
   Values masters;
@@ -231,6 +238,10 @@ struct UploadLocalState {
   uint64_t id = 0;
   std::shared_ptr<const LocalState> state;
 };
+struct SaveLocalState {
+  LocalCheckpoint about;
+  std::shared_ptr<const LocalState> state;
+};
 struct Leave {
   std::string reason;
 };
@@ -246,7 +257,8 @@ using ComputeJob = std::variant<miner_effect::Forward, miner_effect::Backward, m
                                 miner_effect::ExportLocalState>;
 using BackgroundJob = std::variant<miner_effect::FetchState, miner_effect::AdoptBase, miner_effect::UploadDelta,
                                    miner_effect::ReduceShard, miner_effect::PrepareBase,
-                                   miner_effect::PutOutState, miner_effect::UploadLocalState>;
+                                   miner_effect::PutOutState, miner_effect::UploadLocalState,
+                                   miner_effect::SaveLocalState>;
 using MinerEffect = std::variant<miner_effect::ReplyAdmission, miner_effect::SendFrame, miner_effect::Probe,
                                  miner_effect::ReadTokens, ComputeJob, BackgroundJob, miner_effect::Leave, miner_effect::Say>;
 

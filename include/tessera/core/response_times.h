@@ -1,5 +1,5 @@
-// The last times that something took, and from them how long to wait for it: median + k * MAD, the median absolute
-// deviation. Both ignore a few outliers, which a mean would not.
+// The last times that something took, and from them how long to wait for it: median + k * MAD, the
+// median absolute deviation. Both ignore a few outliers, which a mean would not.
 #pragma once
 
 #include <algorithm>
@@ -36,10 +36,12 @@ class ResponseTimes {
     for (int32_t& value : distances) value = static_cast<int32_t>(std::abs(value - median_now));
     return middle_of(std::move(distances));
   }
-  // Never below `floor` (what the machines' own jitter takes) nor above `ceiling`, which also holds until enough is known.
+  // Never below `floor` (what the machines' own jitter takes) nor above `ceiling`, which also holds
+  // until enough is known.
   TimeMs deadline(TimeMs floor, TimeMs ceiling) const {
     if (count() < kEnough) return ceiling;
-    return std::max(std::min(median() + kDeviations * deviation(), ceiling), std::min(floor, ceiling));
+    return std::max(std::min(median() + kDeviations * deviation(), ceiling),
+                    std::min(floor, ceiling));
   }
 
  private:
