@@ -89,12 +89,15 @@ void Miner::send_onward(const MicrobatchKey& key, Work& work) {
 
 void Miner::send_forward_to(MinerIndex to, const MicrobatchKey& key, Work& work) {
   release_downstream(work);
-  PeerState& peer = peers_.at(to);
+  const auto found = peers_.find(to);
+  if (found == peers_.end()) return send_onward(key, work);  // it left the run
+  PeerState& peer = found->second;
   work.state = WorkState::kSending;
   work.retry_at = 0;
   work.downstream = to;
   work.send = next_send_++;
   work.sent_at = now_;
+  work.sent_as = work.repairs;
   work.outstanding = true;
   sends_[work.send] = key;
   peer.outstanding++;
@@ -197,8 +200,14 @@ void Miner::forward_answered(const MicrobatchKey& key, Work& work, Admission adm
       work.gradient_due = now_ + patience;
       return;
     }
-    case Admission::kStaleAttempt:
     case Admission::kTakenOver:
+      // That was before it was given back to this miner.
+      if (work.sent_as < work.repairs) {
+        send_forward_to(work.downstream, key, work);
+        return;
+      }
+      [[fallthrough]];
+    case Admission::kStaleAttempt:
     case Admission::kWrongRun:
     case Admission::kWrongShape:
     case Admission::kCorrupt:

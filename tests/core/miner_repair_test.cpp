@@ -286,5 +286,19 @@ TEST(MinerRepair, OneThatGetsItsOwnWorkBackTellsDownstream) {
   EXPECT_EQ(middle.miner->report().status.recomputed, 0u);
 }
 
+TEST(MinerRepair, ARefusalOfBeforeItGotItsWorkBackEndsNothing) {
+  MinerHarness middle(patient_spec(3), 1);
+  middle.start();
+  ASSERT_EQ(middle.forward_arrives(1), Admission::kAccepted);
+  middle.finish_job();  // on its way downstream
+  EXPECT_EQ(middle.forward_arrives(1, 0, 0, 0, {0, 2}), Admission::kDuplicate);
+  middle.frame_answered(Admission::kTakenOver);
+  EXPECT_EQ(middle.miner->in_flight(), 1u);
+  ASSERT_EQ(middle.sends.size(), 1u);
+  EXPECT_EQ(middle.sends[0].frame.repairs, (std::vector<uint8_t>{0, 2, 0}));
+  middle.frame_answered(Admission::kTakenOver);
+  EXPECT_EQ(middle.miner->in_flight(), 0u);
+}
+
 }  // namespace
 }  // namespace tessera::test

@@ -86,6 +86,7 @@ class Miner {
     TimeMs gradient_due = 0;       // when downstream is asked whether it still has it
     bool asked_again = false;      // it was asked, and had it
     Repairs repairs;               // as in the frame it came with: the stages up to this one
+    Repairs sent_as;               // `repairs` of the last forward that was sent
     uint8_t given_again = 0;       // how often the next stage was given it again
     bool adopted = false;          // its upstream was replaced
     bool backward_running = false;
