@@ -107,6 +107,17 @@ Status write_pieces_atomic(const std::string& path, const std::vector<std::strin
   return ok_status();
 }
 
+Status write_file_quickly(const std::string& path, std::string_view content, unsigned mode) {
+  const std::string temporary = path + ".new";
+  {
+    const Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode));
+    if (file.get() < 0) return system_error(temporary, "create");
+    TESSERA_RETURN_IF_ERROR(write_all(file.get(), content, temporary));
+  }
+  if (::rename(temporary.c_str(), path.c_str()) != 0) return system_error(path, "rename to");
+  return ok_status();
+}
+
 Status make_directories(const std::string& path) {
   std::error_code code;
   std::filesystem::create_directories(path, code);

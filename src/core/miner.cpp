@@ -11,6 +11,7 @@ namespace tessera::core {
 namespace {
 
 constexpr TimeMs kLoadRetryMs = 1000;
+constexpr TimeMs kStoodStillMs = 1000;  // without an event: the shell ticks far more often
 
 }  // namespace
 
@@ -23,8 +24,10 @@ uint64_t Miner::run_tag() const {
 }
 
 std::vector<MinerEffect> Miner::step(TimeMs now, MinerEvent event) {
+  const TimeMs gap = now_ == 0 ? 0 : now - now_;
   now_ = std::max(now, now_);
   effects_.clear();
+  if (gap >= spec_.timeouts.peer_ms && gap >= kStoodStillMs) stood_still(gap);
   std::visit([&](auto& e) { on(e); }, event);
   schedule();
   return std::move(effects_);
@@ -32,6 +35,7 @@ std::vector<MinerEffect> Miner::step(TimeMs now, MinerEvent event) {
 
 // (Not inline: GCC 12 then warns of members of the variant's other alternatives.)
 void Miner::emit(MinerEffect effect) { effects_.push_back(std::move(effect)); }
+void Miner::enqueue(ComputeJob job) { control_queue_.push_back(std::move(job)); }
 
 void Miner::say(std::string text, bool warning) { emit(miner_effect::Say{std::move(text), warning}); }
 
@@ -77,21 +81,7 @@ void Miner::on(miner_event::AnswerArrived& event) {
   while (!receipts_.empty() && receipts_.front().sequence <= answer.receipts_acknowledged) receipts_.pop_front();
   if (!receipts_.empty() && receipts_.size() >= kMaxReceiptsPerSync / 2) urgent_ = true;
   if (answer.peers) {
-    std::map<MinerIndex, PeerState> peers;
-    for (Peer& peer : *answer.peers) {
-      PeerState state;
-      if (const auto old = peers_.find(peer.miner); old != peers_.end()) {
-        state.outstanding = old->second.outstanding;
-        // A new address or a fresh word from the orchestrator that it lives ends a suspension.
-        if (old->second.peer.address == peer.address && old->second.peer.live == peer.live) {
-          state.suspended_until = old->second.suspended_until;
-          state.newest_epoch = old->second.newest_epoch;
-        }
-      }
-      state.peer = std::move(peer);
-      peers.emplace(state.peer.miner, std::move(state));
-    }
-    peers_ = std::move(peers);
+    take_peers(std::move(*answer.peers));
     peers_version_ = answer.peers_version;
   }
   if (answer.leave) {
@@ -104,6 +94,7 @@ void Miner::on(miner_event::AnswerArrived& event) {
     reason_ = answer.reason;
     if (!reason_.empty()) say(fmt::format("no work: {}", reason_));
   }
+  if (answer.drain) begin_drain("the orchestrator asks for it");
   if (answer.assignment) take_assignment(*answer.assignment);
   if (phase_ != MinerPhase::kReady && phase_ != MinerPhase::kDraining) return leave_if_drained();
   if (phase_ == MinerPhase::kReady) take_leases(answer);
@@ -117,7 +108,7 @@ void Miner::on(miner_event::AnswerArrived& event) {
   } else if (answer.checkpoint != checkpoint_begun_) {
     checkpoint_begun_ = answer.checkpoint;
     checkpoint_.reset();
-    control_queue_.push_back(miner_effect::ExportLocalState{answer.checkpoint});
+    enqueue(miner_effect::ExportLocalState{answer.checkpoint});
   }
   leave_if_drained();
 }
@@ -143,7 +134,7 @@ bool Miner::take_spec(const SyncAnswer& answer) {
 void Miner::drain_and(miner_effect::Leave leave) {
   if (leaving_) return;
   leaving_ = std::move(leave);
-  on_drain(leaving_->reason);
+  begin_drain(leaving_->reason);
 }
 
 void Miner::leave_if_drained() {
@@ -183,7 +174,7 @@ void Miner::take_assignment(const Assignment& assignment) {
   published_state_.reset();
   say(fmt::format("loads stage {} at epoch {}{}", assignment.stage, assignment.epoch,
                   assignment.state.is_zero() ? " from the run's seed" : ""));
-  emit(BackgroundJob(miner_effect::FetchState{assignment}));
+  emit(BackgroundJob(miner_effect::FetchState{assignment, recovering_ && !resuming_}));
 }
 
 void Miner::on(miner_event::StateFetched& event) {
@@ -194,7 +185,9 @@ void Miner::on(miner_event::StateFetched& event) {
     return;
   }
   assignment_->state = event.state;
-  control_queue_.push_back(miner_effect::InstallState{event.masters, event.local_state});
+  recovered_ = event.local_state != nullptr && !resuming_;
+  recover(event.recovered);
+  enqueue(miner_effect::InstallState{event.masters, event.local_state});
 }
 
 void Miner::on(miner_event::StateInstalled& event) {
@@ -202,12 +195,15 @@ void Miner::on(miner_event::StateInstalled& event) {
   if (!event.ok) {
     loading_ = false;
     load_retry_at_ = now_ + kLoadRetryMs;
+    recovering_ = recovering_ && !recovered_;  // it may be what was saved that does not fit
     say(fmt::format("the stage's state does not fit: {}", event.why), true);
     return;
   }
   weight_version_ = event.weight_version;
   accumulated_ = event.accumulated;
   schedule_step_ = assignment_->schedule_step;
+  saved_steps_ = local_steps_;
+  saved_accumulated_ = accumulated_;
   if (resuming_) local_steps_ = std::max<uint64_t>(local_steps_, 1);
   if (event.initial_masters) {
     emit(BackgroundJob(miner_effect::AdoptBase{event.initial_masters}));
@@ -220,6 +216,7 @@ void Miner::on(miner_event::BaseAdopted& event) { become_ready(event.state); }
 
 void Miner::become_ready(const Digest& state) {
   loading_ = false;
+  recovering_ = false;  // what this process saves itself is no news to it
   if (phase_ == MinerPhase::kLoading) phase_ = MinerPhase::kReady;
   epoch_ = assignment_->epoch;
   step_due_ = accumulated_ >= spec_.training.microbatches_per_step;
@@ -239,43 +236,29 @@ void Miner::on(miner_event::StatePutOut& event) {
   urgent_ = true;
 }
 
-void Miner::on(miner_event::LocalStateExported& event) {
-  computing_ = false;
-  if (event.id != checkpoint_begun_) return;
-  // Not reported before the upload is done.
-  pending_checkpoint_ = CheckpointCommit{.id = event.id,
-                                         .object = {},
-                                         .local_steps = local_steps_,
-                                         .schedule_step = schedule_step_,
-                                         .weight_version = weight_version_,
-                                         .accumulated = accumulated_};
-  emit(BackgroundJob(miner_effect::UploadLocalState{event.id, event.state}));
-}
+void Miner::on(miner_event::DrainRequested&) { begin_drain("asked to stop"); }
 
-void Miner::on(miner_event::LocalStateUploaded& event) {
-  if (!pending_checkpoint_ || pending_checkpoint_->id != event.id) return;
-  if (!event.ok) {
-    say(fmt::format("checkpoint {}: this miner's state could not be stored: {}", event.id, event.why), true);
-    pending_checkpoint_.reset();
-    checkpoint_begun_ = 0;  // tried again if it is still asked for
-    return;
-  }
-  checkpoint_ = pending_checkpoint_;
-  checkpoint_->object = event.object;
-  pending_checkpoint_.reset();
-  urgent_ = true;
-}
-
-void Miner::on(miner_event::DrainRequested&) { on_drain("asked to stop"); }
-
-void Miner::on_drain(const std::string& reason) {
+void Miner::begin_drain(const std::string& reason) {
   if (phase_ == MinerPhase::kReady || phase_ == MinerPhase::kJoining || phase_ == MinerPhase::kLoading) {
     phase_ = MinerPhase::kDraining;
     urgent_ = true;
+    // A head's leases that are not begun are issued to another head as soon as this one has left.
+    std::vector<MicrobatchKey> not_begun;
+    for (const auto& [key, work] : works_) {
+      const bool waits = work.state == WorkState::kReadingTokens || work.state == WorkState::kForwardQueued;
+      if (waits && is_head()) not_begun.push_back(key);
+    }
+    for (const MicrobatchKey& key : not_begun) drop(key, "this miner leaves");
     say(fmt::format("draining, {}: {} microbatches in flight", reason, works_.size()));
   }
 }
 
-void Miner::on(miner_event::Ticked&) { retry_and_expire(); }
+void Miner::on(miner_event::Ticked&) {
+  retry_and_expire();
+  watch_peers();
+  ask_overdue();
+  forget_kept();
+  save_if_due();
+}
 
 }  // namespace tessera::core

@@ -1,4 +1,4 @@
-// Frames from and to peers: what is let in, where it goes, and what becomes of one that was not taken.
+// Frames from peers: what is let in, and how it meets what is held already.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,9 +8,9 @@
 namespace tessera::core {
 namespace {
 
-constexpr TimeMs kSuspendMs = 2000;  // a peer that did not answer
-constexpr TimeMs kRetryMs = 50;      // when every peer refused
-constexpr size_t kCapacity = 64;     // microbatches held; a forward over it is refused
+constexpr size_t kCapacity = 64;                     // microbatches held; a forward over it is refused
+constexpr size_t kMaxKept = 256;                     // gradients kept after they were handed on
+constexpr size_t kMaxKeptBytes = size_t{256} << 20;
 
 }  // namespace
 
@@ -25,6 +25,7 @@ PeerHealth Miner::health() const {
 }
 
 void Miner::on(miner_event::FrameArrived& event) {
+  if (const auto known = peer_of_node_.find(event.sender); known != peer_of_node_.end()) heard(peers_.at(known->second));
   const Admission admission =
       event.frame.direction == Direction::kForward ? admit_forward(event) : admit_backward(event);
   if (admission != Admission::kAccepted && admission != Admission::kDuplicate) status_.frames_refused++;
@@ -33,24 +34,27 @@ void Miner::on(miner_event::FrameArrived& event) {
 
 Admission Miner::admit_forward(miner_event::FrameArrived& event) {
   Frame& frame = event.frame;
-  if (phase_ != MinerPhase::kReady) return Admission::kNotReady;
+  if (!assignment_ || (phase_ != MinerPhase::kReady && phase_ != MinerPhase::kDraining)) return Admission::kNotReady;
   if (frame.boundary + 1u != assignment_->stage) return Admission::kWrongStage;
-  const auto sender = std::find_if(peers_.begin(), peers_.end(), [&](const auto& entry) {
-    return entry.second.peer.node == event.sender && entry.second.peer.stage == frame.boundary;
-  });
-  if (sender == peers_.end()) return Admission::kNotReady;  // the table is old, or the sender has no place in this run
-  Epoch& newest = sender->second.newest_epoch;
+  const auto known = peer_of_node_.find(event.sender);
+  // The table is old, or the sender has no place in this run.
+  if (known == peer_of_node_.end() || peers_.at(known->second).peer.stage != frame.boundary) return Admission::kNotReady;
+  const MinerIndex sender = known->second;
+  Epoch& newest = peers_.at(sender).newest_epoch;
   if (newest > spec_.merge.max_staleness && frame.epoch < newest - spec_.merge.max_staleness) return Admission::kStaleEpoch;
   newest = std::max(newest, frame.epoch);
   const MicrobatchKey key{frame.microbatch, frame.attempt};
-  if (const auto refusal = meet_held(key, sender->first)) return *refusal;
+  frame.repairs.resize(assignment_->stage + 1);
+  if (const auto answer = meet_held(key, sender, frame)) return *answer;
+  if (phase_ == MinerPhase::kDraining) return Admission::kNotReady;  // nothing new
   if (works_.size() >= kCapacity) return Admission::kFull;
   Work work;
   work.state = WorkState::kForwardQueued;
   work.counted_stages = frame.counted_stages;
   work.pathway = std::move(frame.pathway);
+  work.repairs = std::move(frame.repairs);
   work.deadline = now_ + std::min(frame.lifetime_ms, spec_.timeouts.lease_ms);
-  work.upstream = sender->first;
+  work.upstream = sender;
   work.tokens = std::make_shared<const std::vector<uint32_t>>(std::move(frame.tokens));
   work.payload = {frame.exponent, std::move(frame.payload)};
   work.receipt.input_hash = event.payload_hash;
@@ -60,28 +64,84 @@ Admission Miner::admit_forward(miner_event::FrameArrived& event) {
 }
 
 // What is held of the microbatch already decides: a newer attempt wins, and within an attempt the newer route.
-std::optional<Admission> Miner::meet_held(const MicrobatchKey& key, MinerIndex sender) {
+std::optional<Admission> Miner::meet_held(const MicrobatchKey& key, MinerIndex sender, const Frame& frame) {
   for (auto it = works_.lower_bound({key.microbatch, 0}); it != works_.end() && it->first.microbatch == key.microbatch;) {
     const MicrobatchKey held = it->first;
     Work& work = (it++)->second;
     if (held.attempt > key.attempt) return Admission::kStaleAttempt;
-    if (held.attempt < key.attempt) {
-      drop(held, "a newer attempt began");
-    } else if (work.upstream == sender) {
-      return Admission::kDuplicate;
-    } else if (work.state == WorkState::kBackwarding || work.state == WorkState::kReturning) {
-      // The miner it came from was replaced upstream after this stage was done: the replacement gets the gradient.
-      work.upstream = sender;
-      if (work.state == WorkState::kReturning) {
-        sends_.erase(work.send);
-        send_back(key, work);
-      }
-      return Admission::kDuplicate;
-    } else {
-      drop(held, "it comes from another miner now");
-    }
+    if (held.attempt == key.attempt) return adopt(key, work, sender, frame);
+    drop(held, "a newer attempt began");
+  }
+  return meet_kept(key, sender, frame.repairs);
+}
+
+// The same attempt comes again. A sender that was given the microbatch later than the one before replaces it: what is
+// computed here serves the new one as well.
+Admission Miner::adopt(const MicrobatchKey& key, Work& work, MinerIndex sender, const Frame& frame) {
+  if (frame.repairs < work.repairs) return Admission::kTakenOver;
+  const bool newer = frame.repairs > work.repairs;
+  const bool moved = work.upstream != sender;
+  work.repairs = frame.repairs;
+  work.counted_stages |= frame.counted_stages;
+  work.deadline = std::max(work.deadline, now_ + std::min(frame.lifetime_ms, spec_.timeouts.lease_ms));
+  work.upstream = sender;
+  work.adopted |= moved;
+  if (moved && (work.state == WorkState::kReturning || work.state == WorkState::kReturned)) {
+    sends_.erase(work.send);
+    work.state = WorkState::kReturning;
+    send_back(key, work);
+  } else if (newer && !moved && work.state == WorkState::kAwaitingGradient) {
+    // It was given away and is back: downstream must learn that it goes on with this miner after all.
+    send_forward_to(work.downstream, key, work);
+  }
+  return Admission::kDuplicate;
+}
+
+// All is done here, but the upstream that had the gradient is gone: its replacement gets it, and nothing is computed again.
+std::optional<Admission> Miner::meet_kept(const MicrobatchKey& key, MinerIndex sender, const Repairs& repairs) {
+  for (auto it = kept_.lower_bound({key.microbatch, 0}); it != kept_.end() && it->first.microbatch == key.microbatch;) {
+    const auto entry = it++;
+    if (entry->first.attempt > key.attempt) return Admission::kStaleAttempt;
+    Kept& kept = entry->second;
+    if (entry->first.attempt == key.attempt && repairs < kept.repairs) return Admission::kTakenOver;
+    kept_bytes_ -= kept.gradient.bytes.size();
+    Kept taken = std::move(kept);
+    const bool same_attempt = entry->first.attempt == key.attempt;
+    kept_.erase(entry);
+    if (!same_attempt) continue;
+    Work work;
+    work.state = WorkState::kReturning;
+    work.counted_stages = taken.counted_stages;
+    work.deadline = taken.deadline;
+    work.upstream = sender;
+    work.repairs = repairs;
+    work.payload = std::move(taken.gradient);
+    send_back(key, works_.emplace(key, std::move(work)).first->second);
+    return Admission::kDuplicate;
   }
   return std::nullopt;
+}
+
+void Miner::keep_gradient(const MicrobatchKey& key, Work& work) {
+  const size_t bytes = work.payload.bytes.size();
+  if (now_ >= work.deadline || bytes > kMaxKeptBytes) return;
+  kept_bytes_ += bytes;
+  kept_.insert_or_assign(key, Kept{std::move(work.payload), work.repairs, work.counted_stages, work.deadline});
+  kept_order_.push_back(key);
+  forget_kept();
+}
+
+void Miner::forget_kept() {
+  while (!kept_order_.empty()) {
+    const auto oldest = kept_.find(kept_order_.front());
+    const bool over = kept_.size() > kMaxKept || kept_order_.size() > 2 * kMaxKept || kept_bytes_ > kMaxKeptBytes;
+    if (oldest != kept_.end() && !over && now_ < oldest->second.deadline) return;
+    if (oldest != kept_.end()) {
+      kept_bytes_ -= oldest->second.gradient.bytes.size();
+      kept_.erase(oldest);
+    }
+    kept_order_.pop_front();
+  }
 }
 
 Admission Miner::admit_backward(miner_event::FrameArrived& event) {
@@ -92,146 +152,24 @@ Admission Miner::admit_backward(miner_event::FrameArrived& event) {
   if (found == works_.end()) return Admission::kUnknownMicrobatch;
   Work& work = found->second;
   const auto sender = peers_.find(work.downstream);
-  if (sender == peers_.end() || sender->second.peer.node != event.sender) return Admission::kUnknownMicrobatch;
+  if (sender == peers_.end() || sender->second.peer.node != event.sender) {
+    return work.given_again > 0 ? Admission::kTakenOver : Admission::kUnknownMicrobatch;
+  }
   // The gradient may overtake the answer to the forward frame.
   if (work.state != WorkState::kSending && work.state != WorkState::kAwaitingGradient) return Admission::kDuplicate;
   if (work.state == WorkState::kSending) {
     sends_.erase(work.send);
     work.retry_at = 0;
     status_.boundary_tensors_sent++;
+  } else if (!work.asked_again) {
+    sender->second.gradients.add(now_ - work.accepted_at);
   }
-  if (sender->second.outstanding > 0) sender->second.outstanding--;
+  release_downstream(work);
   work.state = WorkState::kBackwardQueued;
   work.payload = {frame.exponent, std::move(frame.payload)};
   work.receipt.gradient_in_hash = event.payload_hash;
   backward_queue_.push_back(key);
   return Admission::kAccepted;
-}
-
-MinerIndex Miner::choose_downstream(const Work& work) const {
-  const StageIndex next = assignment_->stage + 1;
-  const auto usable = [&](const PeerState& state) {
-    return state.peer.stage == next && state.peer.live && state.suspended_until <= now_ &&
-           work.tried.count(state.peer.miner) == 0;
-  };
-  if (next < work.pathway.size()) {
-    const auto proposed = peers_.find(work.pathway[next]);
-    if (proposed != peers_.end() && usable(proposed->second)) return proposed->first;
-  }
-  MinerIndex best = kNoMiner;
-  uint32_t fewest = UINT32_MAX;
-  for (const auto& [index, state] : peers_) {
-    if (!usable(state) || state.outstanding >= fewest) continue;
-    best = index;
-    fewest = state.outstanding;
-  }
-  return best;
-}
-
-Frame Miner::frame_of(const MicrobatchKey& key, const Work& work, Direction direction) const {
-  Frame frame;
-  frame.run = run_tag();
-  frame.epoch = epoch_;
-  frame.microbatch = key.microbatch;
-  frame.attempt = key.attempt;
-  frame.direction = direction;
-  frame.kind = spec_.boundary.kind;
-  frame.codec = spec_.boundary.codec;
-  frame.batch = spec_.training.microbatch_size;
-  frame.context = spec_.model.context;
-  frame.rank = spec_.boundary.rank;
-  frame.exponent = work.payload.exponent;
-  frame.payload = work.payload.bytes;
-  frame.counted_stages = work.counted_stages;
-  frame.lifetime_ms = static_cast<uint32_t>(std::max<TimeMs>(0, work.deadline - now_));
-  if (direction == Direction::kForward) {
-    frame.boundary = static_cast<uint16_t>(assignment_->stage);
-    frame.pathway = work.pathway;
-    frame.tokens = *work.tokens;
-  } else {
-    frame.boundary = static_cast<uint16_t>(assignment_->stage - 1);
-  }
-  return frame;
-}
-
-void Miner::send_onward(const MicrobatchKey& key, Work& work) {
-  const MinerIndex to = choose_downstream(work);
-  if (to == kNoMiner) {
-    work.tried.clear();
-    work.retry_at = now_ + kRetryMs;
-    return;
-  }
-  work.retry_at = 0;
-  work.downstream = to;
-  work.send = next_send_++;
-  sends_[work.send] = key;
-  PeerState& peer = peers_.at(to);
-  peer.outstanding++;
-  emit(miner_effect::SendFrame{work.send, peer.peer, frame_of(key, work, Direction::kForward), spec_.timeouts.peer_ms});
-}
-
-void Miner::send_back(const MicrobatchKey& key, Work& work) {
-  const auto peer = peers_.find(work.upstream);
-  if (peer == peers_.end()) {
-    drop(key, "its upstream miner left the run");
-    return;
-  }
-  work.retry_at = 0;
-  work.send = next_send_++;
-  sends_[work.send] = key;
-  emit(miner_effect::SendFrame{work.send, peer->second.peer, frame_of(key, work, Direction::kBackward),
-                               spec_.timeouts.peer_ms});
-}
-
-void Miner::on(miner_event::FrameAnswered& event) {
-  const auto sent = sends_.find(event.send);
-  if (sent == sends_.end()) return;  // its microbatch is over
-  const MicrobatchKey key = sent->second;
-  sends_.erase(sent);
-  const auto found = works_.find(key);
-  if (found == works_.end() || found->second.send != event.send) return;
-  Work& work = found->second;
-  const bool taken = event.admission == Admission::kAccepted || event.admission == Admission::kDuplicate;
-  if (taken && work.state == WorkState::kSending) {
-    work.state = WorkState::kAwaitingGradient;
-    status_.boundary_tensors_sent++;
-    return;
-  }
-  if (work.state == WorkState::kReturning) {
-    if (taken) {
-      status_.boundary_tensors_sent++;
-      finish(key);
-    } else if (event.admission == Admission::kUnreachable || event.admission == Admission::kFull ||
-               event.admission == Admission::kNotReady) {
-      work.retry_at = now_ + 4 * kRetryMs;
-    } else {
-      // Upstream no longer wants it: this stage's gradient counts all the same.
-      say(fmt::format("microbatch {}: upstream answered '{}' to its gradient", key.microbatch, name_of(event.admission)));
-      finish(key);
-    }
-    return;
-  }
-  if (work.state != WorkState::kSending) return;
-  const auto peer = peers_.find(work.downstream);
-  if (peer != peers_.end() && peer->second.outstanding > 0) peer->second.outstanding--;
-  switch (event.admission) {
-    case Admission::kStaleAttempt:
-    case Admission::kWrongRun:
-    case Admission::kWrongShape:
-    case Admission::kCorrupt:
-      drop(key, fmt::format("downstream answered '{}'", name_of(event.admission)));
-      return;
-    case Admission::kUnreachable:
-      if (peer != peers_.end()) {
-        peer->second.suspended_until = now_ + kSuspendMs;
-        say(fmt::format("miner {} does not answer; left out for {} ms", work.downstream, kSuspendMs), true);
-      }
-      break;
-    default:
-      break;
-  }
-  work.tried.insert(work.downstream);
-  send_onward(key, work);
 }
 
 }  // namespace tessera::core

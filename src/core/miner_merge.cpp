@@ -21,7 +21,7 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
       }
       snapshot_target_ = merge.target;
       upload_.reset();
-      control_queue_.push_back(miner_effect::TakeSnapshot{merge.target});
+      enqueue(miner_effect::TakeSnapshot{merge.target});
       break;
     case MergePhase::kReduce:
       if (reduce_target_ != merge.target) {
@@ -46,6 +46,7 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
 void Miner::on(miner_event::SnapshotTaken& event) {
   computing_ = false;
   if (event.target != snapshot_target_) return;
+  snapshot_steps_ = earlier_steps_ + local_steps_;
   emit(BackgroundJob(miner_effect::UploadDelta{event.target, event.masters, local_steps_, event.weight_version}));
 }
 
@@ -79,12 +80,14 @@ void Miner::on(miner_event::BasePrepared& event) {
     return;
   }
   pending_state_ = event.state;
-  control_queue_.push_back(miner_effect::ApplyBase{event.target, event.base, event.reference});
+  enqueue(miner_effect::ApplyBase{event.target, event.base, event.reference});
 }
 
 void Miner::on(miner_event::BaseApplied& event) {
   computing_ = false;
   if (event.target != preparing_) return;
+  // Counted as if every merge took this miner's snapshot; one that did not carries its steps over to the next.
+  merged_steps_ = std::max(merged_steps_, snapshot_steps_);
   weight_version_ = event.weight_version;
   epoch_ = event.target;
   applied_ = MergeApplied{.epoch = epoch_, .state = pending_state_, .version_after = weight_version_, .local_step = local_steps_};

@@ -33,6 +33,7 @@ void Miner::take_leases(const SyncAnswer& answer) {
     work.counted_stages = lease.counted_stages;
     work.pathway = lease.pathway;
     work.deadline = now_ + lease.lifetime_ms;
+    work.repairs = {static_cast<uint8_t>(lease.repair ? 1 : 0)};
     works_.emplace(key, std::move(work));
     emit(miner_effect::ReadTokens{key});
   }
@@ -67,6 +68,7 @@ void Miner::schedule() {
       backward_queue_.pop_front();
       Work& work = works_.at(key);
       work.state = WorkState::kBackwarding;
+      work.backward_running = true;
       const bool counted = (work.counted_stages >> assignment_->stage & 1) != 0;
       work.accumulate = !counted && accumulated_set_.count(key.microbatch) == 0;
       computing_ = true;
@@ -90,10 +92,12 @@ void Miner::on(miner_event::ForwardDone& event) {
   const auto found = works_.find(event.key);
   // Dropped meanwhile, or dropped and admitted again.
   if (found == works_.end() || found->second.state != WorkState::kForwarding) {
-    control_queue_.push_back(miner_effect::Discard{event.key});
+    enqueue(miner_effect::Discard{event.key});
     return;
   }
   Work& work = found->second;
+  status_.forwards++;
+  if (work.repairs.back() > 0) status_.recomputed++;
   work.payload = std::move(event.output);
   work.receipt.output_hash = event.output_hash;
   work.receipt.weight_version = event.weight_version;
@@ -109,48 +113,68 @@ void Miner::on(miner_event::ForwardDone& event) {
   }
 }
 
+void Miner::on(miner_event::InputGradientReady& event) {
+  const auto found = works_.find(event.key);
+  if (found == works_.end() || found->second.state != WorkState::kBackwarding || is_head()) return;
+  Work& work = found->second;
+  work.payload = std::move(event.input_gradient);
+  work.receipt.gradient_out_hash = event.gradient_hash;
+  work.state = WorkState::kReturning;
+  send_back(event.key, work);
+}
+
 void Miner::on(miner_event::BackwardDone& event) {
   computing_ = false;
   status_.backward_ms = moving_average(status_.backward_ms, event.milliseconds);
   const auto found = works_.find(event.key);
   // The gradient is in the accumulator whether or not the microbatch is still wanted, so the receipt is written anyway;
   // drop() leaves a microbatch that is being computed to us.
-  if (found == works_.end()) return;
+  if (found == works_.end() || !found->second.backward_running) return;
   Work& work = found->second;
+  work.backward_running = false;
+  if (work.state == WorkState::kBackwarding) work.receipt.gradient_out_hash = event.gradient_hash;
+  write_receipt(event.key, work, event.milliseconds);
+  if (is_head()) {
+    finish(event.key);
+  } else if (work.state == WorkState::kBackwarding) {
+    work.payload = std::move(event.input_gradient);
+    work.state = WorkState::kReturning;
+    send_back(event.key, work);
+  } else if (work.state == WorkState::kReturned) {
+    keep_gradient(event.key, work);
+    finish(event.key);
+  }
+}
+
+void Miner::write_receipt(const MicrobatchKey& key, const Work& work, float milliseconds) {
   Receipt receipt = work.receipt;
   receipt.sequence = next_receipt_++;
   receipt.incarnation = identity_.incarnation;
   receipt.miner = identity_.index;
   receipt.stage = assignment_->stage;
-  receipt.microbatch = event.key.microbatch;
-  receipt.attempt = event.key.attempt;
+  receipt.microbatch = key.microbatch;
+  receipt.attempt = key.attempt;
   receipt.upstream = work.upstream;
   receipt.downstream = work.downstream;
   receipt.epoch = epoch_;
   receipt.accumulated = work.accumulate;
+  receipt.repaired = work.given_again > 0 || work.adopted ||
+                     std::any_of(work.repairs.begin(), work.repairs.end(), [](uint8_t count) { return count > 0; });
   receipt.local_step = local_steps_;
   receipt.order = accumulated_;
-  receipt.gradient_out_hash = event.gradient_hash;
-  receipt.backward_ms = event.milliseconds;
+  receipt.backward_ms = milliseconds;
   receipt.unix_ms = now_ + identity_.unix_offset_ms;
   receipt.signature = identity_.sign(receipt.signed_bytes(identity_.run_id));
   receipts_.push_back(receipt);
   if (work.accumulate) {
     accumulated_++;
-    accumulated_set_.insert(event.key.microbatch);
-    accumulated_ids_.push_back(event.key.microbatch);
+    accumulated_set_.insert(key.microbatch);
+    accumulated_ids_.push_back(key.microbatch);
     if (accumulated_ids_.size() > kRemembered) {
       accumulated_set_.erase(accumulated_ids_.front());
       accumulated_ids_.pop_front();
     }
     step_due_ = accumulated_ >= spec_.training.microbatches_per_step;
-  }
-  if (is_head()) {
-    finish(event.key);
-  } else {
-    work.payload = std::move(event.input_gradient);
-    work.state = WorkState::kReturning;
-    send_back(event.key, work);
   }
 }
 
@@ -165,11 +189,13 @@ void Miner::on(miner_event::StepDone& event) {
   accumulated_ = 0;
   local_steps_++;
   schedule_step_++;
+  save_if_due();
 }
 
 void Miner::on(miner_event::ComputeFailed& event) {
   computing_ = false;
   if (const auto found = works_.find(event.key); found != works_.end()) {
+    found->second.backward_running = false;
     found->second.state = WorkState::kBackwardQueued;  // nothing is computing it any more
     drop(event.key, event.why);
   }
@@ -185,21 +211,34 @@ void Miner::drop(const MicrobatchKey& key, const std::string& reason) {
   const auto found = works_.find(key);
   if (found == works_.end()) return;
   Work& work = found->second;
-  if (work.state == WorkState::kBackwarding) return;
+  if (work.backward_running) return;
   say(fmt::format("microbatch {} attempt {} dropped: {}", key.microbatch, key.attempt, reason), true);
   std::erase(forward_queue_, key);
   std::erase(backward_queue_, key);
   sends_.erase(work.send);
+  release_downstream(work);
   const bool engine_holds = work.state == WorkState::kSending || work.state == WorkState::kAwaitingGradient ||
                             work.state == WorkState::kBackwardQueued;
-  if (engine_holds) {
-    control_queue_.push_back(miner_effect::Discard{key});
-    const auto peer = peers_.find(work.downstream);
-    if (peer != peers_.end() && peer->second.outstanding > 0 && work.state != WorkState::kBackwardQueued) {
-      peer->second.outstanding--;
-    }
-  }
+  if (engine_holds) enqueue(miner_effect::Discard{key});
   finish(key);
+}
+
+// The peers have gone on without this process: what they have given to others must not be accumulated here too.
+void Miner::stood_still(TimeMs ms) {
+  woke_at_ = now_;
+  probes_.clear();
+  for (auto& [index, peer] : peers_) {
+    peer.probe = 0;
+    peer.heard_at = now_;
+  }
+  std::vector<MicrobatchKey> lost;
+  for (auto& [key, work] : works_) {
+    work.gradient_due = std::max(work.gradient_due, now_ + spec_.timeouts.peer_ms);
+    const bool given_away = is_head() ? ms >= spec_.timeouts.miner_lost_ms : work.state == WorkState::kBackwardQueued;
+    if (given_away) lost.push_back(key);
+  }
+  say(fmt::format("this process stood still for {} ms", ms), true);
+  for (const MicrobatchKey& key : lost) drop(key, "another miner has it by now");
 }
 
 void Miner::retry_and_expire() {

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "tessera/base/files.h"
+#include "local_checkpoint.h"
 #include "tessera/base/log.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/kernels/merge.h"
@@ -20,8 +20,8 @@ using core::miner_event::StateFetched;
 using core::miner_event::StatePutOut;
 
 BackgroundWorker::BackgroundWorker(const core::RunSpec& spec, ports::BlobLink& blobs, std::string directory,
-                                   std::function<void(core::MinerEvent)> post)
-    : spec_(spec), blobs_(blobs), directory_(std::move(directory)), post_(std::move(post)) {
+                                   std::string run_id, std::function<void(core::MinerEvent)> post)
+    : spec_(spec), blobs_(blobs), directory_(std::move(directory)), run_id_(std::move(run_id)), post_(std::move(post)) {
   thread_ = std::jthread([this] { loop(); });
 }
 
@@ -38,16 +38,20 @@ void BackgroundWorker::loop() {
       if (jobs_.closed()) return;
       continue;
     }
-    if (jobs_.closed() && !std::holds_alternative<core::miner_effect::UploadLocalState>(*job)) continue;
+    const bool is_kept = std::holds_alternative<core::miner_effect::UploadLocalState>(*job) ||
+                         std::holds_alternative<core::miner_effect::SaveLocalState>(*job);
+    if (jobs_.closed() && !is_kept) continue;
     std::visit([this](auto& j) { work(j); }, *job);
   }
 }
 
-Status BackgroundWorker::fetch(const core::Assignment& assignment, StateFetched* done) {
+Status BackgroundWorker::fetch(const core::miner_effect::FetchState& job, StateFetched* done) {
+  const core::Assignment& assignment = job.assignment;
   stage_ = assignment.stage;
   epoch_ = assignment.epoch;
   snapshot_.reset();
   snapshot_target_ = 0;
+  base_.reset();
   const uint64_t values = core::stage_value_count(spec_, assignment.stage);
   if (!assignment.state.is_zero()) {
     TESSERA_ASSIGN_OR_RETURN(const std::string bytes,
@@ -66,13 +70,23 @@ Status BackgroundWorker::fetch(const core::Assignment& assignment, StateFetched*
     }
     done->local_state = std::make_shared<const core::LocalState>(std::move(state));
   }
-  if (!assignment.state.is_zero()) write_copy();
+  if (job.recover && !directory_.empty()) {
+    Recovery found = recover_local_state(directory_, {run_id_, assignment, base_, values});
+    done->recovered = std::move(found.about);
+    if (found.base) {  // of the seed: what the process before has written of it
+      base_ = done->masters = std::move(found.base);
+      momentum_ = std::move(found.momentum);
+      done->state = found.base_name;
+    }
+    if (found.state) done->local_state = std::move(found.state);
+  }
+  if (base_) write_copy();
   return ok_status();
 }
 
 void BackgroundWorker::work(core::miner_effect::FetchState& job) {
   StateFetched done;
-  const Status status = fetch(job.assignment, &done);
+  const Status status = fetch(job, &done);
   done.ok = status.ok();
   done.why = message_of(status);
   post_(std::move(done));
@@ -196,15 +210,14 @@ void BackgroundWorker::work(core::miner_effect::UploadLocalState& job) {
   post_(std::move(done));
 }
 
+void BackgroundWorker::work(core::miner_effect::SaveLocalState& job) {
+  const Status status = directory_.empty() ? ok_status() : save_local_checkpoint(directory_, job.about, *job.state);
+  post_(core::miner_event::LocalStateSaved{job.about.steps, status.ok(), message_of(status)});
+}
+
 void BackgroundWorker::write_copy() {
   if (directory_.empty()) return;
-  ByteWriter header;
-  header.raw("TSST", 4);
-  header.number(uint32_t{1});
-  header.number(stage_);
-  header.number(epoch_);
-  const Status status =
-      write_file_atomic(directory_ + "/stage_state.bin", header.take() + encode_stage_state(*base_, momentum_));
+  const Status status = write_stage_copy(directory_, stage_, epoch_, *base_, momentum_);
   if (!status.ok()) spdlog::warn("the copy of the base could not be written: {}", message_of(status));
 }
 

@@ -16,7 +16,8 @@ namespace tessera::node {
 
 class BackgroundWorker {
  public:
-  BackgroundWorker(const core::RunSpec& spec, ports::BlobLink& blobs, std::string directory,
+  // `directory`: this miner's folder; empty: nothing is written or recovered.
+  BackgroundWorker(const core::RunSpec& spec, ports::BlobLink& blobs, std::string directory, std::string run_id,
                    std::function<void(core::MinerEvent)> post);
   ~BackgroundWorker();
 
@@ -32,7 +33,8 @@ class BackgroundWorker {
   void work(core::miner_effect::PrepareBase& job);
   void work(core::miner_effect::PutOutState& job);
   void work(core::miner_effect::UploadLocalState& job);
-  Status fetch(const core::Assignment& assignment, core::miner_event::StateFetched* done);
+  void work(core::miner_effect::SaveLocalState& job);
+  Status fetch(const core::miner_effect::FetchState& job, core::miner_event::StateFetched* done);
   StatusOr<Digest> upload_delta(const std::vector<float>& snapshot);
   Status prepare(const core::miner_effect::PrepareBase& job, core::miner_event::BasePrepared* done);
   // The base this replica holds, as a file that others can read and compare.
@@ -41,6 +43,7 @@ class BackgroundWorker {
   const core::RunSpec spec_;
   ports::BlobLink& blobs_;
   const std::string directory_;
+  const std::string run_id_;
   const std::function<void(core::MinerEvent)> post_;
   BoundedQueue<core::BackgroundJob> jobs_{65536};
 

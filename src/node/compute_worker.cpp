@@ -81,7 +81,11 @@ void ComputeWorker::work(core::miner_effect::Forward& job) {
 
 void ComputeWorker::work(core::miner_effect::Backward& job) {
   const Stopwatch watch;
-  auto result = engine_->backward(job.key, job.output_gradient, job.accumulate);
+  auto result = engine_->backward(job.key, job.output_gradient, job.accumulate, [&](core::BoundaryPayload gradient) {
+    core::miner_event::InputGradientReady ready{.key = job.key, .input_gradient = std::move(gradient), .gradient_hash = {}};
+    ready.gradient_hash = hash_of(ready.input_gradient);
+    post_(std::move(ready));
+  });
   if (!result.ok()) {
     if (!is_fatal(result.status())) post_(ComputeFailed{job.key, "backward: " + message_of(result.status())});
     return;

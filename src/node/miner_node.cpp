@@ -4,20 +4,18 @@
 
 #include <algorithm>
 
+#include "local_checkpoint.h"
 #include "miner_shell.h"
 #include "tessera/base/log.h"
-#include "tessera/core/frame.h"
 
 namespace tessera::node {
 namespace {
 
-constexpr size_t kFrameQueueLimit = 4096;      // a frame is refused above it; internal events still fit
 constexpr TimeMs kTickMs = 20;
 constexpr TimeMs kUrgentReportMs = 10;         // shortest interval between reports
 constexpr TimeMs kLastRetryMs = 5000;
-constexpr TimeMs kDrainLimitMs = 3000;
+constexpr TimeMs kDrainLimitMs = 10000;        // for what is in flight; then it leaves all the same
 
-constexpr size_t kMaxProbes = 1024;            // that wait for the control thread
 
 }  // namespace
 
@@ -30,92 +28,18 @@ void MinerNode::Shell::post(Input input) {
   TESSERA_CHECK(inputs->push(std::move(input)) != PushResult::kFull);
 }
 
-void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
-                                std::function<void(core::Admission)> done) {
-  std::shared_ptr<const RunFacts> facts;
-  std::shared_ptr<BoundedQueue<Input>> inputs;
-  {
-    std::lock_guard lock(mutex_);
-    facts = facts_;
-    inputs = inputs_;
-  }
-  if (!facts) return done(core::Admission::kNotReady);
-  core::miner_event::FrameArrived event;
-  std::string why;
-  const core::Admission checked = core::decode_frame(bytes, facts->spec, facts->run_tag, &event.frame, &why);
-  if (checked != core::Admission::kAccepted) {
-    ++unreadable_frames_;
-    spdlog::warn("frame of {} bytes from {} refused ({}): {}", bytes.size(), caller.node.brief(),
-                 core::name_of(checked), why);
-    return done(checked);
-  }
-  // A gradient is never refused for want of room: there are not more of them than microbatches let in.
-  const bool forward = event.frame.direction == core::Direction::kForward;
-  if (forward && inputs->size() >= kFrameQueueLimit) return done(core::Admission::kFull);
-  event.payload_hash = digest_of(event.frame.payload);
-  event.sender = caller.node;
-  {
-    std::lock_guard lock(mutex_);
-    event.reply = next_reply_++;
-    replies_[event.reply] = done;
-  }
-  const uint64_t reply = event.reply;
-  if (inputs->push(MinerEvent(std::move(event))) == PushResult::kOk) return;
-  bool unanswered = false;
-  {
-    std::lock_guard lock(mutex_);
-    unanswered = replies_.erase(reply) > 0;
-  }
-  if (unanswered) done(core::Admission::kNotReady);
-}
-
-// Answered by the control thread, so that one that hangs does not seem well.
-void MinerNode::Shell::on_probe(std::function<void(StatusOr<core::PeerHealth>)> done) {
-  std::optional<uint64_t> reply;
-  {
-    std::lock_guard lock(mutex_);
-    if (probes_.size() < kMaxProbes) {
-      reply = next_reply_++;
-      probes_[*reply] = done;
-    }
-  }
-  if (!reply) return done(unavailable("too many probes wait for an answer; ask again later"));
-  if (inputs_->push(Probed{*reply}) == PushResult::kOk) return;
-  bool unanswered = false;
-  {
-    std::lock_guard lock(mutex_);
-    unanswered = probes_.erase(*reply) > 0;
-  }
-  if (unanswered) done(unavailable("this miner takes nothing in now"));
-}
-
-void MinerNode::Shell::answer_probe(uint64_t reply) {
-  std::function<void(StatusOr<core::PeerHealth>)> done;
-  {
-    std::lock_guard lock(mutex_);
-    const auto found = probes_.find(reply);
-    if (found == probes_.end()) return;
-    done = std::move(found->second);
-    probes_.erase(found);
-  }
-  if (miner_) {
-    done(miner_->health());
-  } else {
-    done(failed_precondition("this miner has not joined a run yet"));
-  }
-}
-
 StatusOr<std::string> MinerNode::Shell::run(const std::atomic<bool>& stop) {
   TimeMs drain_until = 0;
   while (!over_) {
     const TimeMs now = monotonic_now_ms();
-    if (stop.load() && !draining_) {
+    if (stop.load() && !miner_) return std::string("stopped before it had joined a run");
+    if (stop.load() && !draining_) step(core::miner_event::DrainRequested{});
+    // On request of the operator here, or of the orchestrator.
+    if (!draining_ && miner_ && miner_->phase() == core::MinerPhase::kDraining) {
       draining_ = true;
       drain_until = now + kDrainLimitMs;
-      if (!miner_) return std::string("stopped before it had joined a run");
-      step(core::miner_event::DrainRequested{});
     }
-    if (draining_ && (now >= drain_until || farewell_answered_)) {
+    if (draining_ && (now >= drain_until || (farewell_answered_ && miner_->is_settled()))) {
       return fmt::format("stopped; {} microbatches were left in flight", miner_->in_flight());
     }
     if (!registered_ && !registering_ && now >= retry_at_) {
@@ -223,8 +147,11 @@ Status MinerNode::Shell::begin(const core::RegisterAnswer& answer) {
                                .unix_offset_ms = unix_now_ms() - monotonic_now_ms(),
                                .sign = [key = options_.key](std::string_view bytes) { return key->sign(bytes); }};
   miner_ = std::make_unique<core::Miner>(spec_, std::move(identity));
+  links_.peers->on_broken([queue = inputs_](const NodeId& node) {
+    queue->push(MinerEvent(core::miner_event::PeerBroken{node}));
+  });
   const auto post_event = [this](MinerEvent event) { post(std::move(event)); };
-  background_ = std::make_unique<BackgroundWorker>(spec_, *links_.blobs, options_.directory, post_event);
+  background_ = std::make_unique<BackgroundWorker>(spec_, *links_.blobs, options_.directory, answer.run_id, post_event);
   data_thread_ = std::jthread([this] { data_loop(); });
   {
     auto facts = std::make_shared<RunFacts>();
@@ -272,6 +199,17 @@ void MinerNode::Shell::on_answered(StatusOr<core::SyncAnswer> answer) {
 
 void MinerNode::Shell::step(MinerEvent event) {
   for (core::MinerEffect& effect : miner_->step(monotonic_now_ms(), std::move(event))) perform(std::move(effect));
+  note_progress();
+}
+
+// What a restart could not bring back is counted with it. One small file, written when a step is done.
+void MinerNode::Shell::note_progress() {
+  if (options_.directory.empty() || miner_->phase() == core::MinerPhase::kLoading || !miner_->stage()) return;
+  core::StepNote note = miner_->step_note();
+  if (note == noted_ || note.steps == 0) return;
+  const Status status = note_steps(options_.directory, note);
+  if (!status.ok() && noted_.steps == 0) spdlog::warn("the number of local steps can't be noted: {}", message_of(status));
+  noted_ = std::move(note);
 }
 
 // Leaves the stage and joins again as another incarnation, as a new process would: engine, base and state machine are made
@@ -313,6 +251,8 @@ void MinerNode::Shell::perform(core::MinerEffect effect) {
     done(reply->admission);
   } else if (auto* send = std::get_if<core::miner_effect::SendFrame>(&effect)) {
     perform_send(std::move(*send));
+  } else if (auto* probe = std::get_if<core::miner_effect::Probe>(&effect)) {
+    perform_probe(std::move(*probe));
   } else if (auto* read = std::get_if<core::miner_effect::ReadTokens>(&effect)) {
     if (data_jobs_->push(read->key) != PushResult::kOk) {
       post(MinerEvent(core::miner_event::TokensRead{read->key, {}, false, "too many microbatches wait for their tokens"}));
@@ -337,14 +277,6 @@ void MinerNode::Shell::perform(core::MinerEffect effect) {
     const auto& say = std::get<core::miner_effect::Say>(effect);
     spdlog::log(say.warning ? spdlog::level::warn : spdlog::level::info, "{}", say.text);
   }
-}
-
-void MinerNode::Shell::perform_send(core::miner_effect::SendFrame effect) {
-  const uint64_t id = effect.send;
-  links_.peers->send(effect.peer, core::encode_frame(effect.frame, spec_.model.vocab), effect.timeout_ms,
-                     [queue = inputs_, id](core::Admission admission) {
-                       queue->push(MinerEvent(core::miner_event::FrameAnswered{id, admission}));
-                     });
 }
 
 void MinerNode::Shell::data_loop() {

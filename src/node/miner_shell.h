@@ -76,7 +76,9 @@ class MinerNode::Shell {
   void step(MinerEvent event);
   void perform(core::MinerEffect effect);
   void perform_send(core::miner_effect::SendFrame effect);
+  void perform_probe(core::miner_effect::Probe effect);
   void report();
+  void note_progress();
   void read_tokens(core::MicrobatchKey key);
   void data_loop();
   void begin_again(const std::string& reason);
@@ -109,6 +111,7 @@ class MinerNode::Shell {
   std::unique_ptr<ComputeWorker> compute_;
   std::jthread data_thread_;
 
+  core::StepNote noted_;
   bool registering_ = false;
   bool registered_ = false;
   bool reporting_ = false;

@@ -85,7 +85,7 @@ TEST_P(Chaos, TheRunFinishesWithNothingLost) {
   // The chaos is none unless all of this happens.
   EXPECT_GT(totals.merges, 200u);
   EXPECT_GT(totals.merges_aborted, 0u);
-  EXPECT_GT(totals.shards_recomputed, 1u);
+  EXPECT_GT(totals.shards_recomputed, 0u);
   EXPECT_GT(totals.reissued, 50u);
   EXPECT_GT(totals.double_counted, 10u);
 }

@@ -60,33 +60,6 @@ TEST(MinerAttempts, ACountedStageComputesOnlyTheInputGradient) {
   EXPECT_FALSE(std::get<Backward>(middle.jobs.front()).accumulate);
 }
 
-// The miner it came from was given up upstream, and its replacement sends the same microbatch.
-TEST(MinerAttempts, TheNewerRouteWins) {
-  MinerHarness tail(small_spec(2, 2), 1);
-  tail.start();
-  ASSERT_EQ(tail.forward_arrives(1, 0, 0), Admission::kAccepted);
-  ASSERT_EQ(tail.forward_arrives(1, 0, 1),
-            Admission::kAccepted);  // while the first one's forward runs
-  tail.finish_job();
-  EXPECT_EQ(tail.discarded.size(), 1u);
-  ASSERT_TRUE(tail.next_job_is<Forward>());
-  tail.finish_job();
-  ASSERT_TRUE(tail.next_job_is<Backward>());
-  tail.finish_job();
-  ASSERT_EQ(tail.sends.size(), 1u);
-  EXPECT_EQ(tail.sends[0].peer.miner, 1u);
-  // And once more, when the gradient is there already: it is handed to the newest, and computed
-  // once.
-  EXPECT_EQ(tail.forward_arrives(1, 0, 0), Admission::kDuplicate);
-  ASSERT_EQ(tail.sends.size(), 2u);
-  EXPECT_EQ(tail.sends[1].peer.miner, 0u);
-  tail.frame_answered(Admission::kUnknownMicrobatch);  // the old one does not want it
-  EXPECT_EQ(tail.miner->in_flight(), 1u);
-  tail.frame_answered(Admission::kAccepted);
-  EXPECT_EQ(tail.miner->in_flight(), 0u);
-  EXPECT_EQ(tail.miner->report().receipts.size(), 1u);
-}
-
 TEST(MinerLeases, AnAnswerCountsOnce) {
   MinerHarness head(small_spec(2, 2), 0);
   head.start();

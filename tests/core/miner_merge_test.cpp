@@ -96,7 +96,7 @@ TEST(MinerLoading, APartialGradientThatCameWithItIsGoneOnWith) {
                .schedule_step = 9});
   lone.take_background<FetchState>();
   lone.step(core::miner_event::StateFetched{
-      true, "", lone.values(), std::make_shared<core::LocalState>(), digest_of("state"), true});
+      true, "", lone.values(), std::make_shared<core::LocalState>(), digest_of("state"), {}});
   ASSERT_TRUE(lone.next_job_is<InstallState>());
   lone.jobs.clear();
   lone.step(core::miner_event::StateInstalled{true, "", 1, 1, nullptr});

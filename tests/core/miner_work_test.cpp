@@ -209,23 +209,25 @@ TEST(MinerPeers, ARefusedFrameGoesToAnother) {
   }
 }
 
-TEST(MinerPeers, OneThatDoesNotAnswerIsLeftOutUntilItsTimeIsOver) {
-  MinerHarness middle(small_spec(3, 2), 1);
+TEST(MinerPeers, OneThatDoesNotAnswerIsLeftOutUntilItAnswersAProbe) {
   core::RunSpec spec = small_spec(3, 2);
   spec.timeouts.lease_ms = 60000;
   MinerHarness patient(spec, 1);
   patient.start();
   patient.forward_arrives(1);
   patient.finish_job();
+  patient.probes.clear();
   patient.frame_answered(Admission::kUnreachable);
   EXPECT_EQ(patient.sends.at(0).peer.miner, 21u);
   patient.frame_answered(Admission::kAccepted);
-  EXPECT_TRUE(patient.was_said("miner 20 does not answer"));
+  EXPECT_TRUE(
+      patient.was_said("miner 20 is left out: it did not answer to a frame in time"));
   patient.forward_arrives(2);
   patient.finish_job();
   EXPECT_EQ(patient.sends.at(0).peer.miner, 21u);  // proposed or not
   patient.frame_answered(Admission::kAccepted);
-  patient.pass(2000);
+  patient.miner->step(patient.now, core::miner_event::ProbeAnswered{1, true, {}});  // of 20
+  EXPECT_EQ(patient.miner->in_flight(), 2u);
   patient.forward_arrives(3);
   patient.finish_job();
   EXPECT_EQ(patient.sends.at(0).peer.miner, 20u);
@@ -276,13 +278,18 @@ TEST(MinerPeers, AGradientIsHandedBackUntilUpstreamHasIt) {
   tail.forward_arrives(1);
   tail.finish_job();
   tail.finish_job();
-  for (const Admission refusal :
-       {Admission::kUnreachable, Admission::kFull, Admission::kNotReady}) {
+  for (const Admission refusal : {Admission::kFull, Admission::kNotReady}) {
     tail.frame_answered(refusal);
     EXPECT_TRUE(tail.sends.empty());
     tail.pass(200);
     ASSERT_EQ(tail.sends.size(), 1u);
   }
+  tail.frame_answered(Admission::kUnreachable);
+  tail.pass(200);
+  EXPECT_TRUE(tail.sends.empty());  // left out until it answers
+  tail.probe_answered(true);
+  tail.pass(200);
+  ASSERT_EQ(tail.sends.size(), 1u);
   tail.frame_answered(Admission::kUnknownMicrobatch);  // it no longer wants it
   EXPECT_EQ(tail.miner->in_flight(), 0u);
   EXPECT_EQ(tail.miner->report().receipts.size(), 1u);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "support/node_swarm.h"
+#include "tessera/base/files.h"
 
 namespace tessera::test {
 namespace {
@@ -31,6 +32,16 @@ void expect_same_files(NodeSwarm& swarm, size_t a, size_t b) {
   EXPECT_TRUE(swarm.miner_result(b).ok());
   EXPECT_FALSE(swarm.stage_state(a).empty());
   EXPECT_EQ(swarm.stage_state(a), swarm.stage_state(b));
+}
+
+uint64_t repaired_receipts(NodeSwarm& swarm) {
+  uint64_t repaired = 0;
+  for (const core::Event& event : swarm.journal->events()) {
+    if (const auto* arrived = std::get_if<core::ReceiptsArrived>(&event)) {
+      for (const core::Receipt& receipt : arrived->receipts) repaired += receipt.repaired;
+    }
+  }
+  return repaired;
 }
 
 TEST(SwarmFaults, ARunSurvivesAKilledMinerAndTakesItsNextProcess) {
@@ -77,6 +88,7 @@ TEST(SwarmFaults, AMinerThatPeersCannotReachIsRoutedAround) {
   EXPECT_TRUE(swarm.journal->wait([&](const OrchestratorState& s) { return s.done >= done + 40; }));
   swarm.network.cut(swarm.address(2), false);
   expect_nothing_lost(swarm);
+  EXPECT_GT(repaired_receipts(swarm), 0u);  // what it was given others did, within the same attempt
   expect_same_files(swarm, 2, 3);
 }
 
@@ -120,6 +132,35 @@ TEST(SwarmFaults, AMinerThatDrainsLeavesNothingBehind) {
   EXPECT_THAT(*why, testing::StartsWith("stopped; "));
   const NodeId node = swarm.node(1);
   EXPECT_FALSE(swarm.journal->state().miners[swarm.journal->state().by_node.at(node)].live);
+  expect_nothing_lost(swarm);
+}
+
+// Killed with its folder kept: what it did is not lost but for the steps since its last own
+// checkpoint.
+TEST(SwarmFaults, AKilledMinerGoesOnFromItsOwnCheckpoint) {
+  core::RunSpec spec = node_spec(2, 2, 90);
+  spec.training.local_checkpoint_steps = 1;
+  spec.merge.min_microbatches = 1000;  // no merge changes the base under it
+  NodeSwarm swarm(spec);
+  ASSERT_TRUE(swarm.open_orchestrator().ok());
+  swarm.start_all();
+  const auto record_of = [&](const OrchestratorState& s) {
+    return s.miners[s.by_node.at(swarm.node(3))];
+  };
+  ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& s) { return s.miners.size() == 4; }));
+  ASSERT_TRUE(swarm.journal->wait(
+      [&](const OrchestratorState& s) { return record_of(s).local_steps >= 4; }));
+  const uint64_t incarnation = record_of(swarm.journal->state()).registration.incarnation;
+  swarm.kill_miner(3);
+  ASSERT_TRUE(file_exists(swarm.folder(3) + "/local_checkpoint.bin"));
+  swarm.restart_miner(3);
+  // Its first receipts go into step 1: all of before is step 0.
+  ASSERT_TRUE(swarm.journal->wait([&](const OrchestratorState& s) {
+    const core::MinerRecord& miner = record_of(s);
+    return finished(s) ||
+           (miner.registration.incarnation != incarnation && miner.fresh_total() > 0);
+  }));
+  EXPECT_EQ(record_of(swarm.journal->state()).fresh.count(0), 0u);
   expect_nothing_lost(swarm);
 }
 

@@ -92,13 +92,13 @@ class MinerHarness {
     }
   }
   void lease(MicrobatchId id, uint32_t attempt = 0, uint64_t counted_stages = 0,
-             std::vector<MinerIndex> pathway = {}) {
+             std::vector<MinerIndex> pathway = {}, bool repair = false) {
     if (pathway.empty()) {
       for (StageIndex s = 0; s < spec.pipeline.stages; ++s) pathway.push_back(10 * s);
     }
     core::SyncAnswer what = empty_answer();
     what.lease_request = miner->report().lease_request;
-    what.leases.push_back({id, attempt, counted_stages, pathway, spec.timeouts.lease_ms});
+    what.leases.push_back({id, attempt, counted_stages, pathway, spec.timeouts.lease_ms, repair});
     answer(std::move(what));
   }
   void direct(core::MergeDirective directive) {
@@ -109,9 +109,10 @@ class MinerHarness {
 
   // ---- peers ----
   core::Admission forward_arrives(MicrobatchId id, uint32_t attempt = 0, uint32_t from = 0,
-                                  uint64_t counted_stages = 0) {
+                                  uint64_t counted_stages = 0, std::vector<uint8_t> repairs = {}) {
     core::Frame frame = frame_of(id, attempt, core::Direction::kForward, stage - 1);
     frame.counted_stages = counted_stages;
+    frame.repairs = std::move(repairs);
     frame.tokens.assign(spec.training.microbatch_size * (spec.model.context + 1), 1);
     for (StageIndex s = 0; s < spec.pipeline.stages; ++s) frame.pathway.push_back(10 * s);
     return arrive(std::move(frame), 10 * (stage - 1) + from);
@@ -151,6 +152,15 @@ class MinerHarness {
     step(core::miner_event::FrameAnswered{send, admission});
   }
 
+  // The answer to the oldest probe.
+  void probe_answered(bool ok, core::PeerHealth health = {}) {
+    ASSERT_FALSE(probes.empty());
+    const uint64_t probe = probes.front().probe;
+    probes.pop_front();
+    step(core::miner_event::ProbeAnswered{probe, ok, health});
+  }
+  void peer_broke(MinerIndex index) { step(core::miner_event::PeerBroken{node_of(index)}); }
+
   // ---- threads ----
   void tokens_read() {
     ASSERT_FALSE(reads.empty());
@@ -170,6 +180,20 @@ class MinerHarness {
     const core::ComputeJob job = std::move(jobs.front());
     jobs.pop_front();
     std::visit([this](const auto& j) { done(j); }, job);
+  }
+  // A backward in two parts: what it would send, and its end.
+  void input_gradient_ready(MicrobatchId id, uint32_t attempt = 0) {
+    core::miner_event::InputGradientReady event;
+    event.key = {id, attempt};
+    event.input_gradient = {4, "early"};
+    event.gradient_hash = digest_of("early");
+    step(std::move(event));
+  }
+  void weight_gradients_done(MicrobatchId id, uint32_t attempt = 0) {
+    core::miner_event::BackwardDone event;
+    event.key = {id, attempt};
+    event.milliseconds = 6;
+    step(std::move(event));
   }
   template <class Job>
   Job take_background() {
@@ -191,6 +215,7 @@ class MinerHarness {
   TimeMs now = 100;
   std::unique_ptr<core::Miner> miner;
   std::deque<core::miner_effect::SendFrame> sends;
+  std::deque<core::miner_effect::Probe> probes;
   std::deque<core::miner_effect::ReadTokens> reads;
   std::deque<core::ComputeJob> jobs;
   std::deque<core::BackgroundJob> background;
@@ -208,6 +233,8 @@ class MinerHarness {
       replies[reply->reply] = reply->admission;
     } else if (auto* send = std::get_if<core::miner_effect::SendFrame>(&effect)) {
       sends.push_back(std::move(*send));
+    } else if (auto* probe = std::get_if<core::miner_effect::Probe>(&effect)) {
+      probes.push_back(std::move(*probe));
     } else if (auto* read = std::get_if<core::miner_effect::ReadTokens>(&effect)) {
       reads.push_back(*read);
     } else if (auto* job = std::get_if<core::ComputeJob>(&effect)) {

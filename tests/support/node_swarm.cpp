@@ -13,6 +13,7 @@ core::RunSpec node_spec(uint32_t stages, uint32_t miners_per_stage, uint64_t ste
   spec.pipeline.max_in_flight = 4;
   spec.training.steps = steps;
   spec.training.learning_rate = 0.05;
+  spec.training.local_checkpoint_steps = 4;
   spec.merge.min_microbatches = 12;
   spec.timeouts = {
       .lease_ms = 3000, .miner_lost_ms = 300, .peer_ms = 500, .merge_phase_ms = 2000, .sync_ms = 5};
@@ -96,7 +97,7 @@ size_t NodeSwarm::start_miner(std::optional<StageIndex> stage, ports::BlobLink* 
 
 void NodeSwarm::begin(size_t number) {
   RunningMiner& miner = *miners_[number];
-  miner.folder = std::make_unique<TemporaryFolder>();
+  if (!miner.folder) miner.folder = std::make_unique<TemporaryFolder>();  // survives a restart
   miner.orchestrator = network.orchestrator_link(miner.key.id());
   miner.peers = network.peer_link(miner.key.id(), address(number));
   miner.tokens = std::make_unique<CountingTokens>(spec.model.vocab);

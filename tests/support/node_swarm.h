@@ -50,6 +50,7 @@ class NodeSwarm {
 
   // The base and momentum that a miner wrote to its folder; empty if none.
   std::string stage_state(size_t number) const;
+  std::string folder(size_t number) const { return miners_[number]->folder->path(); }
   NodeId node(size_t number) const { return miners_[number]->key.id(); }
   std::string address(size_t number) const { return "miner-" + std::to_string(number) + ":1"; }
   size_t miner_count() const { return miners_.size(); }

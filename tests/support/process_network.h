@@ -56,8 +56,8 @@ class ProcessNetwork {
     std::set<std::string> talked_to;  // addresses
     std::function<void(const NodeId&)> broken;
   };
-  std::map<std::string, Watch> watches_;            // by the address of who watches
-  std::map<std::string, NodeId> node_at_;           // as the callers named them
+  std::map<std::string, Watch> watches_;   // by the address of who watches
+  std::map<std::string, NodeId> node_at_;  // as the callers named them
   std::set<std::string> cut_;
   std::jthread thread_;
 };

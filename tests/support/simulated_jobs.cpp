@@ -123,6 +123,9 @@ core::MinerEvent SimulatedSwarm::worked(Process& me, core::BackgroundJob& job) {
     if (ok) blobs_.insert(me.base);
     return core::miner_event::StatePutOut{publish->epoch, me.base, ok, ""};
   }
+  if (auto* save = std::get_if<core::miner_effect::SaveLocalState>(&job)) {
+    return core::miner_event::LocalStateSaved{save->about.steps, !fails, ""};
+  }
   const uint64_t id = std::get<core::miner_effect::UploadLocalState>(job).id;
   return core::miner_event::LocalStateUploaded{
       id, digest_of(fmt::format("{} {}", me.incarnation, id)), !fails, ""};

@@ -99,6 +99,18 @@ void SimulatedSwarm::start_process(size_t p) {
 void SimulatedSwarm::kill_process(size_t p, TimeMs down_ms) {
   processes_[p].alive = false;
   processes_[p].restart_at = now_ + down_ms;
+  break_connections(p);
+}
+
+// Everyone who may have talked to it hears of it, but for a few.
+void SimulatedSwarm::break_connections(size_t p) {
+  const NodeId node = node_of(processes_[p].number);
+  for (size_t other = 0; other < processes_.size(); ++other) {
+    if (other == p || fault(0.2)) continue;
+    in_process(other, now_ + delay(5), [this, other, node](Process& process) {
+      if (process.miner) step(other, core::miner_event::PeerBroken{node});
+    });
+  }
 }
 
 // One misfortune.
@@ -290,6 +302,8 @@ void SimulatedSwarm::perform(size_t p, core::MinerEffect effect) {
     if (!found.empty()) found.mapped()(reply->admission);
   } else if (auto* frame = std::get_if<core::miner_effect::SendFrame>(&effect)) {
     send(p, std::move(*frame));
+  } else if (auto* asked = std::get_if<core::miner_effect::Probe>(&effect)) {
+    probe(p, std::move(*asked));
   } else if (auto* read = std::get_if<core::miner_effect::ReadTokens>(&effect)) {
     in_process(p, now_ + delay(3), [this, p, key = read->key](Process&) {
       core::miner_event::TokensRead event;
@@ -339,6 +353,28 @@ void SimulatedSwarm::send(size_t p, core::miner_effect::SendFrame effect) {
         };
         step(r, std::move(event));
       });
+}
+
+void SimulatedSwarm::probe(size_t p, core::miner_effect::Probe effect) {
+  auto answered = std::make_shared<bool>(false);
+  const auto answer = [this, p, answered, id = effect.probe](TimeMs when, bool ok,
+                                                             core::PeerHealth health) {
+    in_process(p, when, [this, p, answered, id, ok, health](Process&) {
+      if (*answered) return;
+      *answered = true;
+      step(p, core::miner_event::ProbeAnswered{id, ok, health});
+    });
+  };
+  answer(now_ + effect.timeout_ms, false, {});
+  const auto receiver = std::find_if(
+      processes_.begin(), processes_.end(),
+      [&](const Process& process) { return node_of(process.number) == effect.peer.node; });
+  if (receiver == processes_.end() || !receiver->alive || fault(0.02)) return;
+  in_process(static_cast<size_t>(receiver - processes_.begin()), now_ + delay(5),
+             [this, p, incarnation = processes_[p].incarnation, answer](Process& to) {
+               if (!to.miner || processes_[p].incarnation != incarnation) return;
+               answer(now_ + delay(5), true, to.miner->health());
+             });
 }
 
 std::string SimulatedSwarm::problem_at_end() const {

@@ -81,6 +81,8 @@ class SimulatedSwarm {
   void step(size_t p, core::MinerEvent event);
   void perform(size_t p, core::MinerEffect effect);
   void send(size_t p, core::miner_effect::SendFrame effect);
+  void probe(size_t p, core::miner_effect::Probe effect);
+  void break_connections(size_t p);
   void compute(size_t p, core::ComputeJob job);
   core::MinerEvent computed(Process& process, core::ComputeJob& job);
   void background(size_t p, core::BackgroundJob job);

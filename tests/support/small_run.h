@@ -27,6 +27,7 @@ inline core::RunSpec small_spec(uint32_t stages, uint32_t miners_per_stage) {
   spec.training.microbatch_size = 2;
   spec.training.microbatches_per_step = 2;
   spec.training.warmup_steps = 2;
+  spec.training.local_checkpoint_steps = 0;  // tests of it turn it on
   spec.boundary.codec = Codec::kInt8;
   spec.boundary.rank = 4;
   spec.merge.min_microbatches = 4;

@@ -16,6 +16,9 @@ Status write_file_atomic(const std::string& path, std::string_view content, unsi
 // The same for content in pieces, one after another: nothing is copied to join them.
 Status write_pieces_atomic(const std::string& path, const std::vector<std::string_view>& pieces,
                            unsigned mode = 0644);
+// As write_file_atomic(), for what is written often and may be lost with the machine's power, but not with the process:
+// nothing waits for the disk.
+Status write_file_quickly(const std::string& path, std::string_view content, unsigned mode = 0644);
 Status make_directories(const std::string& path);
 bool file_exists(const std::string& path);
 

@@ -4,6 +4,9 @@
 // A microbatch at this miner:
 //   head: leased -> tokens read -> forward -> sent -> gradient arrives -> backward -> done
 //   else: frame admitted -> forward -> sent (tail: none) -> gradient arrives -> backward -> gradient sent -> done
+// The output is kept until its gradient is back. When the peer that holds the microbatch is gone, the output is given to
+// another miner of that stage, within the same attempt; that one computes its forward again and hands on to the pathway's
+// next miner, which holds the microbatch already and answers with the gradient that it has or will have.
 // Admitting a forward holds a place until its backward is over, so a backward is never refused for want of room.
 // One compute job is out at a time; backward comes before forward, a due optimizer step before both.
 //
@@ -23,6 +26,8 @@
 #include "tessera/base/clock.h"
 #include "tessera/core/messages.h"
 #include "tessera/core/miner_events.h"
+#include "tessera/core/response_times.h"
+#include "tessera/core/routing.h"
 #include "tessera/core/run_spec.h"
 #include "tessera/core/stage_state.h"
 
@@ -55,6 +60,9 @@ class Miner {
   const RunSpec& spec() const { return spec_; }
   uint64_t spec_version() const { return spec_version_; }
   uint64_t run_tag() const;
+  StepNote step_note() const;
+  // Drained: nothing is in flight, and nothing of its own would be lost with the process.
+  bool is_settled() const;
 
  private:
   enum class WorkState : uint8_t {
@@ -66,7 +74,9 @@ class Miner {
     kBackwardQueued,
     kBackwarding,
     kReturning,        // the gradient to upstream, not accepted yet
+    kReturned,         // upstream has the gradient; the weight gradients are still computed
   };
+  using Repairs = std::vector<uint8_t>;
   struct Work {
     WorkState state = WorkState::kReadingTokens;
     uint64_t counted_stages = 0;
@@ -74,19 +84,50 @@ class Miner {
     TimeMs deadline = 0;
     TimeMs retry_at = 0;           // when a refused or failed send is tried again; 0: nothing to retry
     uint64_t send = 0;             // id of the send under way
+    TimeMs sent_at = 0;
+    TimeMs accepted_at = 0;        // by downstream
+    TimeMs gradient_due = 0;       // when downstream is asked whether it still has it
+    bool asked_again = false;      // it was asked, and had it
+    Repairs repairs;               // as in the frame it came with: the stages up to this one
+    Repairs sent_as;               // `repairs` of the last forward that was sent
+    uint8_t given_again = 0;       // how often the next stage was given it again
+    bool adopted = false;          // its upstream was replaced
+    bool backward_running = false;
+    bool outstanding = false;      // with downstream
     MinerIndex upstream = kNoMiner;
     MinerIndex downstream = kNoMiner;
     std::set<MinerIndex> tried;    // refused it in this round
     std::shared_ptr<const std::vector<uint32_t>> tokens;
-    BoundaryPayload payload;       // input before the forward, output after it, gradient in before the backward, then out
+    // Input before the forward, output after it (kept until the gradient is there), gradient in before the backward, then
+    // out.
+    BoundaryPayload payload;
     bool accumulate = true;
     Receipt receipt;               // filled in on the way
   };
   struct PeerState {
     Peer peer;
-    TimeMs suspended_until = 0;
     uint32_t outstanding = 0;
     Epoch newest_epoch = 0;        // in its frames so far; epochs are per stage, so its own is the only measure of age
+    std::string suspended;         // why it is left out; empty: it is not
+    TimeMs heard_at = 0;           // its last sign of life
+    ResponseTimes probes;
+    ResponseTimes admissions;
+    ResponseTimes gradients;       // from acceptance on
+    uint64_t probe = 0;            // under way; 0: none
+    TimeMs probe_sent_at = 0;
+    TimeMs probe_at = 0;           // of a suspended one: the next
+    TimeMs probe_pause = 0;
+    TimeMs patience = 0;           // least probe deadline: longer after a false suspicion; 0: the usual
+    PeerHealth health;
+    TimeMs health_at = 0;          // 0: never told
+    uint32_t given_since = 0;      // microbatches it was given since
+  };
+  // A gradient that upstream has accepted, kept in case that upstream dies before it has handed on its own.
+  struct Kept {
+    BoundaryPayload gradient;
+    Repairs repairs;
+    uint64_t counted_stages = 0;
+    TimeMs deadline = 0;
   };
 
   // miner.cpp
@@ -94,38 +135,69 @@ class Miner {
   void on(miner_event::StateFetched& event);
   void on(miner_event::StateInstalled& event);
   void on(miner_event::BaseAdopted& event);
-  void on(miner_event::LocalStateExported& event);
-  void on(miner_event::LocalStateUploaded& event);
   void on(miner_event::StatePutOut& event);
   void on(miner_event::DrainRequested& event);
   void on(miner_event::Ticked& event);
   bool take_spec(const SyncAnswer& answer);
   void drain_and(miner_effect::Leave leave);
   void leave_if_drained();
-  void on_drain(const std::string& reason);
+  void begin_drain(const std::string& reason);
   void take_assignment(const Assignment& assignment);
   void become_ready(const Digest& state);
   bool holds(const Assignment& assignment) const;
+  // miner_checkpoint.cpp
+  void on(miner_event::LocalStateExported& event);
+  void on(miner_event::LocalStateUploaded& event);
+  void on(miner_event::LocalStateSaved& event);
+  void recover(const Recovered& recovered);
+  bool has_unsaved() const;
+  void save_if_due();
   // miner_work.cpp
   void on(miner_event::TokensRead& event);
   void on(miner_event::ForwardDone& event);
+  void on(miner_event::InputGradientReady& event);
   void on(miner_event::BackwardDone& event);
   void on(miner_event::ComputeFailed& event);
   void on(miner_event::StepDone& event);
+  void write_receipt(const MicrobatchKey& key, const Work& work, float milliseconds);
   void take_leases(const SyncAnswer& answer);
   void schedule();
   void finish(const MicrobatchKey& key);
   void drop(const MicrobatchKey& key, const std::string& reason);
   void retry_and_expire();
-  // miner_frames.cpp
+  void stood_still(TimeMs ms);
+  // miner_frames.cpp: what comes in
   void on(miner_event::FrameArrived& event);
-  void on(miner_event::FrameAnswered& event);
   Admission admit_forward(miner_event::FrameArrived& event);
   Admission admit_backward(miner_event::FrameArrived& event);
-  std::optional<Admission> meet_held(const MicrobatchKey& key, MinerIndex sender);
+  std::optional<Admission> meet_held(const MicrobatchKey& key, MinerIndex sender, const Frame& frame);
+  Admission adopt(const MicrobatchKey& key, Work& work, MinerIndex sender, const Frame& frame);
+  std::optional<Admission> meet_kept(const MicrobatchKey& key, MinerIndex sender, const Repairs& repairs);
+  void keep_gradient(const MicrobatchKey& key, Work& work);
+  void forget_kept();
+  // miner_sends.cpp: what goes out
+  void on(miner_event::FrameAnswered& event);
+  void forward_answered(const MicrobatchKey& key, Work& work, Admission admission);
+  void gradient_answered(const MicrobatchKey& key, Work& work, Admission admission);
   void send_onward(const MicrobatchKey& key, Work& work);
+  void send_forward_to(MinerIndex to, const MicrobatchKey& key, Work& work);
   void send_back(const MicrobatchKey& key, Work& work);
-  MinerIndex choose_downstream(const Work& work) const;
+  void give_again(const MicrobatchKey& key, Work& work);
+  void ask_overdue();
+  void release_downstream(Work& work);
+  MinerIndex choose_downstream(const Work& work);
+  // miner_peers.cpp: how peers are
+  void on(miner_event::ProbeAnswered& event);
+  void on(miner_event::PeerBroken& event);
+  void take_peers(std::vector<Peer> table);
+  void heard(PeerState& peer);
+  void suspend(PeerState& peer, const std::string& why);
+  void give_away_held_by(MinerIndex miner, const std::string& why);
+  void watch_peers();
+  void probe(PeerState& peer);
+  void ask_health(PeerState& peer);
+  TimeMs probe_deadline(const PeerState& peer) const;
+  bool is_usable(const PeerState& peer) const { return peer.peer.live && peer.suspended.empty(); }
   Frame frame_of(const MicrobatchKey& key, const Work& work, Direction direction) const;
   bool is_head() const { return assignment_->stage == 0; }
   bool is_tail() const { return assignment_->stage + 1 == spec_.pipeline.stages; }
@@ -138,6 +210,7 @@ class Miner {
   void take_merge_directive(const std::optional<MergeDirective>& directive);
 
   void emit(MinerEffect effect);
+  void enqueue(ComputeJob job);  // before backwards and forwards
   void say(std::string text, bool warning = false);
 
   RunSpec spec_;
@@ -155,10 +228,19 @@ class Miner {
   bool resuming_ = false;                      // the state being loaded has this miner's own part
   TimeMs load_retry_at_ = 0;
   std::map<MinerIndex, PeerState> peers_;
+  std::map<NodeId, MinerIndex> peer_of_node_;
+  std::set<MinerIndex> suspended_;
+  std::map<uint64_t, MinerIndex> probes_;      // under way
+  uint64_t next_probe_ = 1;
+  Router router_;
+  TimeMs woke_at_ = 0;                         // when this process last stood still; what was sent before says nothing
   uint64_t peers_version_ = 0;
 
   std::map<MicrobatchKey, Work> works_;
   std::map<uint64_t, MicrobatchKey> sends_;
+  std::map<MicrobatchKey, Kept> kept_;
+  std::deque<MicrobatchKey> kept_order_;       // oldest first; may name some that are gone
+  size_t kept_bytes_ = 0;
   std::deque<MicrobatchKey> forward_queue_;
   std::deque<MicrobatchKey> backward_queue_;
   std::deque<ComputeJob> control_queue_;       // snapshot, apply, export, install
@@ -190,6 +272,14 @@ class Miner {
   Digest pending_state_;                       // of the base being applied
   std::optional<Digest> published_state_;
   bool putting_out_ = false;
+  uint64_t earlier_steps_ = 0;                 // local steps of the processes before this one
+  uint64_t merged_steps_ = 0;                  // of all local steps those that are in the base
+  uint64_t snapshot_steps_ = 0;                // ... those that were in the snapshot
+  uint64_t saved_steps_ = 0;                   // of this process, in its own last checkpoint
+  uint32_t saved_accumulated_ = 0;
+  bool saving_ = false;
+  bool recovered_ = false;                     // the state being loaded is what the process before has saved
+  bool recovering_ = true;                     // false: what was found was refused by the engine
   uint64_t checkpoint_begun_ = 0;
   std::optional<CheckpointCommit> pending_checkpoint_;
   std::optional<CheckpointCommit> checkpoint_;

@@ -28,6 +28,14 @@ struct FrameAnswered {
   uint64_t send = 0;
   Admission admission = Admission::kAccepted;
 };
+struct ProbeAnswered {
+  uint64_t probe = 0;
+  bool ok = false;  // false: no answer in time, or no connection
+  PeerHealth health;
+};
+struct PeerBroken {  // the connection to it broke
+  NodeId node;
+};
 struct TokensRead {
   MicrobatchKey key;
   std::vector<uint32_t> tokens;  // B * (T + 1)
@@ -42,9 +50,16 @@ struct ForwardDone {
   uint64_t weight_version = 0;
   float milliseconds = 0;
 };
-struct BackwardDone {
+// The first part of a backward: what upstream waits for, while the weight gradients are still computed. May not come; then
+// BackwardDone has it.
+struct InputGradientReady {
   MicrobatchKey key;
   BoundaryPayload input_gradient;
+  Digest gradient_hash;
+};
+struct BackwardDone {
+  MicrobatchKey key;
+  BoundaryPayload input_gradient;  // empty if InputGradientReady brought it
   Digest gradient_hash;
   float milliseconds = 0;
 };
@@ -64,7 +79,7 @@ struct StateFetched {  // base and momentum are with the background worker now
   Values masters;                               // null: keep the engine's initial ones
   std::shared_ptr<const LocalState> local_state;  // when resuming
   Digest state;
-  bool local = false;
+  Recovered recovered;
 };
 struct StateInstalled {
   bool ok = true;
@@ -119,18 +134,25 @@ struct LocalStateUploaded {
   bool ok = true;
   std::string why;
 };
+struct LocalStateSaved {  // in this miner's folder
+  uint64_t steps = 0;
+  bool ok = true;
+  std::string why;
+};
 struct DrainRequested {};
 struct Ticked {};
 }  // namespace miner_event
 
 using MinerEvent =
     std::variant<miner_event::AnswerArrived, miner_event::FrameArrived, miner_event::FrameAnswered,
+                 miner_event::ProbeAnswered, miner_event::PeerBroken, miner_event::InputGradientReady,
                  miner_event::TokensRead, miner_event::ForwardDone, miner_event::BackwardDone,
                  miner_event::ComputeFailed, miner_event::StepDone, miner_event::StateFetched,
                  miner_event::StateInstalled, miner_event::BaseAdopted, miner_event::SnapshotTaken,
                  miner_event::DeltaUploaded, miner_event::ShardReduced, miner_event::BasePrepared,
                  miner_event::BaseApplied, miner_event::StatePutOut, miner_event::LocalStateExported,
-                 miner_event::LocalStateUploaded, miner_event::DrainRequested, miner_event::Ticked>;
+                 miner_event::LocalStateUploaded, miner_event::LocalStateSaved,
+                 miner_event::DrainRequested, miner_event::Ticked>;
 
 // ---- effects --------------------------------------------------------------------------------------------------------
 
@@ -143,6 +165,11 @@ struct SendFrame {
   uint64_t send = 0;
   Peer peer;
   Frame frame;
+  uint32_t timeout_ms = 0;
+};
+struct Probe {
+  uint64_t probe = 0;
+  Peer peer;
   uint32_t timeout_ms = 0;
 };
 struct ReadTokens {
@@ -178,11 +205,12 @@ struct ApplyBase {
   Values reference;
 };
 struct ExportLocalState {
-  uint64_t id = 0;
+  uint64_t id = 0;  // of the run's checkpoint; 0: for this miner's own
 };
 // For the background worker, in order, one answer each.
 struct FetchState {
   Assignment assignment;
+  bool recover = true;  // look for what the process before has saved
 };
 struct AdoptBase {
   Values masters;
@@ -212,6 +240,10 @@ struct UploadLocalState {
   uint64_t id = 0;
   std::shared_ptr<const LocalState> state;
 };
+struct SaveLocalState {
+  LocalCheckpoint about;
+  std::shared_ptr<const LocalState> state;
+};
 struct Leave {
   std::string reason;
   bool rejoin = false;  // as a new incarnation, which gets another stage or another layout of it
@@ -228,8 +260,9 @@ using ComputeJob = std::variant<miner_effect::Forward, miner_effect::Backward, m
                                 miner_effect::ExportLocalState>;
 using BackgroundJob = std::variant<miner_effect::FetchState, miner_effect::AdoptBase, miner_effect::UploadDelta,
                                    miner_effect::ReduceShard, miner_effect::PrepareBase,
-                                   miner_effect::PutOutState, miner_effect::UploadLocalState>;
-using MinerEffect = std::variant<miner_effect::ReplyAdmission, miner_effect::SendFrame, miner_effect::ReadTokens,
-                                 ComputeJob, BackgroundJob, miner_effect::Leave, miner_effect::Say>;
+                                   miner_effect::PutOutState, miner_effect::UploadLocalState,
+                                   miner_effect::SaveLocalState>;
+using MinerEffect = std::variant<miner_effect::ReplyAdmission, miner_effect::SendFrame, miner_effect::Probe,
+                                 miner_effect::ReadTokens, ComputeJob, BackgroundJob, miner_effect::Leave, miner_effect::Say>;
 
 }  // namespace tessera::core
