@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
 #ifdef TESSERA_BENCH_TORCH
   tessera::apps::add_step_bench(&app);
 #endif
+  tessera::apps::add_transport_bench(&app);
   CLI11_PARSE(app, argc, argv);
   return 0;
 }

@@ -21,5 +21,6 @@ void on_call(CLI::App* command, std::function<Status()> work);
 #ifdef TESSERA_BENCH_TORCH
 void add_step_bench(CLI::App* app);
 #endif
+void add_transport_bench(CLI::App* app);
 
 }  // namespace tessera::apps
