@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/daemon.h"
+#include "common/paced_engine.h"
 #include "common/training_data.h"
 #include "tessera/base/files.h"
 #include "tessera/base/log.h"
@@ -53,8 +54,9 @@ StatusOr<std::string> mine(const Flags& flags, StopFlags& signals) {
   options.registration.memory_bytes = config.memory_bytes > 0 ? config.memory_bytes : model::device_memory_bytes(device);
   options.registration.software = version();
   options.registration.wanted_stage = config.wanted_stage;
-  options.make_engine = [&](const core::RunSpec& spec, StageIndex stage) {
-    return model::make_stage_engine({.spec = spec, .stage = stage, .device = device, .threads = static_cast<int>(config.threads), .max_in_flight = 256});
+  options.make_engine = [&](const core::RunSpec& spec, StageIndex stage) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
+    TESSERA_ASSIGN_OR_RETURN(auto engine, model::make_stage_engine({.spec = spec, .stage = stage, .device = device, .threads = static_cast<int>(config.threads), .max_in_flight = 256}));
+    return paced(std::move(engine), config.pace_ms);
   };
   net::PeerServer* server_to_tell = nullptr;
   options.joined = [&](const std::string& run_id) {

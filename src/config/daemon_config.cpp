@@ -9,6 +9,7 @@ namespace {
 constexpr uint64_t kMinBlobLimitBytes = uint64_t{16} << 20;
 constexpr uint64_t kMinMemoryBytes = uint64_t{64} << 20;
 constexpr uint32_t kMaxThreads = 1024;
+constexpr uint32_t kMaxPaceMs = 60000;
 constexpr uint32_t kMaxStages = 64;
 
 void add_log(LogConfig* log, FieldTable* table) {
@@ -55,6 +56,9 @@ FieldTable table_of(MinerConfig* config) {
             "the miner's secret key, made if absent; empty: miner.key in the directory"),
       field("device", &config->device, "", "auto: a CUDA device if there is one, else the CPU"),
       field("threads", &config->threads, "0 to 1024", "compute threads of the CPU; 0: automatic"),
+      field("compute.pace_ms", &config->pace_ms, "0 to 60000",
+            "for tests and to leave the machine to others: a forward and a backward each take at "
+            "least this many milliseconds; the rest is slept"),
       field("memory_bytes", ByteCount{&config->memory_bytes}, "0, or 64MiB or more",
             "device memory that the miner may use; 0: automatic"),
       field("wanted_stage", NumberOrAny{&config->wanted_stage}, "any, or 0 to 63",
@@ -87,6 +91,10 @@ Status validate_miner(const MinerConfig& config) {
   if (config.threads > kMaxThreads) {
     return invalid_argument("threads: {} is not allowed; it must be 0 to {}", config.threads,
                             kMaxThreads);
+  }
+  if (config.pace_ms > kMaxPaceMs) {
+    return invalid_argument("compute.pace_ms: {} is not allowed; it must be 0 to {}",
+                            config.pace_ms, kMaxPaceMs);
   }
   if (config.memory_bytes != 0 && config.memory_bytes < kMinMemoryBytes) {
     return invalid_argument("memory_bytes: {} is not allowed; it must be 0, or 64MiB or more",

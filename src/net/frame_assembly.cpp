@@ -6,6 +6,9 @@
 namespace tessera::net {
 namespace {
 
+// More is reserved only when so much has arrived: a small message must not cost much.
+constexpr size_t kFirstReserveBytes = size_t{16} << 20;
+
 Status abuse(const char* what, uint64_t id) {
   return invalid_argument("frame {} of the peer stream: {}; use the same version of Tessera on "
                           "both sides",
@@ -21,6 +24,32 @@ bool FrameBudget::take(size_t bytes) {
     if (left_.compare_exchange_weak(left, left - wanted)) return true;
   }
   return false;
+}
+
+ArrivingFrame::ArrivingFrame(std::shared_ptr<FrameBudget> budget, size_t size)
+    : budget_(std::move(budget)), size_(size) {
+  bytes.reserve(std::min(size, kFirstReserveBytes));
+}
+
+ArrivingFrame::~ArrivingFrame() {
+  if (budget_ != nullptr) budget_->give_back(held_);
+}
+
+ArrivingFrame::ArrivingFrame(ArrivingFrame&& other) noexcept
+    : bytes(std::move(other.bytes)),
+      budget_(std::move(other.budget_)),
+      size_(other.size_),
+      held_(other.held_) {}
+
+bool ArrivingFrame::append(const ReceivedRecord& received) {
+  if (!budget_->take(received.content_bytes)) return false;
+  held_ += received.content_bytes;
+  const size_t needed = bytes.size() + received.content_bytes;
+  if (needed > bytes.capacity()) bytes.reserve(std::min(size_, 2 * needed));
+  for (const grpc::Slice& slice : received.content) {
+    bytes.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  }
+  return true;
 }
 
 StatusOr<FrameAssembly::Step> FrameAssembly::take(ReceivedRecord received, TimeMs now_ms) {
@@ -60,13 +89,11 @@ StatusOr<FrameAssembly::Step> FrameAssembly::begin(const ReceivedRecord& receive
     step.refusal = core::Admission::kFull;
     return step;
   }
-  if (!budget_->take(record.position)) {
+  ArrivingFrame frame(budget_, record.position);
+  if (!frame.append(received)) {
     step.refusal = core::Admission::kFull;
     return step;
   }
-  ArrivingFrame frame(budget_, record.position);
-  frame.bytes.reserve(record.position);
-  append(received, &frame.bytes);
   if (frame.complete()) {
     step.frame.emplace(std::move(frame));
     return step;
@@ -87,13 +114,12 @@ StatusOr<FrameAssembly::Step> FrameAssembly::go_on(const ReceivedRecord& receive
   if (found == partial_.end()) return step;  // refused or given up: the sender learns of it later
   ArrivingFrame& frame = found->second.frame;
   if (record.position != frame.bytes.size()) return abuse("a chunk out of order", record.id);
-  if (received.content_bytes > frame.size() - frame.bytes.size()) {
-    return abuse("longer than it said", record.id);
-  }
-  append(received, &frame.bytes);
-  if (!frame.complete()) return step;
-  if (found->second.late_at_ms < now_ms) {
+  if (received.content_bytes > frame.missing()) return abuse("longer than it said", record.id);
+  const bool late = found->second.late_at_ms < now_ms;
+  if (late || !frame.append(received)) {
     step.refusal = core::Admission::kFull;
+  } else if (!frame.complete()) {
+    return step;
   } else {
     step.frame.emplace(std::move(frame));
   }
@@ -113,12 +139,6 @@ bool FrameAssembly::is_late(const Record& record, TimeMs now_ms) {
 
 void FrameAssembly::drop_late(TimeMs now_ms) {
   std::erase_if(partial_, [&](const auto& entry) { return entry.second.late_at_ms < now_ms; });
-}
-
-void FrameAssembly::append(const ReceivedRecord& received, std::string* bytes) {
-  for (const grpc::Slice& slice : received.content) {
-    bytes->append(reinterpret_cast<const char*>(slice.begin()), slice.size());
-  }
 }
 
 }  // namespace tessera::net

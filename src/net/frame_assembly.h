@@ -1,7 +1,7 @@
 // The frames of one stream that are not wholly there yet.
 //
-// What a sender announces is not believed: a frame's size is taken off a budget that all streams of
-// the server share before its first byte is kept, and what its sender has given up is dropped.
+// What a sender announces is not believed: each byte is taken off a budget that all streams of the
+// server share before it is kept, and what its sender has given up is dropped.
 #pragma once
 
 #include <atomic>
@@ -29,25 +29,25 @@ class FrameBudget {
   std::atomic<int64_t> left_;
 };
 
-// A frame, or a part of it, and the budget it holds.
+// A frame, or a part of it, and the budget it holds: that of the bytes that are there.
 class ArrivingFrame {
  public:
-  ArrivingFrame(std::shared_ptr<FrameBudget> budget, size_t size)
-      : budget_(std::move(budget)), size_(size) {}
-  ~ArrivingFrame() {
-    if (budget_ != nullptr) budget_->give_back(size_);
-  }
-  ArrivingFrame(ArrivingFrame&& other) noexcept
-      : bytes(std::move(other.bytes)), budget_(std::move(other.budget_)), size_(other.size_) {}
+  ArrivingFrame(std::shared_ptr<FrameBudget> budget, size_t size);
+  ~ArrivingFrame();
+  ArrivingFrame(ArrivingFrame&& other) noexcept;
   ArrivingFrame& operator=(ArrivingFrame&&) = delete;
 
-  std::string bytes;
-  size_t size() const { return size_; }
+  // False if the budget has no room; nothing is kept then.
+  bool append(const ReceivedRecord& received);
   bool complete() const { return bytes.size() == size_; }
+  size_t missing() const { return size_ - bytes.size(); }
+
+  std::string bytes;
 
  private:
   std::shared_ptr<FrameBudget> budget_;
   const size_t size_;
+  size_t held_ = 0;
 };
 
 // Not thread-safe.
@@ -55,8 +55,8 @@ class FrameAssembly {
  public:
   // The sender interleaves two frames; twice as many may be begun.
   static constexpr size_t kMaxPartialFrames = 4;
-  // Longer than any sender waits.
-  static constexpr TimeMs kMaxPatienceMs = 10 * 60 * 1000;
+  // A frame that takes longer is dropped, whatever its sender says.
+  static constexpr TimeMs kMaxPatienceMs = 2 * 60 * 1000;
 
   FrameAssembly(size_t max_frame_bytes, std::shared_ptr<FrameBudget> budget)
       : max_frame_bytes_(max_frame_bytes), budget_(std::move(budget)) {}
@@ -81,7 +81,6 @@ class FrameAssembly {
   StatusOr<Step> begin(const ReceivedRecord& received, TimeMs now_ms);
   StatusOr<Step> go_on(const ReceivedRecord& received, TimeMs now_ms);
   bool is_late(const Record& record, TimeMs now_ms);
-  static void append(const ReceivedRecord& received, std::string* bytes);
 
   const size_t max_frame_bytes_;
   const std::shared_ptr<FrameBudget> budget_;

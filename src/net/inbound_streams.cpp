@@ -66,6 +66,11 @@ class InboundStream final : public PeerReactor, public std::enable_shared_from_t
     write_next();
   }
 
+  void drop_late(TimeMs now_ms) {
+    std::lock_guard lock(assembly_mutex_);
+    assembly_.drop_late(now_ms);
+  }
+
   void OnReadDone(bool ok) override {
     if (!ok) return finish(ok_status());
     if (Status problem = take(); !problem.ok()) return finish(problem);
@@ -87,8 +92,7 @@ class InboundStream final : public PeerReactor, public std::enable_shared_from_t
  private:
   Status take() {
     TESSERA_ASSIGN_OR_RETURN(ReceivedRecord received, opener_.open(incoming_));
-    TESSERA_ASSIGN_OR_RETURN(FrameAssembly::Step step,
-                             assembly_.take(std::move(received), monotonic_now_ms()));
+    TESSERA_ASSIGN_OR_RETURN(FrameAssembly::Step step, assemble(std::move(received)));
     bool wanted = step.frame.has_value();
     {
       std::lock_guard lock(mutex_);
@@ -110,6 +114,17 @@ class InboundStream final : public PeerReactor, public std::enable_shared_from_t
     return ok_status();
   }
 
+  StatusOr<FrameAssembly::Step> assemble(ReceivedRecord received) {
+    const TimeMs now = monotonic_now_ms();
+    auto step = [&] {
+      std::lock_guard lock(assembly_mutex_);
+      return assembly_.take(std::move(received), now);
+    }();
+    // Streams that stay silent keep what they have until somebody needs the room.
+    if (step.ok() && step->refusal == core::Admission::kFull) streams_->drop_late(now);
+    return step;
+  }
+
   void write_next() {
     if (writing_ || finished_ || answers_.empty()) return;
     writing_ = true;
@@ -123,6 +138,7 @@ class InboundStream final : public PeerReactor, public std::enable_shared_from_t
   const std::shared_ptr<InboundStreams> streams_;
   // Reading: one record after the other, on gRPC's threads.
   RecordOpener opener_;
+  std::mutex assembly_mutex_;
   FrameAssembly assembly_;
   grpc::ByteBuffer incoming_;
   // Writing.
@@ -186,6 +202,15 @@ void InboundStreams::end_all(const Status& why) {
     ended = streams_;
   }
   for (const InboundStreamPtr& stream : ended) stream->finish(why);
+}
+
+void InboundStreams::drop_late(TimeMs now_ms) {
+  std::list<InboundStreamPtr> all;
+  {
+    std::lock_guard lock(mutex_);
+    all = streams_;
+  }
+  for (const InboundStreamPtr& stream : all) stream->drop_late(now_ms);
 }
 
 void InboundStreams::close() {

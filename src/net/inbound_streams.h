@@ -58,6 +58,8 @@ class InboundStreams : public std::enable_shared_from_this<InboundStreams> {
   // By the streams.
   void hand_over(const InboundStreamPtr& stream, uint64_t id, ArrivingFrame frame);
   void remove(InboundStream* stream);
+  // What its senders gave up, of all streams.
+  void drop_late(TimeMs now_ms);
   const std::shared_ptr<FrameBudget>& budget() const { return budget_; }
   const Limits& limits() const { return limits_; }
 

@@ -219,19 +219,37 @@ TEST_F(Assembly, RefusesFramesOverTheLimitAndLeavesOutTheirRest) {
   EXPECT_FALSE(step->frame || step->refusal);
 }
 
+// Only bytes that are there count: an announcement costs nothing.
 TEST_F(Assembly, TheBudgetIsSharedAndComesBack) {
   FrameAssembly other(500, budget);
-  EXPECT_TRUE(begin(1, 500, "ab").ok());
-  auto whole = other.take(record(RecordKind::kBegin, 1, 499, std::string(499, 'x')), 0);
+  EXPECT_TRUE(begin(1, 500, std::string(400, 'a')).ok());
+  auto whole = other.take(record(RecordKind::kBegin, 1, 500, std::string(500, 'x')), 0);
   ASSERT_TRUE(whole.ok() && whole->frame);
-  EXPECT_EQ(begin(2, 2, "ab")->refusal, core::Admission::kFull);
-  EXPECT_TRUE(begin(3, 1, "a")->frame);
+  EXPECT_EQ(begin(2, 101, std::string(101, 'a'))->refusal, core::Admission::kFull);
+  EXPECT_FALSE(begin(3, 500, std::string(100, 'a'))->refusal);
+  EXPECT_EQ(chunk(3, 100, "b")->refusal, core::Admission::kFull);  // gives back what it held
+  EXPECT_TRUE(chunk(1, 400, std::string(100, 'b'))->frame);
+  EXPECT_EQ(assembly.partial(), 0u);
   whole->frame.reset();
   EXPECT_TRUE(begin(4, 400, "ab").ok());
-  EXPECT_EQ(assembly.partial(), 2u);
-  EXPECT_TRUE(assembly.take(record(RecordKind::kCancel, 1, 0, ""), 0).ok());
   EXPECT_TRUE(assembly.take(record(RecordKind::kCancel, 4, 0, ""), 0).ok());
+  EXPECT_EQ(assembly.partial(), 0u);
   EXPECT_TRUE(budget->take(kBudget));
+}
+
+TEST_F(Assembly, AFrameLargerThanTheFirstReserveArrivesWhole) {
+  constexpr size_t kLarge = (size_t{40} << 20) + 7;
+  FrameAssembly large(kLarge, std::make_shared<FrameBudget>(kLarge));
+  std::string frame(kLarge, '\0');
+  for (size_t i = 0; i < kLarge; i += 4096) frame[i] = static_cast<char>(i >> 12);
+  std::optional<std::string> arrived;
+  for (size_t at = 0; at < kLarge; at += kChunkBytes) {
+    const RecordKind kind = at == 0 ? RecordKind::kBegin : RecordKind::kChunk;
+    auto step = large.take(record(kind, 1, at == 0 ? kLarge : at, frame.substr(at, kChunkBytes)), 0);
+    ASSERT_TRUE(step.ok()) << step.status();
+    if (step->frame) arrived = std::move(step->frame->bytes);
+  }
+  EXPECT_TRUE(arrived == frame);
 }
 
 TEST_F(Assembly, DropsWhatItsSenderGaveUp) {

@@ -48,6 +48,8 @@ struct MinerConfig {
   std::string key_file;  // empty in the YAML: <directory>/miner.key; made if absent
   Device device;
   uint32_t threads = 0;                  // compute threads of the CPU; 0: automatic
+  // For tests and limits: a forward and a backward each take at least this long; the rest is slept.
+  uint32_t pace_ms = 0;
   uint64_t memory_bytes = 0;             // device memory the miner may use; 0: automatic
   std::optional<uint32_t> wanted_stage;  // ask for this stage; none: wherever it is needed most
   LogConfig log;

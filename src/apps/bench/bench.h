@@ -22,5 +22,6 @@ void on_call(CLI::App* command, std::function<Status()> work);
 void add_step_bench(CLI::App* app);
 void add_optimizer_bench(CLI::App* app);
 #endif
+void add_transport_bench(CLI::App* app);
 
 }  // namespace tessera::apps
