@@ -28,6 +28,7 @@ struct Options {
   LoadOptions load;
   uint32_t seconds = 30;
   int core = -1;
+  uint64_t snapshot_events = node::OrchestratorOptions().snapshot_events;
   std::string directory, connect, json;
 };
 
@@ -72,7 +73,7 @@ core::RunSpec spec_for(const Options& options) {
   spec.pipeline.stages = options.load.stages;
   spec.pipeline.miners_per_stage = std::min<uint32_t>(1024, options.load.miners / options.load.stages);
   spec.pipeline.max_in_flight = 64;
-  spec.training.steps = 1'000'000'000;
+  spec.training.steps = 100'000'000;
   spec.boundary.codec = Codec::kInt8;
   spec.boundary.rank = 4;
   spec.merge.enabled = false;
@@ -211,9 +212,11 @@ StatusOr<std::unique_ptr<node::OrchestratorNode>> open_node(const Options& optio
   static NoBlobs blobs;
   static NoCheckpoints checkpoints;
   node::OrchestratorOptions wanted;
-  wanted.spec = spec_for(options);
-  TESSERA_RETURN_IF_ERROR(core::validate(&wanted.spec));
+  core::RunSpec spec = spec_for(options);
+  TESSERA_RETURN_IF_ERROR(core::validate(&spec));
+  wanted.spec = spec;
   wanted.data = data_for_bench();
+  wanted.snapshot_events = options.snapshot_events;
   return node::OrchestratorNode::open(std::move(wanted), {&journal, &blobs, &checkpoints});
 }
 
@@ -321,6 +324,7 @@ void add_orchestrator_bench(CLI::App* app) {
   command->add_option("--work-ms", options->load.work_ms, "Time of a microbatch at a stage")->check(CLI::Range(1, 60000));
   command->add_option("--seconds", options->seconds, "Length of the measurement")->check(CLI::Range(1, 86400));
   command->add_option("--core", options->core, "Keep the orchestrator's threads on this core and the load off it");
+  command->add_option("--snapshot-events", options->snapshot_events, "Journal entries between two snapshots; 0: none");
   command->add_option("--directory", options->directory, "Keep the journal here instead of a temporary folder");
   command->add_option("--connect", options->connect, "Load the orchestrator at this address instead, over gRPC");
   command->add_option("--json", options->json, "Write the figures here");
