@@ -71,6 +71,7 @@ Status serve(const Flags& flags, StopFlags& signals) {
   options.admins = daemon.admins;
   options.admins.push_back(key.id());
   options.exit_when_over = flags.exit_when_over;
+  options.snapshot_events = daemon.journal_snapshot_events;
   const std::string name = options.spec ? options.spec->name : "";
   const uint32_t merge_phase_ms = options.spec ? options.spec->timeouts.merge_phase_ms : 0;
   // What a miner is uploading is named by nobody until it is complete: three phases of a merge are ample for that.

@@ -11,6 +11,7 @@ constexpr uint64_t kMinMemoryBytes = uint64_t{64} << 20;
 constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kMaxPaceMs = 60000;
 constexpr uint32_t kMaxStages = 64;
+constexpr uint32_t kMaxSnapshotEvents = 1000000000;
 
 void add_log(LogConfig* log, FieldTable* table) {
   const std::vector<std::pair<std::string, std::string>> levels = {{"trace", "trace"},
@@ -35,6 +36,9 @@ FieldTable table_of(OrchestratorConfig* config) {
             "directory"),
       field("blob_limit_bytes", ByteCount{&config->blob_limit_bytes}, "16MiB or more",
             "of the blob store on disk; what goes beyond is refused"),
+      field("journal.snapshot_events", &config->journal_snapshot_events, "0 to 1000000000",
+            "entries of the ledger between two snapshots of the state in it: a restart reads the "
+            "newest one and replays what came after; 0: none, a restart replays everything"),
       field("admins", &config->admins, "", "public keys that may pause, stop and assign"),
   };
   add_log(&config->log, &table);
@@ -75,6 +79,10 @@ Status check_directory(const std::string& directory) {
 
 Status validate_orchestrator(const OrchestratorConfig& config) {
   TESSERA_RETURN_IF_ERROR(check_directory(config.directory));
+  if (config.journal_snapshot_events > kMaxSnapshotEvents) {
+    return invalid_argument("journal.snapshot_events: {} is not allowed; it must be 0 to {}",
+                            config.journal_snapshot_events, kMaxSnapshotEvents);
+  }
   if (config.blob_limit_bytes < kMinBlobLimitBytes) {
     return invalid_argument("blob_limit_bytes: {} is not allowed; it must be 16MiB or more",
                             config.blob_limit_bytes);

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "tessera/core/stage_layout.h"
 
@@ -114,6 +115,10 @@ void Orchestrator::enter(RunPhase phase, TimeMs deadline) {
   state_.phase = phase;
   state_.phase_deadline = deadline;
   members_changed_ = true;  // joiners may wait for this
+  if (phase != RunPhase::kFinished) return;
+  for (const auto& [id, microbatch] : state_.open) {
+    state_.lost += state_.stages.size() - static_cast<size_t>(std::popcount(microbatch.counted_stages));
+  }
 }
 
 // No merge is under way, and every live miner is at its stage's epoch.

@@ -12,6 +12,9 @@ namespace {
 constexpr double kShortestMs = 0.01;
 constexpr double kLongestMs = 3'600'000;
 constexpr int64_t kTimeWeight = 8;  // the newest time counts for an eighth
+constexpr size_t kCompletionsKept = 64;
+constexpr size_t kCompletionsNeeded = 16;
+constexpr uint64_t kDeviations = 8;
 
 }  // namespace
 
@@ -60,20 +63,66 @@ std::vector<MinerIndex> Orchestrator::propose_pathway(MicrobatchId id, uint32_t 
   return pathway;
 }
 
+// Median and deviation of the last completions decide how long one is waited for; the configured time is the most. A hung
+// peer on the way is noticed within peer_ms, and the microbatch then begins again at its stage.
+uint32_t Orchestrator::lease_lifetime_ms() const {
+  const TimeoutSpec& timeouts = state_.spec.timeouts;
+  if (state_.completion_ms.size() < kCompletionsNeeded) return timeouts.lease_ms;
+  std::vector<uint32_t> times(state_.completion_ms.begin(), state_.completion_ms.end());
+  const auto median_of = [](std::vector<uint32_t>& values) {
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return uint64_t{*middle};
+  };
+  const uint64_t median = median_of(times);
+  for (uint32_t& time : times) time = static_cast<uint32_t>(time > median ? time - median : median - time);
+  const uint64_t wanted = median + kDeviations * median_of(times);
+  const uint64_t least = 2 * (median + timeouts.peer_ms);
+  return static_cast<uint32_t>(std::min<uint64_t>(std::max(wanted, least), timeouts.lease_ms));
+}
+
+// Another head can go on with an attempt whose head is gone if it knows the pathway's next miner.
+bool Orchestrator::may_repair(const OpenMicrobatch& microbatch, const MinerRecord& head) const {
+  if (!microbatch.repair) return false;
+  if (microbatch.pathway.size() < 2) return true;
+  const uint32_t next = state_.miners[microbatch.pathway[1]].place;
+  return next != kNoPlace && next % state_.neighbourhoods == head.place % state_.neighbourhoods;
+}
+
+// The same pathway behind another head; whoever else is not there any more is replaced.
+std::vector<MinerIndex> Orchestrator::mended_pathway(const OpenMicrobatch& microbatch, MinerIndex head) const {
+  std::vector<MinerIndex> pathway = microbatch.pathway;
+  pathway[0] = head;
+  for (StageIndex s = 1; s < pathway.size(); ++s) {
+    const MinerRecord& miner = state_.miners[pathway[s]];
+    if (miner.live && miner.ready && miner.stage == s) continue;
+    pathway[s] = index_.fastest(s, state_.miners[head].place % state_.neighbourhoods);
+  }
+  return pathway;
+}
+
 Lease Orchestrator::grant(MicrobatchId id, MinerRecord& head) {
   state_.reissue.erase(id);
   const bool is_new = id == state_.next_microbatch && state_.open.count(id) == 0;
   OpenMicrobatch& microbatch = state_.open[id];
+  const bool repair = may_repair(microbatch, head);
   if (is_new) {
     state_.next_microbatch++;
+  } else if (repair) {
+    state_.repaired++;
   } else {
     microbatch.attempt++;
     state_.reissued++;
   }
   state_.leased++;
+  const uint32_t lifetime_ms = lease_lifetime_ms();
+  if (microbatch.first_leased_at == 0) microbatch.first_leased_at = now_;
   microbatch.leased = true;
-  microbatch.deadline = now_ + state_.spec.timeouts.lease_ms;
-  microbatch.pathway = propose_pathway(id, microbatch.attempt, head.index, &microbatch.random_pathway);
+  microbatch.repair = false;
+  microbatch.repaired = repair;
+  microbatch.deadline = now_ + lifetime_ms;
+  microbatch.pathway = repair ? mended_pathway(microbatch, head.index)
+                              : propose_pathway(id, microbatch.attempt, head.index, &microbatch.random_pathway);
   index_.add_lease(id, microbatch);
   for (StageIndex s = 0; s < microbatch.pathway.size(); ++s) {
     if ((microbatch.counted_stages >> s & 1) != 0) continue;
@@ -85,7 +134,8 @@ Lease Orchestrator::grant(MicrobatchId id, MinerRecord& head) {
           .attempt = microbatch.attempt,
           .counted_stages = microbatch.counted_stages,
           .pathway = microbatch.pathway,
-          .lifetime_ms = state_.spec.timeouts.lease_ms};
+          .lifetime_ms = lifetime_ms,
+          .repair = repair};
 }
 
 void Orchestrator::on(const LeasesRequested& event) {
@@ -161,6 +211,11 @@ void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
   }
   const auto open = state_.open.find(receipt.microbatch);
   const uint64_t bit = uint64_t{1} << miner.stage;
+  if (open != state_.open.end() && receipt.attempt > open->second.attempt) {
+    say(fmt::format("miner {} sent a receipt for attempt {} of microbatch {}, which was never issued", miner.index,
+                    receipt.attempt, receipt.microbatch), true);
+    return;
+  }
   if (open == state_.open.end() || (open->second.counted_stages & bit) != 0) {
     // Complete already, or another attempt's gradient of this stage counted.
     state_.double_counted++;
@@ -175,6 +230,10 @@ void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
   const uint64_t all = state_.stages.size() == 64 ? ~uint64_t{0} : (uint64_t{1} << state_.stages.size()) - 1;
   if (open->second.counted_stages == all) {
     release(receipt.microbatch, open->second);
+    if (open->second.first_leased_at > 0) {
+      state_.completion_ms.push_back(static_cast<uint32_t>(std::min<TimeMs>(now_ - open->second.first_leased_at, UINT32_MAX)));
+      if (state_.completion_ms.size() > kCompletionsKept) state_.completion_ms.pop_front();
+    }
     state_.reissue.erase(receipt.microbatch);
     state_.open.erase(open);
     state_.done++;

@@ -115,15 +115,22 @@ void Orchestrator::on(const MinerLost& event) {
   drop_from_merge(event.miner, false);
 }
 
-// The open microbatches of a miner that is gone may already be on their way through another one: they get a short while,
-// then a new attempt.
+// What becomes of the microbatches of a miner that is gone. Another head goes on with those it was the head of, in the same
+// attempt and along the same pathway; a second head that dies with one costs an attempt. On the other stages the senders
+// find a replacement by themselves: they get the time of a new lease for that.
 void Orchestrator::hurry(MinerIndex miner) {
-  const TimeMs soon = now_ + state_.spec.timeouts.peer_ms;
   for (const MicrobatchId id : index_.leases_of(miner)) {
     OpenMicrobatch& microbatch = state_.open.at(id);
-    index_.remove_lease(id, microbatch);
-    microbatch.deadline = std::min(microbatch.deadline, soon);
-    index_.add_lease(id, microbatch);
+    const bool head_is_gone = microbatch.pathway[0] == miner && (microbatch.counted_stages & 1) == 0;
+    if (head_is_gone) {
+      release(id, microbatch);
+      microbatch.repair = !microbatch.repaired;
+      state_.reissue.insert(id);
+    } else {
+      index_.remove_lease(id, microbatch);
+      microbatch.deadline = std::min<TimeMs>(microbatch.deadline, now_ + lease_lifetime_ms());
+      index_.add_lease(id, microbatch);
+    }
   }
 }
 

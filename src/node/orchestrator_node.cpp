@@ -42,6 +42,7 @@ Status check_block_count(const core::RunSpec& spec) {
 
 Status OrchestratorNode::Shell::replay() {
   const auto visit = [this](const ports::JournalRecord& record) -> Status {
+    if (record.kind == ports::kSnapshotKind) return ok_status();
     const std::optional<core::Event> event = core::decode_event(record.kind, record.body);
     if (!event) {
       return data_loss("journal entry {} ('{}') can't be read by this version; use the version that wrote it",
@@ -51,7 +52,9 @@ Status OrchestratorNode::Shell::replay() {
     core_.step(last_time_, *event);
     return ok_status();
   };
-  return ports_.journal->replay(0, visit);
+  TESSERA_ASSIGN_OR_RETURN(const uint64_t after, snapshots_.restore(&core_));
+  last_time_ = core_.now();
+  return ports_.journal->replay(after, visit);
 }
 
 Status OrchestratorNode::Shell::begin_or_resume() {
@@ -151,6 +154,7 @@ void OrchestratorNode::Shell::push_restage() {
 }
 
 Status OrchestratorNode::Shell::commit() {
+  snapshots_.add_part(last_time_, &batch_);
   if (!batch_.empty()) {
     TESSERA_RETURN_IF_ERROR(annotate(ports_.journal->append(&batch_), "journal"));
     batch_.clear();
@@ -214,6 +218,7 @@ StatusOr<std::string> OrchestratorNode::Shell::run(const std::atomic<bool>& stop
       TESSERA_RETURN_IF_ERROR(apply(core::Commanded{core::Command::kStop}));
     }
     TESSERA_RETURN_IF_ERROR(commit());
+    snapshots_.take_if_due(core_);
     sweep_if_due();
     if (abandon.load()) return std::string("stopped at once; the journal has everything that was acknowledged");
     if ((options_.exit_when_over || stopping) && over(monotonic_now_ms())) {

@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "journal_snapshots.h"
 #include "orchestrator_checkpoint.h"
 #include "restage.h"
 #include "silence_watch.h"
@@ -62,7 +63,7 @@ std::string answer_to_order(bool changed, const std::string& text);
 class OrchestratorNode::Shell {
  public:
   Shell(OrchestratorOptions options, OrchestratorPorts ports)
-      : options_(std::move(options)), ports_(ports) {}
+      : options_(std::move(options)), ports_(ports), snapshots_(*ports.journal, options_.snapshot_events) {}
   ~Shell() { close(); }
 
   Status start();
@@ -118,6 +119,7 @@ class OrchestratorNode::Shell {
   const OrchestratorOptions options_;
   const OrchestratorPorts ports_;
   core::Orchestrator core_;
+  JournalSnapshots snapshots_;
   std::string run_id_;                    // of the run, or of the one that will be created
   BoundedQueue<Call> calls_{65536};
   BoundedQueue<OrchestratorJob> jobs_{1u << 20};  // more than a merge has shards

@@ -35,7 +35,9 @@ struct StatusView {
   uint64_t microbatches_done = 0;
   uint64_t microbatches_leased = 0;
   uint64_t microbatches_reissued = 0;
+  uint64_t microbatches_repaired = 0;
   uint64_t double_counted = 0;
+  uint64_t lost = 0;
   uint64_t tokens = 0;
   double loss = 0;
   uint64_t merges = 0;
@@ -104,7 +106,9 @@ std::string status_view(const core::OrchestratorState& state, double loss) {
   view.microbatches_done = state.done;
   view.microbatches_leased = state.leased;
   view.microbatches_reissued = state.reissued;
+  view.microbatches_repaired = state.repaired;
   view.double_counted = state.double_counted;
+  view.lost = state.lost;
   view.tokens = state.done * state.spec.tokens_per_microbatch();
   view.last_checkpoint = state.last_checkpoint;
   view.moves = state.moves;

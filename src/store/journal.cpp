@@ -1,5 +1,6 @@
 #include "tessera/store/journal.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <utility>
 
@@ -34,6 +35,9 @@ constexpr char kSelectPage[] =
     "SELECT sequence, unix_ms, kind, body, json, chain FROM entries WHERE sequence > ?1 ORDER BY "
     "sequence";
 constexpr char kSelectChain[] = "SELECT chain FROM entries WHERE sequence = ?1";
+constexpr char kSelectNewest[] =
+    "SELECT sequence, unix_ms, kind, body, json FROM entries WHERE kind = ?1 AND sequence <= ?2 "
+    "ORDER BY sequence DESC LIMIT 1";
 constexpr char kSelectLast[] = "SELECT coalesce(max(sequence), 0) FROM entries";
 
 Digest chain_of(const Digest& previous, const JournalRecord& record, uint64_t sequence) {
@@ -54,6 +58,17 @@ struct ChainedRecord {
   std::string chain;
 };
 
+// The statement's row begins with the columns sequence, unix_ms, kind, body, json.
+JournalRecord record_of(const SqliteStatement& row) {
+  JournalRecord record;
+  record.sequence = static_cast<uint64_t>(row.number(0));
+  record.unix_ms = row.number(1);
+  record.kind = row.bytes(2);
+  record.body = row.bytes(3);
+  record.json = row.bytes(4);
+  return record;
+}
+
 class SqliteJournal : public Journal {
  public:
   SqliteJournal(std::string path, bool read_only) : path_(std::move(path)), read_only_(read_only) {}
@@ -61,6 +76,7 @@ class SqliteJournal : public Journal {
 
   Status append(std::vector<JournalRecord>* records) override;
   Status replay(uint64_t after, const std::function<Status(const JournalRecord&)>& visit) override;
+  StatusOr<std::optional<JournalRecord>> newest(std::string_view kind, uint64_t through) override;
   uint64_t last_sequence() const override;
   Status verify_chain() override {
     return replay(0, [](const JournalRecord&) { return ok_status(); });
@@ -83,6 +99,7 @@ class SqliteJournal : public Journal {
   std::unique_ptr<SqliteStatement> insert_;
   std::unique_ptr<SqliteStatement> select_page_;
   std::unique_ptr<SqliteStatement> select_chain_;
+  std::unique_ptr<SqliteStatement> select_newest_;
   std::unique_ptr<SqliteStatement> select_last_;
   uint64_t last_sequence_ = 0;  // of the writer, which is the only one to change it
   Digest last_chain_;
@@ -116,6 +133,7 @@ Status SqliteJournal::start() {
   }
   TESSERA_ASSIGN_OR_RETURN(select_page_, connection_->prepare(kSelectPage));
   TESSERA_ASSIGN_OR_RETURN(select_chain_, connection_->prepare(kSelectChain));
+  TESSERA_ASSIGN_OR_RETURN(select_newest_, connection_->prepare(kSelectNewest));
   TESSERA_ASSIGN_OR_RETURN(select_last_, connection_->prepare(kSelectLast));
   TESSERA_ASSIGN_OR_RETURN(const int64_t last, connection_->query_number(kSelectLast));
   if (last < 0) return data_loss("{}: the last record has the sequence {}", path_, last);
@@ -248,11 +266,7 @@ StatusOr<std::vector<ChainedRecord>> SqliteJournal::read_page(uint64_t after) {
     if (!row.ok()) status = row.status();
     if (!row.ok() || !*row) break;
     ChainedRecord item;
-    item.record.sequence = static_cast<uint64_t>(select_page_->number(0));
-    item.record.unix_ms = select_page_->number(1);
-    item.record.kind = select_page_->bytes(2);
-    item.record.body = select_page_->bytes(3);
-    item.record.json = select_page_->bytes(4);
+    item.record = record_of(*select_page_);
     item.chain = select_page_->bytes(5);
     page_bytes += item.record.body.size() + item.record.json.size();
     page.push_back(std::move(item));
@@ -286,6 +300,18 @@ Status SqliteJournal::replay(uint64_t after,
       TESSERA_RETURN_IF_ERROR(visit(item.record));
     }
   }
+}
+
+StatusOr<std::optional<JournalRecord>> SqliteJournal::newest(std::string_view kind,
+                                                             uint64_t through) {
+  select_newest_->bind_text(1, kind);
+  select_newest_->bind_number(2, static_cast<int64_t>(std::min<uint64_t>(through, INT64_MAX)));
+  const StatusOr<bool> row = select_newest_->step();
+  std::optional<JournalRecord> record;
+  if (row.ok() && *row) record = record_of(*select_newest_);
+  select_newest_->reset();
+  if (!row.ok()) return row.status();
+  return record;
 }
 
 uint64_t SqliteJournal::last_sequence() const {

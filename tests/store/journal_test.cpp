@@ -67,6 +67,25 @@ std::vector<uint64_t> replayed_sequences(Journal* journal, uint64_t after) {
   return sequences;
 }
 
+TEST(JournalTest, FindsTheNewestRecordOfAKind) {
+  const TemporaryFolder folder;
+  make_journal(folder / "journal.db", 7);
+  const std::unique_ptr<Journal> journal = open_or_fail(folder / "journal.db", true);
+  const auto sequence_of = [&](const std::string& kind, uint64_t through) -> uint64_t {
+    const StatusOr<std::optional<JournalRecord>> record = journal->newest(kind, through);
+    EXPECT_TRUE(record.ok()) << record.status();
+    if (!record.ok() || !*record) return 0;
+    EXPECT_EQ((*record)->body, record_of((*record)->sequence).body);
+    return (*record)->sequence;
+  };
+  EXPECT_EQ(sequence_of("lease", UINT64_MAX), 6u);
+  EXPECT_EQ(sequence_of("lease", 6), 6u);
+  EXPECT_EQ(sequence_of("lease", 5), 4u);
+  EXPECT_EQ(sequence_of("receipt", 7), 7u);
+  EXPECT_EQ(sequence_of("lease", 1), 0u);
+  EXPECT_EQ(sequence_of("snapshot", 7), 0u);
+}
+
 TEST(JournalTest, GivesBackWhatWasAppended) {
   const TemporaryFolder folder;
   const std::string path = folder / "run/journal.db";

@@ -8,6 +8,7 @@ Status MemoryJournal::append(std::vector<ports::JournalRecord>* records) {
   for (ports::JournalRecord& record : *records) {
     record.sequence = records_.size() + 1;
     records_.push_back(record);
+    if (record.kind == ports::kSnapshotKind) continue;
     const std::optional<core::Event> event = core::decode_event(record.kind, record.body);
     TESSERA_CHECK(event.has_value());
     mirror_.step(record.unix_ms, *event);
@@ -19,10 +20,31 @@ Status MemoryJournal::append(std::vector<ports::JournalRecord>* records) {
 Status MemoryJournal::replay(uint64_t after,
                              const std::function<Status(const ports::JournalRecord&)>& visit) {
   std::lock_guard lock(mutex_);
+  replayed_after_ = after;
   for (const ports::JournalRecord& record : records_) {
     if (record.sequence > after) TESSERA_RETURN_IF_ERROR(visit(record));
   }
   return ok_status();
+}
+
+StatusOr<std::optional<ports::JournalRecord>> MemoryJournal::newest(std::string_view kind,
+                                                                    uint64_t through) {
+  std::lock_guard lock(mutex_);
+  std::optional<ports::JournalRecord> found;
+  for (const ports::JournalRecord& record : records_) {
+    if (record.kind == kind && record.sequence <= through) found = record;
+  }
+  return found;
+}
+
+void MemoryJournal::damage(uint64_t sequence) {
+  std::lock_guard lock(mutex_);
+  records_.at(sequence - 1).body.resize(records_.at(sequence - 1).body.size() / 2);
+}
+
+uint64_t MemoryJournal::replayed_after() const {
+  std::lock_guard lock(mutex_);
+  return replayed_after_;
 }
 
 uint64_t MemoryJournal::last_sequence() const {
@@ -43,8 +65,10 @@ core::OrchestratorState MemoryJournal::state() const {
 std::vector<core::Event> MemoryJournal::events() const {
   std::lock_guard lock(mutex_);
   std::vector<core::Event> events;
-  for (const ports::JournalRecord& record : records_)
-    events.push_back(*core::decode_event(record.kind, record.body));
+  for (const ports::JournalRecord& record : records_) {
+    if (record.kind != ports::kSnapshotKind)
+      events.push_back(*core::decode_event(record.kind, record.body));
+  }
   return events;
 }
 

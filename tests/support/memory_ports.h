@@ -27,6 +27,8 @@ class MemoryJournal final : public ports::Journal {
   Status append(std::vector<ports::JournalRecord>* records) override;
   Status replay(uint64_t after,
                 const std::function<Status(const ports::JournalRecord&)>& visit) override;
+  StatusOr<std::optional<ports::JournalRecord>> newest(std::string_view kind,
+                                                       uint64_t through) override;
   uint64_t last_sequence() const override;
   Status verify_chain() override { return ok_status(); }
 
@@ -36,6 +38,10 @@ class MemoryJournal final : public ports::Journal {
   core::OrchestratorState state() const;
   std::vector<core::Event> events() const;
   void write_garbage();
+  // Cuts a record's body in half.
+  void damage(uint64_t sequence);
+  // Where the last replay began.
+  uint64_t replayed_after() const;
   // Every append from now on fails.
   void fail() {
     std::lock_guard lock(mutex_);
@@ -47,6 +53,7 @@ class MemoryJournal final : public ports::Journal {
   std::condition_variable changed_;
   std::vector<ports::JournalRecord> records_;
   core::Orchestrator mirror_;
+  uint64_t replayed_after_ = 0;
   bool failing_ = false;
 };
 

@@ -16,6 +16,8 @@ namespace {
 
 using core::OrchestratorState;
 
+constexpr size_t kSnapshotEvents = 37;
+
 std::string broken_work(const OrchestratorState& state) {
   std::map<MinerIndex, uint32_t> in_flight;
   const uint64_t all = (uint64_t{1} << state.stages.size()) - 1;
@@ -194,7 +196,10 @@ OrchestratorWorld::OrchestratorWorld(const core::RunSpec& spec) {
   step(created);
 }
 
-OrchestratorWorld::~OrchestratorWorld() { EXPECT_EQ(dump(replayed().state()), dump(state())); }
+OrchestratorWorld::~OrchestratorWorld() {
+  EXPECT_EQ(dump(replayed().state()), dump(state()));
+  EXPECT_EQ(dump(replayed_from_snapshot().state()), dump(state()));
+}
 
 void OrchestratorWorld::step(const core::Event& event) {
   journal_.push_back({now_, core::event_name(event), core::event_body(event)});
@@ -214,6 +219,10 @@ void OrchestratorWorld::step(const core::Event& event) {
   ASSERT_TRUE(index == core_.index())
       << "the index is not the state's after " << journal_.back().name << " number "
       << journal_.size() << ": an indexed change was not announced";
+  if (journal_.size() % kSnapshotEvents == 1) {
+    snapshot_ = core_.snapshot();
+    snapshot_after_ = journal_.size();
+  }
 }
 
 void OrchestratorWorld::pass(TimeMs ms) {
@@ -251,8 +260,19 @@ core::Orchestrator OrchestratorWorld::replayed() const {
   return again;
 }
 
+core::Orchestrator OrchestratorWorld::replayed_from_snapshot() const {
+  core::Orchestrator again;
+  TESSERA_CHECK(again.load(snapshot_));
+  for (size_t i = snapshot_after_; i < journal_.size(); ++i) {
+    const std::optional<core::Event> event = core::decode_event(journal_[i].name, journal_[i].body);
+    TESSERA_CHECK(event.has_value());
+    again.step(journal_[i].time, *event);
+  }
+  return again;
+}
+
 void OrchestratorWorld::restart() {
-  core_ = replayed();
+  core_ = replayed_from_snapshot();
   recomputations.clear();
   checkpoints.clear();
   for (StageIndex s = 0; s < state().stages.size(); ++s) {

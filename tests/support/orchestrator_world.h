@@ -20,7 +20,8 @@ std::string broken_transition(const core::OrchestratorState& before, const core:
 class OrchestratorWorld {
  public:
   explicit OrchestratorWorld(const core::RunSpec& spec);
-  ~OrchestratorWorld();  // expects that the state is the replay of the journal
+  // Expects that the state is the replay of the journal, and that of its newest snapshot and the tail.
+  ~OrchestratorWorld();
 
   void step(const core::Event& event);
   // Time goes on; what became due happens.
@@ -30,7 +31,9 @@ class OrchestratorWorld {
   core::RegisterAnswer join(const core::Registration& registration);
   // A second orchestrator from this one's journal.
   core::Orchestrator replayed() const;
-  // A crash: the replayed one takes over, and what was under way begins again.
+  // The same from the newest snapshot and what came after it.
+  core::Orchestrator replayed_from_snapshot() const;
+  // A crash: one from the newest snapshot takes over, and what was under way begins again.
   void restart();
 
   const core::OrchestratorState& state() const { return core_.state(); }
@@ -54,6 +57,8 @@ class OrchestratorWorld {
   core::Orchestrator core_;
   TimeMs now_ = 1000;
   std::vector<Record> journal_;
+  std::string snapshot_;      // taken every kSnapshotEvents
+  size_t snapshot_after_ = 0; // records of the journal that it contains
   std::vector<std::string> decisions_;
 };
 

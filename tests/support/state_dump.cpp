@@ -17,6 +17,13 @@ using core::PlannedShard;
 using core::ShardResult;
 using core::StageRecord;
 
+// A struct of the state, to be taken apart here rather than by its fields().
+template <class T>
+constexpr bool kOfState =
+    std::is_same_v<T, PlannedShard> || std::is_same_v<T, MergeShard> || std::is_same_v<T, Merge> ||
+    std::is_same_v<T, PastMerge> || std::is_same_v<T, StageRecord> || std::is_same_v<T, OpenMicrobatch> ||
+    std::is_same_v<T, MinerRecord> || std::is_same_v<T, core::Restage> || std::is_same_v<T, OrchestratorState>;
+
 // Every struct is taken apart by a structured binding, which no longer compiles when a field is
 // added: none can be forgotten here.
 class Dump {
@@ -31,7 +38,7 @@ class Dump {
       text_ += to_hex(v);
     } else if constexpr (std::is_arithmetic_v<T>) {
       text_ += fmt::format("{}", v);
-    } else if constexpr (HasFields<T>) {
+    } else if constexpr (HasFields<T> && !kOfState<T>) {
       text_ += to_hex(encode(v));
     } else {
       composite(v);
@@ -98,16 +105,16 @@ class Dump {
   }
   void composite(const core::Lease& v) { text_ += to_hex(encode(v)); }
   void composite(const OpenMicrobatch& v) {
-    const auto& [a, b, c, d, e, f] = v;
-    fields(a, b, c, d, e, f);
+    const auto& [a, b, c, d, e, f, g, h, i] = v;
+    fields(a, b, c, d, e, f, g, h, i);
   }
   void composite(const MinerRecord& v) {
     const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff] = v;
     fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff);
   }
   void composite(const OrchestratorState& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj);
   }
 
   std::string text_;

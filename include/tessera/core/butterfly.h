@@ -13,6 +13,10 @@ struct PlannedShard {
   uint64_t block_count = 0;  // sizes differ by at most one block; may be 0 when there are more shards than blocks
   uint32_t owner_a = 0;      // place in the manifest; owner_a < owner_b unless N = 1
   uint32_t owner_b = 0;
+  template <class A>
+  void fields(A& a) {
+    a("first_block", first_block)("block_count", block_count)("owner_a", owner_a)("owner_b", owner_b);
+  }
 };
 
 std::vector<PlannedShard> butterfly_plan(uint32_t participants, uint64_t blocks, uint64_t secret_seed);

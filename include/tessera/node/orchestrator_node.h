@@ -32,6 +32,7 @@ struct OrchestratorOptions {
   std::function<StatusOr<NewRun>(const std::string& yaml)> prepare_run = {};
   std::optional<ports::Checkpoint> resume_from;
   std::vector<NodeId> admins;      // may give orders
+  uint64_t snapshot_events = 100000;  // journal entries between two snapshots of the state; 0: none
   bool exit_when_over = false;     // run() returns when the run is finished or stopped and the miners know it
 };
 

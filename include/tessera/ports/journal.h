@@ -3,12 +3,17 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tessera/base/status.h"
 
 namespace tessera::ports {
+
+// Records of this kind are no events: they are parts of the state's snapshots, which a replay passes over.
+inline constexpr std::string_view kSnapshotKind = "snapshot";
 
 struct JournalRecord {
   uint64_t sequence = 0;  // from 1, without gaps; set by append
@@ -26,6 +31,9 @@ class Journal {
   virtual Status append(std::vector<JournalRecord>* records) = 0;
   // Calls `visit` for every record with sequence > after, in order; stops at the first error and returns it.
   virtual Status replay(uint64_t after, const std::function<Status(const JournalRecord&)>& visit) = 0;
+  // The newest record of this kind with sequence <= through; nothing if there is none. Not checked against the chain: a
+  // replay that passes it does that.
+  virtual StatusOr<std::optional<JournalRecord>> newest(std::string_view kind, uint64_t through) = 0;
   virtual uint64_t last_sequence() const = 0;
   // Recomputes the whole chain; DATA_LOSS names the first bad sequence.
   virtual Status verify_chain() = 0;

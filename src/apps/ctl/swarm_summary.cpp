@@ -25,6 +25,7 @@ StatusOr<LedgerView> read_ledger(const std::string& path) {
   LedgerView view;
   TimeMs time = 0;
   const Status status = journal->replay(0, [&](const ports::JournalRecord& record) -> Status {
+    if (record.kind == ports::kSnapshotKind) return ok_status();
     const std::optional<core::Event> event = core::decode_event(record.kind, record.body);
     if (!event) return data_loss("journal entry {} can't be read", record.sequence);
     time = std::max(time, record.unix_ms);
