@@ -102,7 +102,7 @@ void Miner::on(miner_event::AnswerArrived& event) {
   if (answer.drain) drain_and({"sent away by an operator", false});
   if (answer.reason != reason_) {
     reason_ = answer.reason;
-    if (!reason_.empty()) say(fmt::format("no work: {}", reason_));
+    if (!reason_.empty()) say(fmt::format("the orchestrator says: {}", reason_));
   }
   if (answer.assignment) take_assignment(*answer.assignment);
   if (phase_ != MinerPhase::kReady && phase_ != MinerPhase::kDraining) return leave_if_drained();

@@ -54,6 +54,8 @@ class Miner {
   // The run specification it follows; the orchestrator may change it while the miner works.
   const RunSpec& spec() const { return spec_; }
   uint64_t spec_version() const { return spec_version_; }
+  // It drains for another stage: its process goes on as another incarnation.
+  bool joins_again() const { return leaving_ && leaving_->rejoin; }
   uint64_t run_tag() const;
 
  private:

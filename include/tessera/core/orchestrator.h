@@ -34,6 +34,7 @@ struct MinerRecord {
   bool must_download = false;              // what it holds did not match the stage's, or is too old
   Epoch epoch = 0;
   uint64_t receipts_through = 0;
+  uint64_t receipts_rejected = 0;          // of them those that could not be believed
   uint64_t lease_request = 0;
   std::vector<Lease> granted;              // answer to lease_request, repeated if asked again
   std::map<uint64_t, uint32_t> fresh;      // counted gradients since its last merge, by local step
