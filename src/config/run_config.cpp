@@ -206,6 +206,8 @@ void add_timeouts(core::TimeoutSpec* timeouts, FieldTable* table) {
                 "for one frame to a peer"),
           field("timeouts.merge_phase_ms", &timeouts->merge_phase_ms, "10 to 86400000",
                 "for each phase of a merge"),
+          field("timeouts.upload_grace_ms", &timeouts->upload_grace_ms, "0 to 86400000",
+                "for the other uploads of a merge when merge.quorum of them are there"),
           field("timeouts.sync_ms", &timeouts->sync_ms, "1 to 86400000",
                 "how often a miner reports to the orchestrator"),
       });

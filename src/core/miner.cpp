@@ -92,7 +92,7 @@ void Miner::on(miner_event::AnswerArrived& event) {
   if (answer.drain) drain_and({"sent away by an operator", false});
   if (answer.reason != reason_) {
     reason_ = answer.reason;
-    if (!reason_.empty()) say(fmt::format("no work: {}", reason_));
+    if (!reason_.empty()) say(fmt::format("the orchestrator says: {}", reason_));
   }
   if (answer.drain) begin_drain("the orchestrator asks for it");
   if (answer.assignment) take_assignment(*answer.assignment);

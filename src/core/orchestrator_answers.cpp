@@ -135,13 +135,18 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
   }
   if (request.applied && is_news(miner, *request.applied)) news.emplace_back(StateHeld{miner.index, *request.applied});
   ReceiptsArrived receipts{miner.index, {}};
+  const auto& bad = request.bad_receipts;
   uint64_t next = miner.receipts_through + 1;
   for (const Receipt& receipt : request.receipts) {
     if (receipt.sequence != next) continue;
-    receipts.receipts.push_back(receipt);
+    if (std::find(bad.begin(), bad.end(), receipt.sequence) != bad.end()) {
+      receipts.rejected.push_back(receipt.sequence);
+    } else {
+      receipts.receipts.push_back(receipt);
+    }
     ++next;
   }
-  if (!receipts.receipts.empty()) news.emplace_back(std::move(receipts));
+  if (next > miner.receipts_through + 1) news.emplace_back(std::move(receipts));
   if (request.upload && stage.merge && stage.merge->phase == MergePhase::kSnapshot &&
       stage.merge->target == request.upload->target && stage.merge->invited.count(miner.index) > 0 &&
       stage.merge->uploads.count(miner.index) == 0) {
@@ -193,7 +198,8 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
   }
   answer.peers_version = peers_version_of(miner);
   if (request.peers_version != answer.peers_version) answer.peers = peers_of(miner);
-  if (miner.assigned_stage && *miner.assigned_stage != miner.stage) {
+  // Only one that holds its stage can be told to leave it: a process that was told of none yet would load the other at once.
+  if (miner.ready && miner.assigned_stage && *miner.assigned_stage != miner.stage) {
     answer.assignment.emplace().stage = *miner.assigned_stage;
     answer.reason = miner.why;
   } else if (!miner.ready) {
@@ -207,6 +213,11 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
   }
   if (request.leases_wanted > 0 && answer.leases.empty()) answer.reason = lease_refusal(miner);
   answer.merge = merge_directive(state_, index_.stage(miner.stage), miner);
+  if (request.upload && answer.reason.empty() && stage.merge && stage.merge->phase == MergePhase::kReduce &&
+      stage.merge->target == request.upload->target && stage.merge->uploads.count(miner.index) == 0) {
+    answer.reason = fmt::format("the upload for merge {} came after its grace; go on training: the work is in your masters and "
+                                "counts in the next merge", request.upload->target);
+  }
   answer.publish_state = publishes(stage, index_.stage(miner.stage), miner);
   // One that is behind first catches up: its local state must belong to the stage's.
   if (state_.phase == RunPhase::kCheckpointing && !miner.checkpoint && miner.epoch == stage.epoch) {

@@ -12,6 +12,22 @@ constexpr Epoch kCooldownEpochs = 2;      // of both stages after a move that wa
 constexpr TimeMs kMoveMs = 30000;         // for a miner to come back with its new stage, beyond what drains its leases
 constexpr TimeMs kQueuePlaceMs = 600000;  // a waiting miner that is silent keeps its place this long
 
+// A run that waits for its miners: one that a stage has beyond `needed` goes to a stage that has fewer. Every such move
+// brings the start nearer.
+std::optional<StageMove> choose_filler(const std::vector<PlacedMiner>& miners, const std::vector<StageSituation>& stages,
+                                       uint32_t needed) {
+  std::vector<uint32_t> counts(stages.size(), 0);
+  for (const PlacedMiner& miner : miners) counts[miner.stage]++;
+  for (StageIndex to = 0; to < stages.size(); ++to) {
+    if (counts[to] >= needed || !stages[to].takes) continue;
+    for (const PlacedMiner& miner : miners) {
+      if (!miner.movable || counts[miner.stage] <= needed || !miner.fits[to]) continue;
+      return StageMove{.miner = miner.miner, .from = miner.stage, .to = to, .before = 0, .after = 0, .urgent = true};
+    }
+  }
+  return std::nullopt;
+}
+
 bool on_gpu(const Registration& registration) { return registration.device.rfind("cuda", 0) == 0; }
 
 }  // namespace
@@ -211,6 +227,11 @@ void Orchestrator::consider_moves() {
     if (!merging || boundaries_.count(miner.stage) > 0) move_now(miner, *miner.pending_stage, "assigned by an operator");
   }
   const auto& pipeline = state_.spec.pipeline;
+  while (state_.phase == RunPhase::kWaiting && pipeline.rebalance_gain > 0) {
+    const auto move = choose_filler(placed_miners(true), situations(), pipeline.miners_per_stage);
+    if (!move) break;
+    move_now(state_.miners[move->miner], move->to, fmt::format("the run waits for a miner of stage {}", move->to));
+  }
   for (size_t i = 0; i < state_.stages.size() && state_.phase == RunPhase::kRunning && pipeline.rebalance_gain > 0; ++i) {
     const auto move = choose_move(placed_miners(true), situations(), pipeline.rebalance_gain, pipeline.miners_per_stage);
     if (!move) break;

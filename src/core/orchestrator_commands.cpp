@@ -25,15 +25,25 @@ StatusOr<std::optional<Event>> Orchestrator::assign_order(MinerIndex index, Stag
   if (!has_state(stage)) return failed_precondition("nobody has the state of stage {}: resume the run from a checkpoint", stage);
   const StageIndex goal = miner.assigned_stage.value_or(miner.pending_stage.value_or(miner.stage));
   if (miner.placed && miner.pinned && goal == stage) return std::optional<Event>();
-  if (miner.placed && miner.live && miner.stage != stage && !force) {
+  if (miner.placed && miner.stage != stage && !force) {
     const bool others = std::any_of(state_.miners.begin(), state_.miners.end(), [&](const MinerRecord& other) {
       return other.index != index && other.placed && other.live && other.ready && other.stage == miner.stage &&
              !other.on_its_way_out() && !other.pending_stage;
     });
     if (!others) {
-      return failed_precondition("miner {} is the only ready one of stage {}: the run would stand still until another holds "
-                                 "it; add one first, or use --force", index, miner.stage);
+      return failed_precondition("stage {} would be left without a ready miner, and the run stand still until another holds it; "
+                                 "add one first, or use --force", miner.stage);
     }
+  }
+  const auto staying = std::count_if(state_.miners.begin(), state_.miners.end(), [&](const MinerRecord& other) {
+    return other.placed && other.stage == miner.stage && !other.on_its_way_out() && !other.pending_stage;
+  });
+  const bool checkpoints = state_.phase == RunPhase::kDraining || state_.phase == RunPhase::kCheckpointing;
+  const bool waits = (checkpoints ? state_.after_checkpoint : state_.phase) == RunPhase::kWaiting;
+  if (waits && miner.placed && miner.stage != stage && !force &&
+      staying <= state_.spec.pipeline.miners_per_stage) {
+    return failed_precondition("the run waits for pipeline.miners_per_stage {} miners of stage {}, and would have fewer; add one "
+                               "first, or use --force", state_.spec.pipeline.miners_per_stage, miner.stage);
   }
   return std::optional<Event>(MinerAssigned{index, stage});
 }

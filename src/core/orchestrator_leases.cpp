@@ -183,12 +183,21 @@ void Orchestrator::expire_leases() {
 void Orchestrator::on(const ReceiptsArrived& event) {
   if (event.miner >= state_.miners.size()) return;
   MinerRecord& miner = state_.miners[event.miner];
+  size_t rejected = 0;
+  const auto pass_over_rejected = [&] {
+    for (; rejected < event.rejected.size() && event.rejected[rejected] == miner.receipts_through + 1; ++rejected) {
+      miner.receipts_through++;
+      miner.receipts_rejected++;
+    }
+  };
+  pass_over_rejected();
   for (const Receipt& receipt : event.receipts) {
     if (receipt.sequence != miner.receipts_through + 1) continue;  // seen already, or out of order: it will be repeated
     miner.receipts_through = receipt.sequence;
     miner.local_steps = std::max(miner.local_steps, receipt.local_step);
     note_time(miner, receipt);
     count_receipt(miner, receipt);
+    pass_over_rejected();
   }
   index_.update(state_, miner.index);
 }

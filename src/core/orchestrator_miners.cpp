@@ -177,6 +177,7 @@ void Orchestrator::on(const StateHeld& event) {
     miner.resumed.reset();
     miner.ready = true;
     miner.must_download = false;
+    if (miner.assigned_stage == miner.stage) miner.assigned_stage.reset();  // it came back as the same process
     miner.why = "ready";
     members_changed_ = true;
     peers_changed(miner.index);

@@ -33,6 +33,7 @@ std::vector<Changeable> changeable(RunSpec* spec) {
           {"timeouts.miner_lost_ms", &spec->timeouts.miner_lost_ms},
           {"timeouts.peer_ms", &spec->timeouts.peer_ms},
           {"timeouts.merge_phase_ms", &spec->timeouts.merge_phase_ms},
+          {"timeouts.upload_grace_ms", &spec->timeouts.upload_grace_ms},
           {"timeouts.sync_ms", &spec->timeouts.sync_ms},
           {"checkpoint.every_microbatches", &spec->checkpoint.every_microbatches},
           {"checkpoint.keep", &spec->checkpoint.keep}};

@@ -202,6 +202,7 @@ Status check_timeouts(const TimeoutSpec& timeouts) {
                    {"timeouts.miner_lost_ms", timeouts.miner_lost_ms, 10, kDayMs},
                    {"timeouts.peer_ms", timeouts.peer_ms, 10, kDayMs},
                    {"timeouts.merge_phase_ms", timeouts.merge_phase_ms, 10, kDayMs},
+                   {"timeouts.upload_grace_ms", timeouts.upload_grace_ms, 0, kDayMs},
                    {"timeouts.sync_ms", timeouts.sync_ms, 1, kDayMs}}));
   if (timeouts.sync_ms > timeouts.miner_lost_ms / 2) {
     return invalid_argument(

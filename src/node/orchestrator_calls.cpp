@@ -86,10 +86,9 @@ Status OrchestratorNode::Shell::handle_sync(SyncCall& call) {
   };
   for (const core::Receipt& receipt : call.request.receipts) {
     if (receipt.sequence <= miner->receipts_through || !forged(receipt)) continue;
-    // The rest of its report is ignored with it: a miner that signs one thing and sends another gets no further.
-    spdlog::warn("miner {}: receipt {} is not signed by it or not about it; report refused", index, receipt.sequence);
-    answers_.emplace_back([done = std::move(call.done)] { done(invalid_argument("a receipt's signature or author is wrong")); });
-    return ok_status();
+    // It counts for nothing and stops nothing: neither the rest of the report nor the receipts after it.
+    spdlog::warn("miner {}: receipt {} is not signed by it or not about it; it is left out", index, receipt.sequence);
+    call.request.bad_receipts.push_back(receipt.sequence);
   }
   for (core::Event& event : core_.news_in(call.request)) {
     if (const auto* arrived = std::get_if<core::ReceiptsArrived>(&event)) note_loss(*arrived);

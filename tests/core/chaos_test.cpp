@@ -97,6 +97,32 @@ TEST(ChaosPinned, AStageWhoseReplicasAllDieIsBuiltAgainFromItsMerges) {
   expect_finish(3786, &totals);
 }
 
+// The same with operators that assign and drain miners, change settings and cut the stages anew meanwhile.
+class ChaosWithOrders : public testing::TestWithParam<uint64_t> {};
+
+TEST_P(ChaosWithOrders, TheRunFinishesWithNothingLost) {
+  uint64_t orders = 0, moves = 0, restaged = 0;
+  for (uint64_t seed = GetParam() * 25; seed < (GetParam() + 1) * 25; ++seed) {
+    core::RunSpec spec = chaos_spec(seed);
+    spec.model.layers *= 2;
+    spec.pipeline.stage_layers.clear();
+    ASSERT_TRUE(core::validate(&spec).ok());
+    SimulatedSwarm swarm(spec, seed);
+    swarm.operators = true;
+    swarm.run(1500, 60000);
+    ASSERT_EQ(swarm.problem_at_end(), "") << "seed " << seed;
+    orders += swarm.orders;
+    moves += swarm.world.state().moves;
+    restaged += swarm.world.said("layers from now on");
+  }
+  EXPECT_GT(orders, 100u);
+  EXPECT_GT(moves, 10u);
+  EXPECT_GT(restaged, 0u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, ChaosWithOrders, testing::Range<uint64_t>(0, 2),
+                         [](const auto& batch) { return fmt::format("from{}", batch.param * 25); });
+
 INSTANTIATE_TEST_SUITE_P(Seeds, Chaos, testing::Range<uint64_t>(0, 5),
                          [](const auto& batch) { return fmt::format("from{}", batch.param * 50); });
 

@@ -168,6 +168,7 @@ TEST(MinerLoading, AnotherStageNeedsANewProcess) {
   answer.assignment->epoch = 1;
   lone.answer(answer);
   EXPECT_EQ(lone.left, "");  // the orchestrator does not know yet that nothing is in flight
+  EXPECT_TRUE(lone.miner->joins_again());
   EXPECT_EQ(lone.miner->report().status.phase, MinerPhase::kDraining);
   lone.answer(answer);
   EXPECT_EQ(lone.left, "assigned to stage 1 instead of 0");

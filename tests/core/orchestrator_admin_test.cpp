@@ -228,6 +228,33 @@ TEST(Rebalancing, FillsAnEmptiedStageAtOnce) {
   EXPECT_EQ(swarm.world.state().moves, 1u);
 }
 
+// A rebalanced run has more miners in one stage than it waits for, and fewer in another: a resumed one must start all the
+// same.
+TEST(Rebalancing, AResumedRunFillsTheStagesThatItWaitsFor) {
+  ScriptedSwarm swarm(admin_spec(2, 2));
+  core::RunResumed resumed;
+  resumed.run_spec = encode(swarm.world.state().spec);
+  resumed.data_plan = encode(swarm.world.state().data);
+  resumed.stages = {{1, digest_of("a"), 1}, {1, digest_of("b"), 1}};
+  for (uint64_t number : {1, 2, 3, 4}) {
+    resumed.miners.push_back({node_of(number), number == 1 ? 1u : 0u, digest_of("own"), 3, 0, 0});
+  }
+  swarm.world.step(resumed);
+  std::vector<std::unique_ptr<ScriptedMiner>> miners;
+  for (uint64_t number : {1, 2, 3, 4}) {
+    miners.push_back(std::make_unique<ScriptedMiner>(swarm.world, number));
+    for (int i = 0; i < 3; ++i) miners.back()->sync();
+  }
+  EXPECT_EQ(swarm.world.state().moves, 1u);
+  EXPECT_TRUE(swarm.world.said("the run waits for a miner of stage 1"));
+  for (const auto& miner : miners) {
+    miner->sync();
+    if (miner->told_to_move) leave_and_join(*miner);
+  }
+  EXPECT_EQ(swarm.world.state().phase, RunPhase::kRunning);
+  EXPECT_EQ(swarm.world.state().moves, 1u);
+}
+
 // ---- orders ---------------------------------------------------------------------------------------------------------
 
 TEST(Assign, TakesEffectAtTheEpochBoundaryAndPins) {
@@ -252,13 +279,32 @@ TEST(Assign, TakesEffectAtTheEpochBoundaryAndPins) {
   EXPECT_FALSE(again->has_value());
 }
 
+// A process that was told of no stage yet would take the other one for its first.
+TEST(Assign, AMinerThatStillLoadsDoesThatFirst) {
+  ScriptedSwarm swarm(admin_spec(2, 1));
+  swarm.start();
+  ScriptedMiner late(swarm.world, 901, 1);
+  late.join();
+  obey(swarm.world, swarm.world.core().assign_order(late.index(), 0, false));
+  ASSERT_EQ(late.record().assigned_stage, std::optional<StageIndex>(0));
+  ASSERT_TRUE(late.sync().assignment.has_value());
+  EXPECT_EQ(late.answer().assignment->stage, 1u);
+  late.sync();
+  EXPECT_TRUE(late.record().ready);
+  late.sync();
+  EXPECT_TRUE(late.told_to_move);
+  leave_and_join(late);
+  EXPECT_EQ(late.record().stage, 0u);
+  EXPECT_EQ(swarm.world.stage(0).replica_mismatches + swarm.world.stage(1).replica_mismatches, 0u);
+}
+
 TEST(Assign, IsRefusedWithTheReason) {
   ScriptedSwarm swarm(admin_spec(2, 1));
   swarm.start();
   const core::Orchestrator& core = swarm.world.core();
   EXPECT_THAT(why(core.assign_order(9, 0, false)), HasSubstr("there is no miner 9"));
   EXPECT_THAT(why(core.assign_order(0, 2, false)), HasSubstr("the run has the stages 0 to 1"));
-  EXPECT_THAT(why(core.assign_order(0, 1, false)), HasSubstr("the only ready one of stage 0"));
+  EXPECT_THAT(why(core.assign_order(0, 1, false)), HasSubstr("stage 0 would be left without a ready miner"));
   EXPECT_TRUE(core.assign_order(0, 1, true).ok());
 }
 

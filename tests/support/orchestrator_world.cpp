@@ -281,6 +281,8 @@ void OrchestratorWorld::restart() {
       recomputations.push_back(std::move(shard));
   }
   if (state().checkpoint_writing) checkpoints.push_back(state().checkpoint_id);
+  restages.clear();
+  if (state().restage && state().restage->writing) restages.push_back(state().restage->id);
 }
 
 bool OrchestratorWorld::said(const std::string& part) const {

@@ -16,7 +16,7 @@ constexpr TimeMs kReportTimeoutMs = 100;
 }  // namespace
 
 SimulatedSwarm::SimulatedSwarm(const core::RunSpec& spec, uint64_t seed)
-    : world(spec), spec_(spec), random_(seed) {
+    : world(spec), spec_(spec), random_(seed), order_random_(mix64(seed) ^ 1) {
   for (StageIndex s = 0; s < spec.pipeline.stages; ++s) {
     for (uint32_t replica = 0; replica < spec.pipeline.miners_per_stage; ++replica) {
       processes_.emplace_back();
@@ -74,6 +74,7 @@ void SimulatedSwarm::run(TimeMs chaos_ms, TimeMs limit_ms) {
       wreak();
       next_blow = now_ + delay(60);
     }
+    if (chaos_ && operators && now_ % 40 == 0) give_order();
     if (now_ >= next_poll) {
       poll();
       next_poll = now_ + kPollMs;
@@ -164,6 +165,36 @@ void SimulatedSwarm::wreak() {
   }
 }
 
+// One order, if it is not refused.
+void SimulatedSwarm::give_order() {
+  const core::OrchestratorState& state = world.state();
+  if (!orchestrator_up_ || state.miners.empty()) return;
+  const auto stages = static_cast<uint32_t>(state.stages.size());
+  const auto miner = static_cast<MinerIndex>(order_random_.below(state.miners.size()));
+  StatusOr<std::optional<core::Event>> order = std::optional<core::Event>();
+  switch (order_random_.below(6)) {
+    case 0:
+    case 1:
+      order = world.core().assign_order(miner, static_cast<StageIndex>(order_random_.below(stages)), false);
+      break;
+    case 2:
+      order = world.core().drain_order(miner);
+      break;
+    case 3:
+      order = world.core().spec_order("merge.min_microbatches", std::to_string(3 + order_random_.below(8)));
+      break;
+    default: {
+      std::vector<uint32_t> layers(stages, 1);
+      for (uint32_t left = state.spec.model.layers - stages; left > 0; --left) layers[order_random_.below(stages)]++;
+      order = world.core().stages_order(layers);
+      break;
+    }
+  }
+  if (!order.ok() || !*order) return;
+  ++orders;
+  world.step(**order);
+}
+
 void SimulatedSwarm::poll() {
   for (size_t p = 0; p < processes_.size(); ++p) {
     if (!processes_[p].alive && processes_[p].restart_at > 0 && now_ >= processes_[p].restart_at)
@@ -214,7 +245,7 @@ void SimulatedSwarm::join(size_t p) {
   identity.incarnation = process.incarnation;
   identity.run_id = answer.run_id;
   identity.sign = [](std::string_view) { return Signature{}; };
-  process.miner = std::make_unique<core::Miner>(spec_, std::move(identity));
+  process.miner = std::make_unique<core::Miner>(world.state().spec, std::move(identity));
 }
 
 void SimulatedSwarm::report(size_t p) {
@@ -279,6 +310,20 @@ void SimulatedSwarm::poll_orchestrator() {
         blobs_.insert(done.commit.object);
       }
       world.step(done);
+    });
+  }
+  while (!world.restages.empty()) {
+    const uint64_t id = world.restages.front();
+    world.restages.pop_front();
+    at(now_ + delay(30), [this, id] {
+      if (!orchestrator_up_) return;
+      core::StagesChanged changed{.id = id, .ok = !fault(0.1), .why = "a disk is full", .stage_values = {}, .states = {}};
+      for (StageIndex s = 0; s < world.state().stages.size(); ++s) {
+        changed.stage_values.push_back(300 + s);
+        changed.states.push_back(digest_of(fmt::format("restage {} stage {}", id, s)));
+        blobs_.insert(changed.states.back());
+      }
+      world.step(changed);
     });
   }
   while (!world.checkpoints.empty()) {

@@ -29,6 +29,9 @@ class SimulatedSwarm {
 
   OrchestratorWorld world;
   uint64_t faults = 0;
+  // Operators give orders during the chaos: assignments, drains, other settings, other stages.
+  bool operators = false;
+  uint64_t orders = 0;  // that were obeyed
   // The first thing that must never happen and did.
   std::string broken;
 
@@ -72,6 +75,7 @@ class SimulatedSwarm {
   void start_process(size_t p);
   void kill_process(size_t p, TimeMs down_ms);
   void wreak();
+  void give_order();
   void poll();
   void poll_process(size_t p);
   void poll_orchestrator();
@@ -90,6 +94,7 @@ class SimulatedSwarm {
 
   const core::RunSpec spec_;
   Prng random_;
+  Prng order_random_;
   TimeMs now_ = 0;
   bool chaos_ = true;
   bool orchestrator_up_ = true;

@@ -114,9 +114,10 @@ struct ReceiptsArrived {
   static constexpr const char* kName = "receipts";
   MinerIndex miner = kNoMiner;
   std::vector<Receipt> receipts;
+  std::vector<uint64_t> rejected = {};  // numbers of those between them that are not signed by the miner, or not about it
   template <class A>
   void fields(A& a) {
-    a("miner", miner)("receipts", receipts);
+    a("miner", miner)("receipts", receipts)("rejected", rejected);
   }
 };
 struct UploadCommitted {

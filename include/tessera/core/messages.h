@@ -260,6 +260,7 @@ struct SyncRequest {
   uint64_t incarnation = 0;
   MinerStatus status;
   std::vector<Receipt> receipts;       // unacknowledged ones, oldest first, at most kMaxReceiptsPerSync
+  std::vector<uint64_t> bad_receipts;  // found by the receiver: numbers of those that are not signed or not about the sender
   uint64_t lease_request = 0;          // number of the request; a new number asks for new leases
   uint32_t leases_wanted = 0;
   std::optional<UploadCommit> upload;

@@ -59,6 +59,8 @@ class Miner {
   // The run specification it follows; the orchestrator may change it while the miner works.
   const RunSpec& spec() const { return spec_; }
   uint64_t spec_version() const { return spec_version_; }
+  // It drains for another stage: its process goes on as another incarnation.
+  bool joins_again() const { return leaving_ && leaving_->rejoin; }
   uint64_t run_tag() const;
   StepNote step_note() const;
   // Drained: nothing is in flight, and nothing of its own would be lost with the process.

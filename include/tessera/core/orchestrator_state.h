@@ -28,6 +28,7 @@ struct MinerRecord {
   bool must_download = false;              // what it holds did not match the stage's, or is too old
   Epoch epoch = 0;
   uint64_t receipts_through = 0;
+  uint64_t receipts_rejected = 0;          // of them those that could not be believed
   uint64_t lease_request = 0;
   std::vector<Lease> granted;              // answer to lease_request, repeated if asked again
   std::map<uint64_t, uint32_t> fresh;      // counted gradients since its last merge, by local step
@@ -60,7 +61,7 @@ struct MinerRecord {
   void fields(A& a) {
     a("index", index)("registration", registration)("stage", stage)("live", live)("ready", ready)(
         "must_download", must_download)("epoch", epoch)("receipts_through", receipts_through)(
-        "lease_request", lease_request)("granted", granted)("fresh", fresh)("local_steps", local_steps)(
+        "receipts_rejected", receipts_rejected)("lease_request", lease_request)("granted", granted)("fresh", fresh)("local_steps", local_steps)(
         "counted", counted)("in_flight", in_flight)("microbatch_us", microbatch_us)("place", place)(
         "resumed", resumed)("checkpoint_done", checkpoint_done)("checkpoint", checkpoint)("upload", upload)(
         "spoiled_merge", spoiled_merge)("retired_incarnation", retired_incarnation)("why", why)(

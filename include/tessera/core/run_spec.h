@@ -129,11 +129,12 @@ struct TimeoutSpec {  // milliseconds
   uint32_t miner_lost_ms = 5000;   // silence after which a miner counts as lost
   uint32_t peer_ms = 5000;         // one frame to a peer
   uint32_t merge_phase_ms = 20000; // of each phase of a merge
+  uint32_t upload_grace_ms = 3000; // for the others when merge.quorum of a merge's uploads are there
   uint32_t sync_ms = 200;          // how often a miner reports
   template <class A>
   void fields(A& a) {
     a("lease_ms", lease_ms)("miner_lost_ms", miner_lost_ms)("peer_ms", peer_ms)(
-        "merge_phase_ms", merge_phase_ms)("sync_ms", sync_ms);
+        "merge_phase_ms", merge_phase_ms)("upload_grace_ms", upload_grace_ms)("sync_ms", sync_ms);
   }
 };
 
