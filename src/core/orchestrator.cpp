@@ -244,7 +244,9 @@ void Orchestrator::on(const Commanded& event) {
   if (event.command == Command::kStop && state_.restage) cancel_restage("the run is stopped");
   const bool active = state_.phase == RunPhase::kRunning || state_.phase == RunPhase::kPaused ||
                       state_.phase == RunPhase::kWaiting;
-  const bool checkpoints = state_.phase == RunPhase::kDraining || state_.phase == RunPhase::kCheckpointing;
+  // Phases that end by themselves; the order is for what comes after.
+  const bool checkpoints = state_.phase == RunPhase::kDraining || state_.phase == RunPhase::kCheckpointing ||
+                           (state_.phase == RunPhase::kMerging && state_.restage);
   switch (event.command) {
     case Command::kPause:
       if (state_.phase == RunPhase::kRunning) enter(RunPhase::kPaused, 0);

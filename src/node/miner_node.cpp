@@ -34,8 +34,8 @@ StatusOr<std::string> MinerNode::Shell::run(const std::atomic<bool>& stop) {
     const TimeMs now = monotonic_now_ms();
     if (stop.load() && !miner_) return std::string("stopped before it had joined a run");
     if (stop.load() && !draining_) step(core::miner_event::DrainRequested{});
-    // On request of the operator here, or of the orchestrator.
-    if (!draining_ && miner_ && miner_->phase() == core::MinerPhase::kDraining) {
+    // On request of the operator here, or of the orchestrator; not one that joins again by itself.
+    if (!draining_ && miner_ && miner_->phase() == core::MinerPhase::kDraining && (stop.load() || !miner_->joins_again())) {
       draining_ = true;
       drain_until = now + kDrainLimitMs;
     }
