@@ -90,7 +90,6 @@ uint64_t peak_memory([[maybe_unused]] const at::Device& device) {
 StatusOr<StepMeasurement> run_measurement(const StepCase& step_case, const at::Device& device,
                                           const MeasureOptions& options) {
   const core::RunSpec& spec = step_case.spec;
-  reset_peak_memory(device);
   Bench bench(step_case, device);
   Status status = ok_status();
   const auto step = [&] {
@@ -99,6 +98,8 @@ StatusOr<StepMeasurement> run_measurement(const StepCase& step_case, const at::D
     if (status.ok()) status = bench.optimize();
   };
   for (uint32_t i = 0; i < options.warmup_steps; ++i) step();
+  // The first steps also measure kernels, which takes memory once.
+  reset_peak_memory(device);
   StepMeasurement result;
   result.seconds = best_seconds(device, options.blocks, options.steps, step);
   result.peak_memory_bytes = peak_memory(device);

@@ -202,6 +202,7 @@ void swiglu_backward(const at::Tensor& dh, const at::Tensor& gate_up) {
   params.dh = data_of(dh);
   params.gate_up = data_of(gate_up);
   params.dgate_up = gate_up.data_ptr();
+  params.h = dh.data_ptr();
   TESSERA_LAUNCH(gate_up, params, swiglu_backward);
 }
 

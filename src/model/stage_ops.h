@@ -43,7 +43,7 @@ void pack_gradient(const Heads& heads, const at::Tensor& dquery, const at::Tenso
                    const at::Tensor& dvalue, const at::Tensor& packed);
 
 at::Tensor swiglu_forward(const at::Tensor& gate_up);
-// dgate_up, over `gate_up`.
+// dgate_up over `gate_up`, and swiglu_forward's output again over `dh`.
 void swiglu_backward(const at::Tensor& dh, const at::Tensor& gate_up);
 
 // Losses [N] fp32 of logits [N, >= vocabulary]; with `scale` > 0 the logits become their gradient

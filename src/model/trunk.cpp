@@ -47,10 +47,10 @@ at::Tensor Trunk::layer_forward(const LayerWeights& weights, const at::Tensor& x
   kept.gate_up = make(weights.gate_up.size(0));
   product_.forward(kept.gate_up, kept.post_norm.y, weights.gate_up);
   if (state == nullptr) kept.post_norm = {};
-  kept.fed = swiglu_forward(kept.gate_up);
+  const at::Tensor fed = swiglu_forward(kept.gate_up);
   if (state == nullptr) kept.gate_up.reset();
   at::Tensor out = at::empty_like(x);
-  product_.forward(out, kept.fed, weights.down, kept.middle);
+  product_.forward(out, fed, weights.down, kept.middle);
   if (state != nullptr) *state = std::move(kept);
   return out;
 }
@@ -81,12 +81,13 @@ void Trunk::weight_gradient(const at::Tensor& weight, const at::Tensor& y, const
 
 at::Tensor Trunk::layer_backward(const LayerWeights& weights, LayerState state,
                                  const at::Tensor& dy, bool defer, GradientSink* sink) {
-  at::Tensor dfed = at::empty_like(state.fed);
-  product_.input_gradient(dfed, dy, weights.down);
-  weight_gradient(weights.down, dy, state.fed, defer, sink);
-  state.fed.reset();
-  swiglu_backward(dfed, state.gate_up);
-  dfed.reset();
+  // SwiGLU's output is the widest thing after its input: it is made again on the way, in the place
+  // of its gradient, and used at once, which frees it before the next layer.
+  at::Tensor fed = at::empty({dy.size(0), weights.down.size(1)}, dy.options());
+  product_.input_gradient(fed, dy, weights.down);
+  swiglu_backward(fed, state.gate_up);
+  weight_gradient(weights.down, dy, fed, /*defer=*/false, sink);
+  fed.reset();
   const at::Tensor dmiddle = at::empty_like(dy);
   product_.input_gradient(dmiddle, state.gate_up, weights.gate_up);
   weight_gradient(weights.gate_up, state.gate_up, state.post_norm.y, defer, sink);

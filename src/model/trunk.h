@@ -51,7 +51,6 @@ struct LayerState {
   at::Tensor middle;  // x + attention
   NormResult post_norm;
   at::Tensor gate_up;
-  at::Tensor fed;  // SwiGLU's output
 };
 
 class Trunk {
