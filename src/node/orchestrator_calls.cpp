@@ -61,7 +61,7 @@ Status OrchestratorNode::Shell::handle_register(RegisterCall& call) {
   } else {
     spdlog::warn("registration of {} from {} refused: {}", call.caller.node.brief(), call.caller.address, answer.message);
   }
-  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
+  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)]() mutable { done(std::move(answer)); });
   return ok_status();
 }
 
@@ -72,7 +72,7 @@ Status OrchestratorNode::Shell::handle_sync(SyncCall& call) {
     core::SyncAnswer answer;
     answer.known = false;
     answer.reason = "register again";
-    answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
+    answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)]() mutable { done(std::move(answer)); });
     return ok_status();
   }
   const MinerIndex index = miner->index;
@@ -102,7 +102,7 @@ Status OrchestratorNode::Shell::handle_sync(SyncCall& call) {
     told_to_leave_[index] = true;
     TESSERA_RETURN_IF_ERROR(apply(core::MinerReported{index, call.request.status}));
   }
-  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)] { done(answer); });
+  answers_.emplace_back([done = std::move(call.done), answer = std::move(answer)]() mutable { done(std::move(answer)); });
   return ok_status();
 }
 
@@ -121,7 +121,7 @@ Status OrchestratorNode::Shell::handle(Call call) {
   if (auto* created = std::get_if<CreatedCall>(&call)) return handle_created(*created);
   auto& query = std::get<QueryCall>(call);
   StatusOr<std::string> answer = view({core_, statuses_, heard_, monotonic_now_ms(), loss_}, query.topic);
-  answers_.emplace_back([done = std::move(query.done), answer = std::move(answer)] { done(answer); });
+  answers_.emplace_back([done = std::move(query.done), answer = std::move(answer)]() mutable { done(std::move(answer)); });
   return ok_status();
 }
 

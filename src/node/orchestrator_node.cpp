@@ -159,6 +159,7 @@ Status OrchestratorNode::Shell::commit() {
     TESSERA_RETURN_IF_ERROR(annotate(ports_.journal->append(&batch_), "journal"));
     batch_.clear();
   }
+  // Each hands its answer over: a status that two threads share would be freed by whoever is last.
   for (const auto& answer : answers_) answer();
   answers_.clear();
   return ok_status();

@@ -82,7 +82,7 @@ StatusOr<OrchestratorNode::Shell::Order> OrchestratorNode::Shell::read_order(con
 Status OrchestratorNode::Shell::handle_command(CommandCall& call) {
   const auto& admins = options_.admins;
   const auto answer = [&](StatusOr<std::string> text) {
-    answers_.emplace_back([done = std::move(call.done), text = std::move(text)] { done(text); });
+    answers_.emplace_back([done = std::move(call.done), text = std::move(text)]() mutable { done(std::move(text)); });
   };
   if (std::find(admins.begin(), admins.end(), call.node) == admins.end()) {
     answer(error(absl::StatusCode::kPermissionDenied,
@@ -137,7 +137,7 @@ Status OrchestratorNode::Shell::handle_created(CreatedCall& call) {
                  "another directory, or 'tesseractl run config set' for what may change", state.spec.name,
                  core::differing_sections(state.spec, call.run->spec));
   }
-  answers_.emplace_back([done = std::move(call.done), text = std::move(text)] { done(text); });
+  answers_.emplace_back([done = std::move(call.done), text = std::move(text)]() mutable { done(std::move(text)); });
   return ok_status();
 }
 
