@@ -1,7 +1,5 @@
 #include "tessera/node/compute_jobs.h"
 
-#include <chrono>
-
 #include "tessera/base/crypto.h"
 #include "tessera/kernels/merge.h"
 
@@ -16,16 +14,6 @@ using core::miner_event::LocalStateExported;
 using core::miner_event::SnapshotTaken;
 using core::miner_event::StateInstalled;
 using core::miner_event::StepDone;
-
-class Stopwatch {
- public:
-  float milliseconds() const {
-    return std::chrono::duration<float, std::milli>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 Digest hash_of(const core::BoundaryPayload& payload) {
   return payload.bytes.empty() ? Digest{} : digest_of(payload.bytes);
@@ -44,7 +32,7 @@ bool ComputeJobs::is_fatal(const Status& status) {
 }
 
 void ComputeJobs::work(core::miner_effect::Forward& job) {
-  const Stopwatch watch;
+  const double began_ms = clock_ms_();
   auto result = engine_->forward(job.key, *job.tokens, job.input);
   if (!result.ok()) {
     if (!is_fatal(result.status())) post_(ComputeFailed{job.key, "forward: " + message_of(result.status())});
@@ -55,13 +43,13 @@ void ComputeJobs::work(core::miner_effect::Forward& job) {
                    .output_hash = {},
                    .loss = result->loss,
                    .weight_version = result->weight_version,
-                   .milliseconds = watch.milliseconds()};
+                   .milliseconds = static_cast<float>(clock_ms_() - began_ms)};
   done.output_hash = hash_of(done.output);
   post_(std::move(done));
 }
 
 void ComputeJobs::work(core::miner_effect::Backward& job) {
-  const Stopwatch watch;
+  const double began_ms = clock_ms_();
   auto result = engine_->backward(job.key, job.output_gradient, job.accumulate);
   if (!result.ok()) {
     if (!is_fatal(result.status())) post_(ComputeFailed{job.key, "backward: " + message_of(result.status())});
@@ -70,7 +58,7 @@ void ComputeJobs::work(core::miner_effect::Backward& job) {
   BackwardDone done{.key = job.key,
                     .input_gradient = std::move(result->input_gradient),
                     .gradient_hash = {},
-                    .milliseconds = watch.milliseconds()};
+                    .milliseconds = static_cast<float>(clock_ms_() - began_ms)};
   done.gradient_hash = hash_of(done.input_gradient);
   post_(std::move(done));
 }

@@ -3,10 +3,17 @@
 #include <chrono>
 
 namespace tessera::node {
+namespace {
+
+double steady_ms() {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
 
 ComputeWorker::ComputeWorker(ComputeJobs::MakeEngine make_engine, std::function<void(core::MinerEvent)> post,
                              std::function<void(Status)> fatal)
-    : work_(std::move(make_engine), std::move(post), std::move(fatal)) {
+    : work_(std::move(make_engine), std::move(post), std::move(fatal), steady_ms) {
   thread_ = std::jthread([this] { loop(); });
 }
 

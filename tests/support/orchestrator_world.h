@@ -10,9 +10,6 @@
 
 namespace tessera::test {
 
-// What is wrong with a state; empty if nothing is.
-std::string broken_invariant(const core::OrchestratorState& state);
-
 class OrchestratorWorld {
  public:
   explicit OrchestratorWorld(const core::RunSpec& spec);

@@ -14,9 +14,14 @@ namespace tessera::node {
 class ComputeJobs {
  public:
   using MakeEngine = std::function<StatusOr<std::unique_ptr<ports::StageEngine>>()>;
-  // `post` takes the events; `fatal` is called if the engine can't go on (device lost, out of memory).
-  ComputeJobs(MakeEngine make_engine, std::function<void(core::MinerEvent)> post, std::function<void(Status)> fatal)
-      : make_engine_(std::move(make_engine)), post_(std::move(post)), fatal_(std::move(fatal)) {}
+  // `post` takes the events; `fatal` is called if the engine can't go on (device lost, out of memory); `clock_ms` says what
+  // time it is, to measure jobs.
+  ComputeJobs(MakeEngine make_engine, std::function<void(core::MinerEvent)> post, std::function<void(Status)> fatal,
+              std::function<double()> clock_ms)
+      : make_engine_(std::move(make_engine)),
+        post_(std::move(post)),
+        fatal_(std::move(fatal)),
+        clock_ms_(std::move(clock_ms)) {}
 
   void run(core::ComputeJob& job);
 
@@ -36,6 +41,7 @@ class ComputeJobs {
   const MakeEngine make_engine_;
   const std::function<void(core::MinerEvent)> post_;
   const std::function<void(Status)> fatal_;
+  const std::function<double()> clock_ms_;
   std::unique_ptr<ports::StageEngine> engine_;
 };
 

@@ -1,21 +1,12 @@
-#include "support/state_dump.h"
+#include "tessera/core/invariants.h"
 
 #include <fmt/format.h>
 
 #include "tessera/base/archive.h"
 
-namespace tessera::test {
+namespace tessera::core {
 namespace {
 
-using core::Merge;
-using core::MergeShard;
-using core::MinerRecord;
-using core::OpenMicrobatch;
-using core::OrchestratorState;
-using core::PastMerge;
-using core::PlannedShard;
-using core::ShardResult;
-using core::StageRecord;
 
 // Every struct is taken apart by a structured binding, which no longer compiles when a field is
 // added: none can be forgotten here.
@@ -92,7 +83,7 @@ class Dump {
     const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = v;
     fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n);
   }
-  void composite(const core::Lease& v) { text_ += to_hex(encode(v)); }
+  void composite(const Lease& v) { text_ += to_hex(encode(v)); }
   void composite(const OpenMicrobatch& v) {
     const auto& [a, b, c, d, e, f] = v;
     fields(a, b, c, d, e, f);
@@ -117,4 +108,4 @@ std::string dump(const OrchestratorState& state) {
   return out.take();
 }
 
-}  // namespace tessera::test
+}  // namespace tessera::core
