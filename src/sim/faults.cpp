@@ -140,6 +140,7 @@ Status Faults::over(uint64_t mask) {
 Status Faults::mend_everything() {
   world_.trace.line("faults end");
   world_.faults_over = true;
+  world_.faults_over_us = world_.queue.now_us();
   for (uint64_t mask = 1; mask != 0; mask <<= 1) {
     if ((masks_in_use_ & mask) != 0) TESSERA_RETURN_IF_ERROR(over(mask));
   }

@@ -44,7 +44,10 @@ void Measures::process_began(uint32_t node, uint32_t generation) {
   generations_[node] = generation;
 }
 
-void Measures::process_ended(uint32_t node) { generations_[node] = 0; }
+void Measures::process_ended(uint32_t node) {
+  generations_[node] = 0;
+  gradients_lost_ += gradients_at_stake(node);
+}
 
 void Measures::capacity(uint32_t node, std::optional<StageIndex> stage, double microbatches_per_s) {
   Capacity& capacity = capacities_[node];
@@ -135,6 +138,7 @@ void Measures::fill(Result* result, uint64_t microbatches_done) {
     result->redone_dead_share = redone_dead_ms_ / total_ms_;
   }
   result->faults = faults_;
+  result->gradients_lost = gradients_lost_;
   result->fault_marks = marks_;
   result->replicas_identical = replicas_identical_;
   Sample before;

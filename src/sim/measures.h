@@ -33,6 +33,9 @@ class Measures {
   // Whether every stage has counted a gradient of it.
   std::function<bool(MicrobatchId)> is_done = [](MicrobatchId) { return false; };
 
+  // Gradients of the node's process that are counted and in no merge.
+  std::function<uint64_t(uint32_t node)> gradients_at_stake = [](uint32_t) { return 0; };
+
   void process_began(uint32_t node, uint32_t generation);
   void process_ended(uint32_t node);
   // What the node adds to its stage from now on; no stage: nothing.
@@ -86,6 +89,7 @@ class Measures {
   std::vector<double> reroute_ms_;
   uint64_t reroutes_ = 0;
   uint64_t faults_ = 0;
+  uint64_t gradients_lost_ = 0;
   std::vector<FaultMark> marks_;
   std::map<std::pair<StageIndex, Epoch>, Digest> bases_;
   bool replicas_identical_ = true;

@@ -35,7 +35,7 @@ class Simulation::Swarm {
   Status dispatch(const Event& event);
   Status to_miner(const Event& event);
   Status deliver(const Event& event);
-  void note_deaths(const Event& event);
+  uint64_t gradients_at_stake(uint32_t node) const;
   bool finished() const;
   std::string problem();
   std::string replica_problem() const;
@@ -46,7 +46,6 @@ class Simulation::Swarm {
   std::vector<std::unique_ptr<SimulatedMiner>> miners_;  // node n is miners_[n - 1]
   Faults faults_;
   uint32_t joined_ = 0;
-  uint64_t gradients_lost_ = 0;
 };
 
 Status Simulation::Swarm::begin(const std::string& trace_path) {
@@ -55,6 +54,7 @@ Status Simulation::Swarm::begin(const std::string& trace_path) {
   world_.measures.is_done = [this](MicrobatchId microbatch) {
     return orchestrator_.is_done(microbatch);
   };
+  world_.measures.gradients_at_stake = [this](uint32_t node) { return gradients_at_stake(node); };
   TESSERA_RETURN_IF_ERROR(orchestrator_.start());
   const core::PipelineSpec& pipeline = world_.spec.pipeline;
   for (uint32_t number = 0; number < pipeline.miners_per_stage; ++number) {
@@ -110,6 +110,22 @@ Status Simulation::Swarm::run(const std::atomic<bool>& stop,
     if (event.node == kOrchestratorNode && finished()) break;
   }
   return ok_status();
+}
+
+// What it has uploaded for the merge under way still counts.
+uint64_t Simulation::Swarm::gradients_at_stake(uint32_t node) const {
+  const auto known = state().by_node.find(key_of_node(node));
+  if (known == state().by_node.end()) return 0;
+  const core::MinerRecord& miner = state().miners[known->second];
+  if (miner.registration.incarnation != miners_[node - 1]->incarnation()) return 0;
+  uint64_t uploaded_through = 0;
+  if (const auto& merge = state().stages[miner.stage].merge) {
+    const auto upload = merge->uploads.find(miner.index);
+    if (upload != merge->uploads.end()) uploaded_through = upload->second.snapshot_step;
+  }
+  uint64_t lost = 0;
+  for (const auto& [step, count] : miner.fresh) lost += step >= uploaded_through ? count : 0;
+  return lost;
 }
 
 bool Simulation::Swarm::finished() const { return state().phase == core::RunPhase::kFinished; }
@@ -227,8 +243,13 @@ std::string Simulation::Swarm::problem() {
   if (finished() && (state().done != world_.spec.total_microbatches() || !state().open.empty())) {
     return "the run is finished, and not every microbatch is done";
   }
+  // A run that ended while everything failed may have given its last checkpoint up.
+  const TimeUs ending = us_of_ms(4.0 * world_.spec.timeouts.merge_phase_ms);
+  const bool had_quiet = world_.queue.now_us() > world_.faults_over_us &&
+                         world_.queue.now_us() - world_.faults_over_us > ending;
   for (const core::StageRecord& stage : state().stages) {
-    if (finished() && !stage.state_published) return "a stage's last state was not published";
+    if (had_quiet && finished() && !stage.state_published)
+      return "a stage's last state was not published";
     if (stage.replica_mismatches > 0) return "replicas computed different bases";
   }
   return replica_problem();

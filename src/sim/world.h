@@ -46,8 +46,9 @@ class World {
   MemoryBlobs blobs;
   Trace trace;
   Measures measures;
-  bool faults_over = false;  // nothing random fails any more
-  std::string broken;        // the first thing that must never happen and did
+  bool faults_over = false;        // nothing random fails any more
+  TimeUs faults_over_us = kNever;  // since when
+  std::string broken;              // the first thing that must never happen and did
 };
 
 }  // namespace tessera::sim

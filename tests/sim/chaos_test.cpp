@@ -65,14 +65,14 @@ config::Scenario chaos_scenario(uint64_t seed) {
   sim.lies = 0.15;
   sim.lost_uploads = 0.05;
   sim.faults_until_s = kChaosSeconds;
-  sim.faults = {again_and_again(FaultKind::kKill, 0.15, 0.3),
-                again_and_again(FaultKind::kFreeze, 0.15, 0.4),
-                again_and_again(FaultKind::kPartition, 0.3, 0.2),
-                again_and_again(FaultKind::kOrchestratorCrash, 0.3, 0.15),
-                again_and_again(FaultKind::kJoin, 0.7, 0),
-                again_and_again(FaultKind::kDrain, 0.3, 0.2),
-                again_and_again(FaultKind::kPause, 0.3, 0.05),
-                again_and_again(FaultKind::kCheckpoint, 0.3, 0)};
+  sim.faults = {again_and_again(FaultKind::kKill, 0.5, 0.3),
+                again_and_again(FaultKind::kFreeze, 0.4, 0.4),
+                again_and_again(FaultKind::kPartition, 0.8, 0.2),
+                again_and_again(FaultKind::kOrchestratorCrash, 0.8, 0.15),
+                again_and_again(FaultKind::kJoin, 1.5, 0),
+                again_and_again(FaultKind::kDrain, 1, 0.2),
+                again_and_again(FaultKind::kPause, 0.8, 0.05),
+                again_and_again(FaultKind::kCheckpoint, 0.8, 0)};
   return scenario;
 }
 
