@@ -141,6 +141,7 @@ class SimulatedMiner final : public node::MinerSurroundings {
   bool compute_failed_ = false;
   std::deque<core::BackgroundJob> background_queue_;
   TimeUs background_until_us_ = kNever;
+  bool may_lie_ = false;  // about the job under way
   std::vector<core::MinerEvent> background_events_;
 };
 

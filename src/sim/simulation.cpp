@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kSamples = 200;
 constexpr uint64_t kStopCheckEvery = 1024;
+constexpr TimeUs kLongestAbsenceUs = 10000000;  // of a miner that backs off
 constexpr uint64_t kGigabyte = 1u << 30;
 
 }  // namespace
@@ -243,10 +244,12 @@ std::string Simulation::Swarm::problem() {
   if (finished() && (state().done != world_.spec.total_microbatches() || !state().open.empty())) {
     return "the run is finished, and not every microbatch is done";
   }
-  // A run that ended while everything failed may have given its last checkpoint up.
-  const TimeUs ending = us_of_ms(4.0 * world_.spec.timeouts.merge_phase_ms);
-  const bool had_quiet = world_.queue.now_us() > world_.faults_over_us &&
-                         world_.queue.now_us() - world_.faults_over_us > ending;
+  // The last checkpoint is given up after four phases of a merge. Who was away for longer, waiting
+  // to try its registration again, may have missed it: nobody, when nothing fails.
+  const TimeUs ending = kLongestAbsenceUs + us_of_ms(4.0 * world_.spec.timeouts.merge_phase_ms);
+  const bool had_quiet =
+      world_.sim.faults.empty() ||
+      (world_.faults_over && world_.queue.now_us() - world_.faults_over_us > ending);
   for (const core::StageRecord& stage : state().stages) {
     if (had_quiet && finished() && !stage.state_published)
       return "a stage's last state was not published";
