@@ -2,6 +2,7 @@
 
 #include "config/field.h"
 #include "config/loader.h"
+#include "config/run_table.h"
 
 namespace tessera::config {
 namespace {
@@ -213,38 +214,6 @@ void add_timeouts(core::TimeoutSpec* timeouts, FieldTable* table) {
       });
 }
 
-FieldTable table_of(RunConfig* config) {
-  core::RunSpec* spec = &config->spec;
-  FieldTable table = {field("run.name", &spec->name, "1 to 64 letters, digits, '.', '_' or '-'",
-                            "of folders and metrics; begins with a letter or digit")};
-  add_model(&spec->model, &table);
-  add_pipeline(&spec->pipeline, &table);
-  add_training(&spec->training, &table);
-  add_boundary(&spec->boundary, &table);
-  add_merge(&spec->merge, &table);
-  add_timeouts(&spec->timeouts, &table);
-  DataConfig* data = &config->data;
-  table.insert(
-      table.end(),
-      {
-          field("checkpoint.every_microbatches", &spec->checkpoint.every_microbatches,
-                "0 to 1000000000000", "0: only at the end of the run and when it is stopped"),
-          field("checkpoint.keep", &spec->checkpoint.keep, "1 to 1000",
-                "newest checkpoints that stay on disk"),
-          field("data.path", &data->path, "",
-                "dataset folder; empty: a folder in the program's own directory"),
-          field("data.text", &data->text, "",
-                "text files, folders, .gz or .jsonl files that the dataset is built from"),
-          field("data.sentencepiece_model", &data->sentencepiece_model, "",
-                "tokenizer model for building; empty: bytes are the tokens"),
-          field("data.validation_share", &data->validation_share, "0 to 0.5",
-                "of the tokens, kept out of training"),
-          field("data.jsonl_field", &data->jsonl_field, "not empty",
-                "of each line of a .jsonl file: the text"),
-      });
-  return table;
-}
-
 Status validate_data(const RunConfig& config) {
   const DataConfig& data = config.data;
   if (data.validation_share < 0 || data.validation_share > kMaxValidationShare) {
@@ -281,25 +250,61 @@ Status check_compression_counts(const Loader& loader, const core::BoundarySpec& 
 
 }  // namespace
 
+FieldTable run_table(RunConfig* config) {
+  core::RunSpec* spec = &config->spec;
+  FieldTable table = {field("run.name", &spec->name, "1 to 64 letters, digits, '.', '_' or '-'",
+                            "of folders and metrics; begins with a letter or digit")};
+  add_model(&spec->model, &table);
+  add_pipeline(&spec->pipeline, &table);
+  add_training(&spec->training, &table);
+  add_boundary(&spec->boundary, &table);
+  add_merge(&spec->merge, &table);
+  add_timeouts(&spec->timeouts, &table);
+  DataConfig* data = &config->data;
+  table.insert(
+      table.end(),
+      {
+          field("checkpoint.every_microbatches", &spec->checkpoint.every_microbatches,
+                "0 to 1000000000000", "0: only at the end of the run and when it is stopped"),
+          field("checkpoint.keep", &spec->checkpoint.keep, "1 to 1000",
+                "newest checkpoints that stay on disk"),
+          field("data.path", &data->path, "",
+                "dataset folder; empty: a folder in the program's own directory"),
+          field("data.text", &data->text, "",
+                "text files, folders, .gz or .jsonl files that the dataset is built from"),
+          field("data.sentencepiece_model", &data->sentencepiece_model, "",
+                "tokenizer model for building; empty: bytes are the tokens"),
+          field("data.validation_share", &data->validation_share, "0 to 0.5",
+                "of the tokens, kept out of training"),
+          field("data.jsonl_field", &data->jsonl_field, "not empty",
+                "of each line of a .jsonl file: the text"),
+      });
+  return table;
+}
+
+Status check_run(const Loader& loader, RunConfig* config) {
+  TESSERA_RETURN_IF_ERROR(loader.locate(check_compression_counts(loader, config->spec.boundary)));
+  TESSERA_RETURN_IF_ERROR(loader.locate(core::validate(&config->spec)));
+  return loader.locate(validate_data(*config));
+}
+
 StatusOr<RunConfig> load_run_config(const std::string& path,
                                     const std::vector<std::string>& overrides) {
   RunConfig config;
-  Loader loader(table_of(&config), path);
+  Loader loader(run_table(&config), path);
   TESSERA_RETURN_IF_ERROR(loader.load(overrides));
-  TESSERA_RETURN_IF_ERROR(loader.locate(check_compression_counts(loader, config.spec.boundary)));
-  TESSERA_RETURN_IF_ERROR(loader.locate(core::validate(&config.spec)));
-  TESSERA_RETURN_IF_ERROR(loader.locate(validate_data(config)));
+  TESSERA_RETURN_IF_ERROR(check_run(loader, &config));
   return config;
 }
 
 std::string to_yaml(const RunConfig& config) {
   RunConfig copy = config;
-  return write_yaml(table_of(&copy));
+  return write_yaml(run_table(&copy));
 }
 
 std::string run_config_reference_markdown() {
   RunConfig defaults;
-  return write_reference(table_of(&defaults));
+  return write_reference(run_table(&defaults));
 }
 
 }  // namespace tessera::config

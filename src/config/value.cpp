@@ -189,6 +189,16 @@ Status read_value(const YAML::Node& node, std::vector<uint32_t>* target) {
 }
 std::string write_value(const std::vector<uint32_t>* target) { return write_list(*target); }
 
+std::string type_of(const std::vector<double>*) { return "a list of numbers"; }
+Status read_value(const YAML::Node& node, std::vector<double>* target) {
+  if (!node.IsScalar()) return read_list(node, type_of(target), target);
+  double value = 0;
+  TESSERA_RETURN_IF_ERROR(read_value(node, &value));
+  *target = {value};
+  return ok_status();
+}
+std::string write_value(const std::vector<double>* target) { return write_list(*target); }
+
 std::string type_of(const std::vector<std::string>*) { return "a list of texts"; }
 Status read_value(const YAML::Node& node, std::vector<std::string>* target) {
   if (!node.IsScalar()) return read_list(node, type_of(target), target);

@@ -73,6 +73,11 @@ std::string type_of(const std::vector<uint32_t>*);
 Status read_value(const YAML::Node& node, std::vector<uint32_t>* target);
 std::string write_value(const std::vector<uint32_t>* target);
 
+// A single number stands for a list of one.
+std::string type_of(const std::vector<double>*);
+Status read_value(const YAML::Node& node, std::vector<double>* target);
+std::string write_value(const std::vector<double>* target);
+
 // A single text stands for a list of one.
 std::string type_of(const std::vector<std::string>*);
 Status read_value(const YAML::Node& node, std::vector<std::string>* target);

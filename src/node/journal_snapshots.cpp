@@ -1,4 +1,4 @@
-#include "journal_snapshots.h"
+#include "tessera/node/journal_snapshots.h"
 
 #include <fmt/format.h>
 

@@ -85,14 +85,39 @@ void MinerNode::Shell::answer_probe(uint64_t reply) {
     done = std::move(found->second);
     probes_.erase(found);
   }
-  if (miner_) {
-    done(miner_->health());
+  if (control_.miner() != nullptr) {
+    done(control_.miner()->health());
   } else {
     done(failed_precondition("this miner has not joined a run yet"));
   }
 }
 
-void MinerNode::Shell::perform_send(core::miner_effect::SendFrame effect) {
+// Nobody will handle them any more; whoever sent a frame goes to another miner.
+void MinerNode::Shell::refuse_waiting() {
+  std::map<uint64_t, std::function<void(core::Admission)>> frames;
+  std::map<uint64_t, std::function<void(StatusOr<core::PeerHealth>)>> probes;
+  {
+    std::lock_guard lock(mutex_);
+    frames.swap(replies_);
+    probes.swap(probes_);
+  }
+  for (const auto& [reply, done] : frames) done(core::Admission::kNotReady);
+  for (const auto& [reply, done] : probes) done(unavailable("this miner ends"));
+}
+
+void MinerNode::Shell::reply(const core::miner_effect::ReplyAdmission& effect) {
+  std::function<void(core::Admission)> done;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = replies_.find(effect.reply);
+    if (found == replies_.end()) return;
+    done = std::move(found->second);
+    replies_.erase(found);
+  }
+  done(effect.admission);
+}
+
+void MinerNode::Shell::send(core::miner_effect::SendFrame effect) {
   const uint64_t id = effect.send;
   links_.peers->send(effect.peer, core::encode_frame(effect.frame, spec_.model.vocab),
                      effect.timeout_ms, [queue = inputs_, id](core::Admission admission) {
@@ -100,7 +125,7 @@ void MinerNode::Shell::perform_send(core::miner_effect::SendFrame effect) {
                      });
 }
 
-void MinerNode::Shell::perform_probe(core::miner_effect::Probe effect) {
+void MinerNode::Shell::probe(const core::miner_effect::Probe& effect) {
   links_.peers->probe(effect.peer, effect.timeout_ms,
                       [queue = inputs_, id = effect.probe](StatusOr<core::PeerHealth> health) {
                         const bool ok = health.ok();

@@ -1,9 +1,9 @@
-// What miners, administrators and the curious ask of an orchestrator. On the control thread.
+// What miners, administrators and the curious ask of an orchestrator.
 #include <fmt/format.h>
 
-#include "orchestrator_shell.h"
 #include "orchestrator_views.h"
 #include "tessera/base/log.h"
+#include "tessera/node/orchestrator_control.h"
 
 namespace tessera::node {
 namespace {
@@ -14,18 +14,18 @@ constexpr double kLossWeight = 0.05;  // of the newest loss in the moving averag
 
 // A restarted process takes its predecessor's place at once. Two that share a key would do so for ever: they get to do it
 // only once in miner_lost_ms, so that the journal does not fill with it.
-bool OrchestratorNode::Shell::takes_over_too_soon(const core::Registration& registration) {
+bool OrchestratorControl::takes_over_too_soon(const core::Registration& registration) {
   const auto known = core_.state().by_node.find(registration.node);
   if (known == core_.state().by_node.end()) return false;
   if (core_.state().miners[known->second].registration.incarnation == registration.incarnation) return false;
-  const TimeMs monotonic = monotonic_now_ms();
+  const TimeMs monotonic = this->monotonic();
   const auto last = taken_over_at_.find(known->second);
   if (last != taken_over_at_.end() && monotonic - last->second < core_.state().spec.timeouts.miner_lost_ms) return true;
   taken_over_at_[known->second] = monotonic;
   return false;
 }
 
-Status OrchestratorNode::Shell::handle_register(RegisterCall& call) {
+Status OrchestratorControl::handle_register(RegisterCall& call) {
   if (call.caller.node != call.registration.node) {
     answers_.emplace_back([done = std::move(call.done)] {
       done(invalid_argument("a registration must name the key that signed it"));
@@ -48,15 +48,12 @@ Status OrchestratorNode::Shell::handle_register(RegisterCall& call) {
     TESSERA_RETURN_IF_ERROR(apply(core::MinerRegistered{call.registration}));
     const core::OrchestratorState& state = core_.state();
     answer.miner = state.by_node.at(call.registration.node);
-    answer.session = sessions_[answer.miner] = random_bytes(16);
-    {
-      std::lock_guard lock(registered_mutex_);
-      registered_.insert(call.registration.node);
-    }
+    answer.session = sessions_[answer.miner] = surroundings_.random_bytes(16);
+    surroundings_.registered(call.registration.node);
     answer.run_id = state.run_id;
     answer.run_spec = encode(state.spec);
     answer.data_plan = encode(state.data);
-    heard_.heard(answer.miner, monotonic_now_ms());
+    heard_.heard(answer.miner, monotonic());
     told_to_leave_[answer.miner] = false;
   } else {
     spdlog::warn("registration of {} from {} refused: {}", call.caller.node.brief(), call.caller.address, answer.message);
@@ -65,7 +62,7 @@ Status OrchestratorNode::Shell::handle_register(RegisterCall& call) {
   return ok_status();
 }
 
-Status OrchestratorNode::Shell::handle_sync(SyncCall& call) {
+Status OrchestratorControl::handle_sync(SyncCall& call) {
   const core::MinerRecord* miner = core_.find(call.caller.node, call.request.incarnation);
   const auto session = miner == nullptr ? sessions_.end() : sessions_.find(miner->index);
   if (miner == nullptr || session == sessions_.end() || session->second != call.caller.session) {
@@ -77,12 +74,12 @@ Status OrchestratorNode::Shell::handle_sync(SyncCall& call) {
   }
   const MinerIndex index = miner->index;
   call.request.miner = index;
-  heard_.heard(index, monotonic_now_ms());
+  heard_.heard(index, monotonic());
   statuses_[index] = call.request.status;
   const std::string& run_id = core_.state().run_id;
   const auto forged = [&](const core::Receipt& receipt) {
     return receipt.miner != index || receipt.incarnation != call.request.incarnation || receipt.stage != miner->stage ||
-           !verify(call.caller.node, receipt.signed_bytes(run_id), receipt.signature);
+           !surroundings_.verify(call.caller.node, receipt.signed_bytes(run_id), receipt.signature);
   };
   for (const core::Receipt& receipt : call.request.receipts) {
     if (receipt.sequence <= miner->receipts_through || !forged(receipt)) continue;
@@ -106,21 +103,21 @@ Status OrchestratorNode::Shell::handle_sync(SyncCall& call) {
   return ok_status();
 }
 
-void OrchestratorNode::Shell::note_loss(const core::ReceiptsArrived& arrived) {
+void OrchestratorControl::note_loss(const core::ReceiptsArrived& arrived) {
   for (const core::Receipt& receipt : arrived.receipts) {
     if (receipt.stage + 1 != core_.state().stages.size()) continue;
     loss_ = loss_ == 0 ? receipt.loss : loss_ + kLossWeight * (receipt.loss - loss_);
   }
 }
 
-Status OrchestratorNode::Shell::handle(Call call) {
+Status OrchestratorControl::handle(Call call) {
   if (auto* registration = std::get_if<RegisterCall>(&call)) return handle_register(*registration);
   if (auto* sync = std::get_if<SyncCall>(&call)) return handle_sync(*sync);
   if (auto* command = std::get_if<CommandCall>(&call)) return handle_command(*command);
   if (auto* event = std::get_if<core::Event>(&call)) return apply(std::move(*event));
   if (auto* created = std::get_if<CreatedCall>(&call)) return handle_created(*created);
   auto& query = std::get<QueryCall>(call);
-  StatusOr<std::string> answer = view({core_, statuses_, heard_, monotonic_now_ms(), loss_}, query.topic);
+  StatusOr<std::string> answer = view({core_, statuses_, heard_, monotonic(), loss_}, query.topic);
   answers_.emplace_back([done = std::move(query.done), answer = std::move(answer)]() mutable { done(std::move(answer)); });
   return ok_status();
 }

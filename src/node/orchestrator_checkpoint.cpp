@@ -1,4 +1,4 @@
-#include "orchestrator_checkpoint.h"
+#include "tessera/node/orchestrator_checkpoint.h"
 
 #include "tessera/core/stage_layout.h"
 #include "tessera/node/objects.h"

@@ -1,13 +1,13 @@
-// Orders of administrators. On the control thread.
+// Orders of administrators.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
 
-#include "orchestrator_shell.h"
 #include "tessera/base/log.h"
 #include "tessera/core/run_changes.h"
+#include "tessera/node/orchestrator_control.h"
 
 namespace tessera::node {
 namespace {
@@ -33,14 +33,15 @@ StatusOr<MinerIndex> find_miner(const core::OrchestratorState& state, const std:
                    "shows them", found.size(), name.substr(0, 64));
 }
 
-}  // namespace
-
+// The JSON of an order that was obeyed.
 std::string answer_to_order(bool changed, const std::string& text) {
   return json{{"ok", true}, {"changed", changed}, {"text", text}}.dump();
 }
 
+}  // namespace
+
 // What the order says, as the event to step (none: it is so already) and a sentence for people.
-StatusOr<OrchestratorNode::Shell::Order> OrchestratorNode::Shell::read_order(const std::string& command,
+StatusOr<OrchestratorControl::Order> OrchestratorControl::read_order(const std::string& command,
                                                                               const std::string& argument) const {
   const core::OrchestratorState& state = core_.state();
   if (const auto plain = kPlainOrders.find(command); plain != kPlainOrders.end()) {
@@ -79,7 +80,7 @@ StatusOr<OrchestratorNode::Shell::Order> OrchestratorNode::Shell::read_order(con
                           command.substr(0, 64));
 }
 
-Status OrchestratorNode::Shell::handle_command(CommandCall& call) {
+Status OrchestratorControl::handle_command(CommandCall& call) {
   const auto& admins = options_.admins;
   const auto answer = [&](StatusOr<std::string> text) {
     answers_.emplace_back([done = std::move(call.done), text = std::move(text)]() mutable { done(std::move(text)); });
@@ -106,7 +107,7 @@ Status OrchestratorNode::Shell::handle_command(CommandCall& call) {
 }
 
 // Datasets are big: the background thread prepares the run, and its answer comes back as a call.
-Status OrchestratorNode::Shell::handle_create(CommandCall& call) {
+Status OrchestratorControl::handle_create(CommandCall& call) {
   if (!options_.prepare_run) {
     answers_.emplace_back([done = std::move(call.done)] {
       done(error(absl::StatusCode::kUnimplemented, "this orchestrator makes no runs"));
@@ -114,13 +115,13 @@ Status OrchestratorNode::Shell::handle_create(CommandCall& call) {
     return ok_status();
   }
   CreateJob job{call.argument, call.done};
-  if (jobs_.push(std::move(job)) != PushResult::kOk) {
+  if (!surroundings_.start(std::move(job))) {
     answers_.emplace_back([done = std::move(call.done)] { done(unavailable("the orchestrator is stopping")); });
   }
   return ok_status();
 }
 
-Status OrchestratorNode::Shell::handle_created(CreatedCall& call) {
+Status OrchestratorControl::handle_created(CreatedCall& call) {
   StatusOr<std::string> text = std::string();
   const core::OrchestratorState& state = core_.state();
   if (!call.run.ok()) {

@@ -4,9 +4,9 @@
 #include <map>
 #include <string>
 
-#include "silence_watch.h"
 #include "tessera/base/status.h"
 #include "tessera/core/orchestrator.h"
+#include "tessera/node/silence_watch.h"
 
 namespace tessera::node {
 

@@ -1,4 +1,4 @@
-#include "restage.h"
+#include "tessera/node/restage.h"
 
 #include <algorithm>
 #include <cstring>

@@ -7,8 +7,8 @@
 
 #include "support/orchestrator_world.h"
 #include "support/small_run.h"
-#include "support/state_dump.h"
 #include "tessera/base/crypto.h"
+#include "tessera/core/invariants.h"
 #include "tessera/core/stage_layout.h"
 
 namespace tessera::test {
@@ -167,14 +167,14 @@ void explore(core::Orchestrator start, Explored* explored) {
       next.core.step(next.now, event);
       explored->steps++;
       const OrchestratorState& state = next.core.state();
-      ASSERT_EQ(broken_invariant(state), "") << core::event_json(event);
+      ASSERT_EQ(core::broken_invariant(state), "") << core::event_json(event);
       ASSERT_EQ(broken_transition(world.core.state(), event, state), "") << core::event_json(event);
       explored->phases.insert(state.phase);
       explored->moves += state.moves > world.core.state().moves;
       explored->queued += !state.waiting.empty();
       explored->merges += state.stages[0].merges + state.stages[1].merges > 0;
       explored->restaging += state.restage.has_value();
-      if (seen.insert(digest_of(dump(state))).second) frontier.push_back(std::move(next));
+      if (seen.insert(digest_of(core::dump(state))).second) frontier.push_back(std::move(next));
     }
   }
   explored->states = seen.size();

@@ -1,5 +1,5 @@
 // Snapshots of the state in the journal: written in parts, read back, and passed over when they are of no use.
-#include "node/journal_snapshots.h"
+#include "tessera/node/journal_snapshots.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 
 #include "support/memory_ports.h"
 #include "support/small_run.h"
-#include "support/state_dump.h"
+#include "tessera/core/invariants.h"
 #include "tessera/core/stage_layout.h"
 
 namespace tessera::test {
@@ -77,14 +77,14 @@ class JournalSnapshotsTest : public testing::Test {
 TEST_F(JournalSnapshotsTest, WithoutOneTheReplayBeginsAtTheBeginning) {
   join(10);
   uint64_t after = 1;
-  EXPECT_EQ(dump(restarted(&after)), dump(core_.state()));
+  EXPECT_EQ(core::dump(restarted(&after)), core::dump(core_.state()));
   EXPECT_EQ(after, 0u);
 }
 
 TEST_F(JournalSnapshotsTest, ASnapshotOfManyPartsAndTheTailAreTheState) {
   join(1500);
   uint64_t after = 0;
-  EXPECT_EQ(dump(restarted(&after)), dump(core_.state()));
+  EXPECT_EQ(core::dump(restarted(&after)), core::dump(core_.state()));
   EXPECT_EQ(after, 1000u);
   EXPECT_GT(newest_part(), 1002u);  // more than one
 }
@@ -92,14 +92,14 @@ TEST_F(JournalSnapshotsTest, ASnapshotOfManyPartsAndTheTailAreTheState) {
 TEST_F(JournalSnapshotsTest, OneThatACrashCutOffIsPassedOver) {
   while (journal_.last_sequence() < 2000) join(1);  // the second one is taken, and no part of it is written
   uint64_t after = 0;
-  EXPECT_EQ(dump(restarted(&after)), dump(core_.state()));
+  EXPECT_EQ(core::dump(restarted(&after)), core::dump(core_.state()));
   EXPECT_EQ(after, 1000u);
   join(1);
   ASSERT_GT(newest_part(), 2000u);  // the first of its parts is
-  EXPECT_EQ(dump(restarted(&after)), dump(core_.state()));
+  EXPECT_EQ(core::dump(restarted(&after)), core::dump(core_.state()));
   EXPECT_EQ(after, 1000u);
   join(30);
-  EXPECT_EQ(dump(restarted(&after)), dump(core_.state()));
+  EXPECT_EQ(core::dump(restarted(&after)), core::dump(core_.state()));
   EXPECT_GE(after, 2000u);
 }
 
@@ -107,7 +107,7 @@ TEST_F(JournalSnapshotsTest, ADamagedOneIsPassedOver) {
   join(1500);
   journal_.damage(newest_part());
   uint64_t after = 1;
-  EXPECT_EQ(dump(restarted(&after)), dump(core_.state()));
+  EXPECT_EQ(core::dump(restarted(&after)), core::dump(core_.state()));
   EXPECT_EQ(after, 0u);
 }
 
@@ -120,7 +120,7 @@ TEST_F(JournalSnapshotsTest, OneOfAnotherVersionIsNotLoaded) {
   EXPECT_FALSE(other.load(bytes));
   EXPECT_FALSE(other.load(core_.snapshot().substr(0, 500)));
   EXPECT_FALSE(other.load(""));
-  EXPECT_EQ(dump(other.state()), dump(core_.state()));
+  EXPECT_EQ(core::dump(other.state()), core::dump(core_.state()));
 }
 
 }  // namespace

@@ -2,9 +2,9 @@
 
 #include <future>
 
-#include "support/fake_stage_engine.h"
 #include "tessera/base/files.h"
 #include "tessera/base/log.h"
+#include "tessera/sim/simulated_engine.h"
 
 namespace tessera::test {
 
@@ -112,7 +112,7 @@ void NodeSwarm::begin(size_t number) {
   options.directory = miner.folder->path();
   options.make_engine = [](const core::RunSpec& run,
                            StageIndex stage) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
-    return std::make_unique<FakeStageEngine>(run, stage);
+    return std::make_unique<sim::SimulatedEngine>(run, stage);
   };
   miner.node = std::make_unique<node::MinerNode>(
       std::move(options), node::MinerLinks{miner.orchestrator.get(), miner.peers.get(), miner.blobs,

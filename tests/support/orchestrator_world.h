@@ -10,9 +10,6 @@
 
 namespace tessera::test {
 
-// What is wrong with a state; empty if nothing is.
-std::string broken_invariant(const core::OrchestratorState& state);
-
 // What is wrong with a step from one state to the next; empty if nothing is.
 std::string broken_transition(const core::OrchestratorState& before, const core::Event& event,
                               const core::OrchestratorState& after);

@@ -32,6 +32,21 @@ class Hasher {
   std::unique_ptr<State> state_;
 };
 
+// SHA-256 (FIPS 180-4), where others are to check a hash with their own tools.
+class Sha256 {
+ public:
+  Sha256();
+  ~Sha256();
+  Sha256(const Sha256&) = delete;
+  Sha256& operator=(const Sha256&) = delete;
+  void update(std::string_view bytes);
+  std::string finish();  // 32 bytes
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 // Ed25519 (RFC 8032). The secret key never leaves the object but into its file.
 class KeyPair {
  public:

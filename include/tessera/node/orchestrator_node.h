@@ -1,5 +1,5 @@
-// The orchestrator's threads around core::Orchestrator.
-//   control (run()'s caller)   owns the state machine and the journal:
+// The orchestrator's threads around OrchestratorControl.
+//   control (run()'s caller)   owns it: the state machine and the journal:
 //                              reports -> events -> step -> one journal transaction for the batch -> answers and effects
 //   background                 recomputes shards, writes checkpoints
 // Nothing is answered before the journal has it. Handler calls (the server's threads) only enqueue.
@@ -13,35 +13,18 @@
 
 #include "tessera/base/crypto.h"
 #include "tessera/base/status.h"
-#include "tessera/core/orchestrator.h"
+#include "tessera/node/orchestrator_control.h"
 #include "tessera/ports/checkpoint_store.h"
 #include "tessera/ports/journal.h"
 #include "tessera/ports/links.h"
 
 namespace tessera::node {
 
-struct NewRun {
-  core::RunSpec spec;              // validated
-  core::DataPlan data;             // with objects published
-};
-
-struct OrchestratorOptions {
-  std::optional<core::RunSpec> spec;  // validated; none: that of the journal, or the node waits for a run to be created
-  core::DataPlan data;                // with objects published
-  // A run from the text of its YAML, for orders to create one. On the background thread. Empty: such orders are refused.
-  std::function<StatusOr<NewRun>(const std::string& yaml)> prepare_run = {};
-  std::optional<ports::Checkpoint> resume_from;
-  std::vector<NodeId> admins;      // may give orders
-  uint64_t snapshot_events = 100000;  // journal entries between two snapshots of the state; 0: none
-  bool exit_when_over = false;     // run() returns when the run is finished or stopped and the miners know it
-};
-
 struct OrchestratorPorts {
   ports::Journal* journal = nullptr;
   ports::BlobLink* blobs = nullptr;
   ports::CheckpointStore* checkpoints = nullptr;
-  // Removes the blobs that are not named and not recent; returns the bytes. Empty: nothing is ever removed.
-  std::function<StatusOr<uint64_t>(const std::set<Digest>& keep)> sweep_blobs = {};
+  OrchestratorJobs::SweepBlobs sweep_blobs = {};
 };
 
 class OrchestratorNode final : public ports::OrchestratorHandler {

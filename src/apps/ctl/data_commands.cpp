@@ -10,6 +10,7 @@
 #include "tessera/base/files.h"
 #include "tessera/config/daemon_config.h"
 #include "tessera/config/run_config.h"
+#include "tessera/config/scenario.h"
 #include "tessera/data/dataset.h"
 #include "tessera/store/checkpoint.h"
 #include "tessera/store/hf_export.h"
@@ -39,6 +40,7 @@ std::string kind_of(const std::string& file) {
   if (!text.ok()) return "run";  // loading it says what is wrong
   const std::string lines = "\n" + *text;
   if (lines.find("\nrun_config:") != std::string::npos) return "orchestrator";
+  if (lines.find("\nsim:") != std::string::npos) return "scenario";
   return lines.find("\norchestrator:") != std::string::npos ? "miner" : "run";
 }
 
@@ -50,6 +52,8 @@ int check_config(const ConfigCheckFlags& flags) {
     const auto config = config::load_run_config(flags.file, flags.overrides);
     status = config.status();
     if (config.ok()) effective = config::to_yaml(*config);
+  } else if (kind == "scenario") {
+    status = config::load_scenario(flags.file, flags.overrides).status();
   } else if (kind == "orchestrator") {
     status = config::load_orchestrator_config(flags.file, flags.overrides).status();
   } else {
@@ -154,8 +158,8 @@ void add_config_commands(CLI::App& app, Action& action) {
   CLI::App* check = config->add_subcommand("check", "Checks a YAML; exit code 1 and file:line if it is wrong");
   const auto flags = std::make_shared<ConfigCheckFlags>();
   check->add_option("file", flags->file, "The YAML")->required();
-  check->add_option("--kind", flags->kind, "run, orchestrator or miner; auto: by the file's keys")
-      ->check(CLI::IsMember({"auto", "run", "orchestrator", "miner"}));
+  check->add_option("--kind", flags->kind, "run, orchestrator, miner or scenario; auto: by the file's keys")
+      ->check(CLI::IsMember({"auto", "run", "orchestrator", "miner", "scenario"}));
   check->add_option("--set", flags->overrides, "key=value over the file")->allow_extra_args(false);
   check->add_flag("--show", flags->show, "Print the complete effective configuration (kind run)");
   check->add_flag("--json", flags->json, "Answer as JSON");
@@ -163,11 +167,12 @@ void add_config_commands(CLI::App& app, Action& action) {
 
   CLI::App* reference = config->add_subcommand("reference", "All keys with defaults, as Markdown");
   const auto kind = std::make_shared<std::string>("run");
-  reference->add_option("kind", *kind, "run, orchestrator or miner")
-      ->check(CLI::IsMember({"run", "orchestrator", "miner"}));
+  reference->add_option("kind", *kind, "run, orchestrator, miner or scenario")
+      ->check(CLI::IsMember({"run", "orchestrator", "miner", "scenario"}));
   reference->callback([&action, kind] {
     action = [kind] {
       fmt::print("{}", *kind == "run" ? config::run_config_reference_markdown()
+                       : *kind == "scenario" ? config::scenario_reference_markdown()
                        : *kind == "miner" ? config::miner_config_reference_markdown()
                                           : config::orchestrator_config_reference_markdown());
       return kExitOk;

@@ -1,4 +1,4 @@
-#include "support/fake_stage_engine.h"
+#include "tessera/sim/simulated_engine.h"
 
 #include <cmath>
 #include <cstring>
@@ -6,7 +6,7 @@
 
 #include "tessera/base/prng.h"
 
-namespace tessera::test {
+namespace tessera::sim {
 namespace {
 
 constexpr float kMomentum = 0.5f;
@@ -19,8 +19,12 @@ struct PayloadLabel {
 
 }  // namespace
 
-FakeStageEngine::FakeStageEngine(const core::RunSpec& spec, StageIndex stage)
-    : spec_(spec), stage_(stage), layout_(core::stage_layout(spec, stage)) {
+SimulatedEngine::SimulatedEngine(const core::RunSpec& spec, StageIndex stage,
+                                 SimulatedEngineOptions options)
+    : spec_(spec),
+      stage_(stage),
+      options_(std::move(options)),
+      layout_(core::stage_layout(spec, stage)) {
   Prng random(mix64(spec.training.seed) ^ stage);
   masters_.resize(core::stage_value_count(spec, stage));
   for (float& value : masters_) value = static_cast<float>(random.uniform() * 2 - 1);
@@ -30,25 +34,27 @@ FakeStageEngine::FakeStageEngine(const core::RunSpec& spec, StageIndex stage)
   new_version();
 }
 
-void FakeStageEngine::new_version() {
+void SimulatedEngine::new_version() {
   ++version_;
   weights_ = std::make_shared<const std::vector<float>>(masters_);
 }
 
-core::BoundaryPayload FakeStageEngine::payload(uint32_t boundary, core::Direction direction,
+core::BoundaryPayload SimulatedEngine::payload(uint32_t boundary, core::Direction direction,
                                                MicrobatchId microbatch) const {
   core::BoundaryPayload out;
-  const size_t rows = spec_.tokens_per_microbatch();
-  out.bytes.resize(
-      payload_bytes(spec_.boundary.codec, rows, static_cast<size_t>(core::boundary_width(spec_))));
   const PayloadLabel label{microbatch, boundary, static_cast<uint32_t>(direction)};
+  const size_t rows = spec_.tokens_per_microbatch();
+  out.bytes.resize(options_.whole_tensors
+                       ? payload_bytes(spec_.boundary.codec, rows,
+                                       static_cast<size_t>(core::boundary_width(spec_)))
+                       : sizeof(label));
   TESSERA_CHECK(out.bytes.size() >= sizeof(label));
   std::memcpy(out.bytes.data(), &label, sizeof(label));
   out.exponent = static_cast<int32_t>(boundary) - 7;
   return out;
 }
 
-Status FakeStageEngine::check(const core::BoundaryPayload& input, uint32_t boundary,
+Status SimulatedEngine::check(const core::BoundaryPayload& input, uint32_t boundary,
                               core::Direction direction, MicrobatchId microbatch) const {
   const core::BoundaryPayload expected = payload(boundary, direction, microbatch);
   if (input.bytes == expected.bytes && input.exponent == expected.exponent) return ok_status();
@@ -56,11 +62,12 @@ Status FakeStageEngine::check(const core::BoundaryPayload& input, uint32_t bound
                         boundary);
 }
 
-StatusOr<ports::ForwardResult> FakeStageEngine::forward(const core::MicrobatchKey& key,
+StatusOr<ports::ForwardResult> SimulatedEngine::forward(const core::MicrobatchKey& key,
                                                         const std::vector<uint32_t>& tokens,
                                                         const core::BoundaryPayload& input) {
-  if (tokens.size() != spec_.training.microbatch_size * (spec_.model.context + 1))
-    return internal_error("wrong tokens");
+  if (options_.work) TESSERA_RETURN_IF_ERROR(options_.work());
+  const size_t ids = spec_.training.microbatch_size * (spec_.model.context + 1);
+  if (tokens.size() != (options_.whole_tensors ? ids : 0)) return internal_error("wrong tokens");
   if (stage_ > 0)
     TESSERA_RETURN_IF_ERROR(check(input, stage_ - 1, core::Direction::kForward, key.microbatch));
   if (!held_.emplace(key, Held{weights_, version_}).second)
@@ -77,9 +84,10 @@ StatusOr<ports::ForwardResult> FakeStageEngine::forward(const core::MicrobatchKe
   return result;
 }
 
-StatusOr<ports::BackwardResult> FakeStageEngine::backward(
+StatusOr<ports::BackwardResult> SimulatedEngine::backward(
     const core::MicrobatchKey& key, const core::BoundaryPayload& output_gradient, bool accumulate,
     const ports::InputGradientReady& input_gradient_ready) {
+  if (options_.work) TESSERA_RETURN_IF_ERROR(options_.work());
   const auto held = held_.extract(key);
   if (held.empty()) return internal_error("microbatch {} is not held", key.microbatch);
   if (!is_tail())
@@ -103,7 +111,7 @@ StatusOr<ports::BackwardResult> FakeStageEngine::backward(
   return result;
 }
 
-StatusOr<ports::StepResult> FakeStageEngine::step(double learning_rate) {
+StatusOr<ports::StepResult> SimulatedEngine::step(double learning_rate) {
   double norm = 0;
   for (size_t i = 0; i < masters_.size(); ++i) {
     const float mean = gradient_[i] / static_cast<float>(accumulated_);
@@ -119,7 +127,7 @@ StatusOr<ports::StepResult> FakeStageEngine::step(double learning_rate) {
   return ports::StepResult{std::sqrt(norm), version_};
 }
 
-Status FakeStageEngine::set_masters(const std::vector<float>& values) {
+Status SimulatedEngine::set_masters(const std::vector<float>& values) {
   if (values.size() != masters_.size())
     return invalid_argument("{} values for {}", values.size(), masters_.size());
   masters_ = values;
@@ -127,14 +135,14 @@ Status FakeStageEngine::set_masters(const std::vector<float>& values) {
   return ok_status();
 }
 
-core::LocalState FakeStageEngine::export_state() {
+core::LocalState SimulatedEngine::export_state() {
   core::LocalState state{masters_, first_moment_, second_moment_, optimizer_steps_,
                          {},       accumulated_};
   if (accumulated_ > 0) state.gradient = gradient_;
   return state;
 }
 
-Status FakeStageEngine::import_state(const core::LocalState& state) {
+Status SimulatedEngine::import_state(const core::LocalState& state) {
   if (state.masters.size() != masters_.size()) return invalid_argument("a state of another stage");
   masters_ = state.masters;
   first_moment_ = state.first_moment;
@@ -146,4 +154,4 @@ Status FakeStageEngine::import_state(const core::LocalState& state) {
   return ok_status();
 }
 
-}  // namespace tessera::test
+}  // namespace tessera::sim

@@ -30,6 +30,8 @@ class JournalSnapshots {
 
   // After a commit: takes a snapshot if one is due.
   void take_if_due(const core::Orchestrator& core);
+  // A snapshot is taken and not yet written to its end.
+  bool has_parts() const { return !unwritten_.empty(); }
   // The next part still to be written, if any, becomes an entry of this batch.
   void add_part(int64_t unix_ms, std::vector<ports::JournalRecord>* batch);
 

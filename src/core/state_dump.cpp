@@ -1,28 +1,18 @@
-#include "support/state_dump.h"
+#include "tessera/core/invariants.h"
 
 #include <fmt/format.h>
 
 #include "tessera/base/archive.h"
 
-namespace tessera::test {
+namespace tessera::core {
 namespace {
-
-using core::Merge;
-using core::MergeShard;
-using core::MinerRecord;
-using core::OpenMicrobatch;
-using core::OrchestratorState;
-using core::PastMerge;
-using core::PlannedShard;
-using core::ShardResult;
-using core::StageRecord;
 
 // A struct of the state, to be taken apart here rather than by its fields().
 template <class T>
 constexpr bool kOfState =
     std::is_same_v<T, PlannedShard> || std::is_same_v<T, MergeShard> || std::is_same_v<T, Merge> ||
     std::is_same_v<T, PastMerge> || std::is_same_v<T, StageRecord> || std::is_same_v<T, OpenMicrobatch> ||
-    std::is_same_v<T, MinerRecord> || std::is_same_v<T, core::Restage> || std::is_same_v<T, OrchestratorState>;
+    std::is_same_v<T, MinerRecord> || std::is_same_v<T, Restage> || std::is_same_v<T, OrchestratorState>;
 
 // Every struct is taken apart by a structured binding, which no longer compiles when a field is
 // added: none can be forgotten here.
@@ -99,11 +89,11 @@ class Dump {
     const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q] = v;
     fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q);
   }
-  void composite(const core::Restage& v) {
+  void composite(const Restage& v) {
     const auto& [a, b, c] = v;
     fields(a, b, c);
   }
-  void composite(const core::Lease& v) { text_ += to_hex(encode(v)); }
+  void composite(const Lease& v) { text_ += to_hex(encode(v)); }
   void composite(const OpenMicrobatch& v) {
     const auto& [a, b, c, d, e, f, g, h, i] = v;
     fields(a, b, c, d, e, f, g, h, i);
@@ -128,4 +118,4 @@ std::string dump(const OrchestratorState& state) {
   return out.take();
 }
 
-}  // namespace tessera::test
+}  // namespace tessera::core

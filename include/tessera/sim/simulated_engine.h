@@ -1,8 +1,9 @@
 // A stage without a model: plain vectors, a gradient that pulls every value towards zero, and
 // payloads that say what they are, so that one that went astray is noticed. Deterministic in
-// (stage, microbatch, weights).
+// (stage, microbatch, weights). One thread uses an engine.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -10,11 +11,19 @@
 #include "tessera/core/messages.h"
 #include "tessera/ports/stage_engine.h"
 
-namespace tessera::test {
+namespace tessera::sim {
 
-class FakeStageEngine final : public ports::StageEngine {
+struct SimulatedEngineOptions {
+  // Payloads and tokens of the size that the run gives them; else a payload is its label only, and
+  // a microbatch comes without token ids.
+  bool whole_tensors = true;
+  // Called by every forward and backward before it works; an error is its result. May be empty.
+  std::function<Status()> work = {};
+};
+
+class SimulatedEngine final : public ports::StageEngine {
  public:
-  FakeStageEngine(const core::RunSpec& spec, StageIndex stage);
+  SimulatedEngine(const core::RunSpec& spec, StageIndex stage, SimulatedEngineOptions options = {});
 
   const std::vector<core::TensorLayout>& layout() const override { return layout_; }
   uint64_t value_count() const override { return masters_.size(); }
@@ -48,6 +57,7 @@ class FakeStageEngine final : public ports::StageEngine {
 
   const core::RunSpec spec_;
   const StageIndex stage_;
+  const SimulatedEngineOptions options_;
   std::vector<core::TensorLayout> layout_;
   std::vector<float> masters_;
   std::vector<float> first_moment_;
@@ -60,4 +70,4 @@ class FakeStageEngine final : public ports::StageEngine {
   std::map<core::MicrobatchKey, Held> held_;
 };
 
-}  // namespace tessera::test
+}  // namespace tessera::sim

@@ -1,0 +1,62 @@
+// What a miner's background thread does, without the thread: the transfers of merges and checkpoints. Owns base and outer
+// momentum of the stage, the replica's share of what the stage's miners have in common. Each job blocks until it is done
+// and is answered with an event.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tessera/base/status.h"
+#include "tessera/core/miner_events.h"
+#include "tessera/core/run_spec.h"
+#include "tessera/ports/links.h"
+
+namespace tessera::node {
+
+class BackgroundJobs {
+ public:
+  // `directory`: this miner's folder; empty: nothing is written or recovered.
+  BackgroundJobs(const core::RunSpec& spec, ports::BlobLink& blobs, std::string directory, std::string run_id,
+                 std::function<void(core::MinerEvent)> post)
+      : spec_(spec),
+        blobs_(blobs),
+        directory_(std::move(directory)),
+        run_id_(std::move(run_id)),
+        post_(std::move(post)) {}
+
+  void run(core::BackgroundJob& job);
+
+  Epoch epoch() const { return epoch_; }
+  const core::Values& base() const { return base_; }
+  const std::vector<float>& momentum() const { return momentum_; }
+
+ private:
+  void work(core::miner_effect::FetchState& job);
+  void work(core::miner_effect::AdoptBase& job);
+  void work(core::miner_effect::UploadDelta& job);
+  void work(core::miner_effect::ReduceShard& job);
+  void work(core::miner_effect::PrepareBase& job);
+  void work(core::miner_effect::PutOutState& job);
+  void work(core::miner_effect::UploadLocalState& job);
+  void work(core::miner_effect::SaveLocalState& job);
+  Status fetch(const core::miner_effect::FetchState& job, core::miner_event::StateFetched* done);
+  StatusOr<Digest> upload_delta(const std::vector<float>& snapshot);
+  Status prepare(const core::miner_effect::PrepareBase& job, core::miner_event::BasePrepared* done);
+  // The base this replica holds, as a file that others can read and compare.
+  void write_copy();
+
+  const core::RunSpec spec_;
+  ports::BlobLink& blobs_;
+  const std::string directory_;
+  const std::string run_id_;
+  const std::function<void(core::MinerEvent)> post_;
+  StageIndex stage_ = 0;
+  Epoch epoch_ = 0;
+  core::Values base_;
+  std::vector<float> momentum_;
+  Epoch snapshot_target_ = 0;
+  core::Values snapshot_;
+};
+
+}  // namespace tessera::node

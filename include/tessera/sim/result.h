@@ -1,0 +1,65 @@
+// What a simulation came to. docs/simulation.md says what each figure means.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace tessera::sim {
+
+struct Sample {  // of the time since the sample before
+  double at_s = 0;
+  double tokens_per_s = 0;
+  double ideal_tokens_per_s = 0;
+};
+struct FaultMark {
+  double at_s = 0;
+  std::string kind;
+  uint32_t victims = 0;
+};
+
+struct Result {
+  std::string name;
+  uint64_t seed = 0;
+  double simulated_s = 0;
+  std::string phase;  // of the run at the end
+  uint64_t tokens = 0;
+  double ideal_tokens = 0;
+  double throughput_share = 0;  // tokens / ideal_tokens
+  double reroute_ms_p50 = 0;
+  double reroute_ms_p99 = 0;
+  double reroute_ms_max = 0;
+  uint64_t reroutes = 0;
+  uint64_t microbatches_done = 0;
+  uint64_t microbatches_open = 0;
+  uint64_t microbatches_lost = 0;            // leased once, and neither done nor open
+  uint64_t microbatches_double_counted = 0;  // gradients counted beyond one per (stage, microbatch)
+  uint64_t gradients_refused = 0;            // second gradients that were noticed and not counted
+  uint64_t gradients_lost =
+      0;  // counted ones that were in no merge when their miner's process ended
+  uint64_t leases_reissued = 0;
+  double redone_share = 0;       // of all compute: done again though the first to do it lives
+  double redone_dead_share = 0;  // of all compute: done again because the first to do it is dead
+  uint64_t faults = 0;
+  uint64_t orders_obeyed = 0;  // of operators
+  uint64_t moves = 0;          // of miners from one stage to another
+  uint64_t merges = 0;
+  uint64_t merges_aborted = 0;
+  uint64_t shards_recomputed = 0;
+  uint64_t shards_without_owner = 0;  // both owners were killed with sim.dead_share
+  uint64_t replica_mismatches = 0;
+  bool replicas_identical = true;
+  bool state_is_replay = true;  // also if there was nothing to replay
+  uint64_t events = 0;
+  uint64_t journal_entries = 0;
+  uint64_t trace_lines = 0;
+  std::string trace_sha256;
+  std::string problem;  // what must never be and was; empty if nothing
+  std::vector<Sample> samples;
+  std::vector<FaultMark> fault_marks;
+
+  std::string to_json() const;
+  std::string to_text() const;  // for people
+};
+
+}  // namespace tessera::sim

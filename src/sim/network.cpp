@@ -1,0 +1,46 @@
+#include "network.h"
+
+#include <algorithm>
+
+namespace tessera::sim {
+namespace {
+
+double us_per_byte(double mbit) { return mbit > 0 ? 8.0 / mbit : 0; }
+
+}  // namespace
+
+Network::Network(const config::SimSpec& sim, Prng* random)
+    : latency_us_(std::max<TimeUs>(1, us_of_ms(sim.latency_ms))),
+      jitter_us_(static_cast<uint64_t>(us_of_ms(sim.latency_jitter_ms))),
+      up_us_per_byte_(us_per_byte(sim.upload_mbit)),
+      down_us_per_byte_(us_per_byte(sim.download_mbit)),
+      random_(random) {}
+
+void Network::add_node() {
+  up_free_.push_back(0);
+  down_free_.push_back(0);
+  cuts_.push_back(0);
+}
+
+TimeUs Network::latency() {
+  return latency_us_ + (jitter_us_ > 0 ? static_cast<TimeUs>(random_->below(jitter_us_ + 1)) : 0);
+}
+
+TimeUs Network::arrival(TimeUs now, uint32_t from, uint64_t bytes) {
+  TimeUs& free = up_free_[from];
+  free = std::max(free, now) + static_cast<TimeUs>(static_cast<double>(bytes) * up_us_per_byte_);
+  return free + latency();
+}
+
+TimeUs Network::delivery(TimeUs now, uint32_t to, uint64_t bytes) {
+  TimeUs& free = down_free_[to];
+  free = std::max(free, now) + static_cast<TimeUs>(static_cast<double>(bytes) * down_us_per_byte_);
+  return free;
+}
+
+TimeUs Network::bulk_time(uint64_t bytes_up, uint64_t bytes_down) {
+  return 2 * latency() + static_cast<TimeUs>(static_cast<double>(bytes_up) * up_us_per_byte_ +
+                                             static_cast<double>(bytes_down) * down_us_per_byte_);
+}
+
+}  // namespace tessera::sim

@@ -1,0 +1,182 @@
+// Every scenario that is shipped, in a short form: it loads, runs, keeps its promises and comes to
+// rest.
+#include "tessera/config/scenario.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "tessera/base/log.h"
+#include "tessera/sim/simulation.h"
+
+namespace tessera::test {
+namespace {
+
+config::Scenario scenario_of(const std::string& name, const std::vector<std::string>& overrides) {
+  const auto scenario =
+      config::load_scenario(std::string(TESSERA_CONFIGS) + "/sim/" + name + ".yaml", overrides);
+  EXPECT_TRUE(scenario.ok()) << scenario.status();
+  return scenario.value_or(config::Scenario{});
+}
+
+sim::Result simulate(const config::Scenario& scenario) {
+  spdlog::set_level(spdlog::level::off);
+  auto simulation = sim::Simulation::create(scenario, "");
+  TESSERA_CHECK(simulation.ok());
+  const std::atomic<bool> stop{false};
+  const Status status = (*simulation)->run(stop, [](const sim::Progress&) {});
+  EXPECT_TRUE(status.ok()) << status;
+  StatusOr<sim::Result> result = (*simulation)->result();
+  TESSERA_CHECK(result.ok());
+  return *std::move(result);
+}
+
+// What holds of every run, whatever befell it.
+void expect_sound(const sim::Result& result) {
+  EXPECT_EQ(result.problem, "");
+  EXPECT_EQ(result.microbatches_lost, 0u);
+  EXPECT_EQ(result.microbatches_double_counted, 0u);
+  EXPECT_EQ(result.replica_mismatches, 0u);
+  EXPECT_TRUE(result.replicas_identical);
+  EXPECT_TRUE(result.state_is_replay);
+  EXPECT_GT(result.microbatches_done, 0u);
+  EXPECT_LE(result.tokens, result.ideal_tokens * 1.02);
+}
+
+// Throughput of the last `share` of the simulated time, of the ideal then.
+double late_share(const sim::Result& result, double share) {
+  double tokens = 0;
+  double ideal = 0;
+  for (const sim::Sample& sample : result.samples) {
+    if (sample.at_s < result.simulated_s * (1 - share)) continue;
+    tokens += sample.tokens_per_s;
+    ideal += sample.ideal_tokens_per_s;
+  }
+  return ideal > 0 ? tokens / ideal : 0;
+}
+
+TEST(Scenario, EveryShippedOneLoads) {
+  std::vector<std::string> names;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::string(TESSERA_CONFIGS) + "/sim")) {
+    names.push_back(entry.path().stem().string());
+    const auto scenario = config::load_scenario(entry.path().string(), {});
+    EXPECT_TRUE(scenario.ok()) << scenario.status();
+  }
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(names, (std::vector<std::string>{"churn", "heterogeneous", "merge",
+                                             "orchestrator_crash", "partition",
+                                             "stage_nearly_emptied", "ten_thousand", "thousand"}));
+}
+
+TEST(Scenario, OneSeedIsOneTraceAndOneResult) {
+  const config::Scenario scenario =
+      scenario_of("churn", {"sim.duration_s=90", "sim.faults_until_s=60"});
+  const sim::Result first = simulate(scenario);
+  expect_sound(first);
+  EXPECT_EQ(first.to_json(), simulate(scenario).to_json());
+  EXPECT_EQ(first.trace_sha256.size(), 64u);
+  config::Scenario other = scenario;
+  other.sim.seed = 2;
+  EXPECT_NE(first.trace_sha256, simulate(other).trace_sha256);
+}
+
+TEST(Scenario, HeterogeneousMinersAreAllUsed) {
+  const sim::Result result = simulate(scenario_of("heterogeneous", {"sim.duration_s=120"}));
+  expect_sound(result);
+  EXPECT_LT(result.redone_share, 0.01);
+  EXPECT_GT(result.throughput_share, 0.85);
+}
+
+TEST(Scenario, ChurnLosesNothingAndComesToRest) {
+  const sim::Result result =
+      simulate(scenario_of("churn", {"sim.duration_s=300", "sim.faults_until_s=240"}));
+  expect_sound(result);
+  EXPECT_GT(result.faults, 3u);
+  EXPECT_GT(result.throughput_share, 0.5);
+  EXPECT_GT(late_share(result, 0.1), 0.7);
+}
+
+TEST(Scenario, AStageThatIsNearlyEmptiedComesBack) {
+  const sim::Result result = simulate(scenario_of(
+      "stage_nearly_emptied",
+      {"sim.duration_s=480", "sim.forward_ms_per_layer=160", "sim.backward_ms_per_layer=320"}));
+  expect_sound(result);
+  EXPECT_EQ(result.faults, 2u);
+  EXPECT_GT(late_share(result, 0.1), 0.7);
+}
+
+TEST(Scenario, APartitionHeals) {
+  const sim::Result result = simulate(
+      scenario_of("partition", {"sim.forward_ms_per_layer=160", "sim.backward_ms_per_layer=320"}));
+  expect_sound(result);
+  EXPECT_EQ(result.faults, 3u);
+  EXPECT_GT(late_share(result, 0.05), 0.7);
+}
+
+TEST(Scenario, AnOrchestratorThatCrashesLosesNothing) {
+  const sim::Result result =
+      simulate(scenario_of("orchestrator_crash", {"sim.duration_s=180", "sim.faults_until_s=150"}));
+  expect_sound(result);
+  EXPECT_GT(result.faults, 3u);
+  EXPECT_GT(late_share(result, 0.1), 0.7);
+}
+
+TEST(Scenario, AMergeSurvivesDeadParticipants) {
+  const sim::Result result =
+      simulate(scenario_of("merge", {"sim.participants=12", "sim.dead_share=0.5"}));
+  expect_sound(result);
+  EXPECT_GT(result.merges, 1u);
+  EXPECT_GT(result.shards_without_owner, 0u);
+  EXPECT_GE(result.shards_recomputed, result.shards_without_owner);
+}
+
+TEST(Scenario, AThousandMinersTakeTheSameWayInSmall) {
+  const sim::Result result = simulate(scenario_of(
+      "thousand",
+      {"sim.duration_s=600", "sim.faults_until_s=450", "model.layers=3", "pipeline.stages=3",
+       "pipeline.miners_per_stage=20", "merge.min_microbatches=4"}));
+  expect_sound(result);
+  EXPECT_GT(result.faults, 10u);
+  EXPECT_GT(result.merges, 0u);
+}
+
+TEST(Scenario, TenThousandMinersTakeTheSameWayInSmall) {
+  const sim::Result result = simulate(scenario_of(
+      "ten_thousand",
+      {"sim.duration_s=2400", "sim.faults_until_s=2000", "model.layers=4", "pipeline.stages=4",
+       "pipeline.miners_per_stage=12", "sim.check=true", "sim.keep_journal=true",
+       "merge.min_microbatches=4", "sim.faults=[{kind: kill, every_s: 100, for_s: 120}]"}));
+  expect_sound(result);
+  EXPECT_GT(result.faults, 10u);
+  EXPECT_GT(result.merges, 0u);
+}
+
+TEST(Scenario, StoppingGivesWhatThereIs) {
+  auto simulation = sim::Simulation::create(scenario_of("churn", {}), "");
+  ASSERT_TRUE(simulation.ok());
+  std::atomic<bool> stop{false};
+  ASSERT_TRUE(
+      (*simulation)
+          ->run(stop, [&](const sim::Progress& progress) { stop = progress.simulated_s > 30; })
+          .ok());
+  const auto result = (*simulation)->result();
+  ASSERT_TRUE(result.ok());
+  EXPECT_GT(result->simulated_s, 30);
+  EXPECT_LT(result->simulated_s, 120);
+  expect_sound(*result);
+}
+
+TEST(Scenario, TooManyEventsAreAnError) {
+  auto simulation = sim::Simulation::create(scenario_of("churn", {"sim.max_events=5000"}), "");
+  ASSERT_TRUE(simulation.ok());
+  const std::atomic<bool> stop{false};
+  const Status status = (*simulation)->run(stop, [](const sim::Progress&) {});
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_NE(message_of(status).find("sim.max_events"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace tessera::test
