@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   tessera::apps::add_orchestrator_bench(&app);
 #ifdef TESSERA_BENCH_TORCH
   tessera::apps::add_step_bench(&app);
+  tessera::apps::add_codec_bench(&app);
   tessera::apps::add_optimizer_bench(&app);
 #endif
   tessera::apps::add_transport_bench(&app);

@@ -21,6 +21,7 @@ void on_call(CLI::App* command, std::function<Status()> work);
 void add_orchestrator_bench(CLI::App* app);
 #ifdef TESSERA_BENCH_TORCH
 void add_step_bench(CLI::App* app);
+void add_codec_bench(CLI::App* app);
 void add_optimizer_bench(CLI::App* app);
 #endif
 void add_transport_bench(CLI::App* app);

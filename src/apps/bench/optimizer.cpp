@@ -5,26 +5,11 @@
 #include <vector>
 
 #include "apps/bench/bench.h"
+#include "apps/bench/slices.h"
 #include "tessera/model/measure_optimizer.h"
 
 namespace tessera::apps {
 namespace {
-
-struct OptimizerCase {
-  const char* name;
-  uint32_t layers, width, heads, kv_heads, ffn_width;
-  bool on_cpu;
-};
-
-// Slices from the middle of a model, as in tessera-bench step.
-constexpr OptimizerCase kCases[] = {
-    {"small-L6-d768", 6, 768, 12, 12, 2048, false},
-    {"1.5b-L8-d2048", 8, 2048, 16, 16, 5632, false},
-    {"llama1b-L4-d2048", 4, 2048, 32, 8, 8192, false},
-    {"8b-L2-d4096", 2, 4096, 32, 8, 14336, false},
-    {"tiny-L4-d256", 4, 256, 4, 4, 704, true},
-    {"small-L2-d512", 2, 512, 8, 8, 1408, true},
-};
 
 struct OptimizerKindName {
   const char* name;
@@ -36,24 +21,9 @@ constexpr OptimizerKindName kKinds[] = {{"adamw", core::OptimizerKind::kAdamW},
 
 struct OptimizerBenchOptions {
   std::string device = "auto", json;
-  std::vector<std::string> kinds;
+  std::vector<std::string> slices, kinds;
   model::MeasureOptions measure;
 };
-
-StatusOr<core::RunSpec> spec_of(const OptimizerCase& which, core::OptimizerKind kind) {
-  core::RunSpec spec;
-  spec.pipeline.stages = 3;
-  spec.model.layers = 3 * which.layers;
-  spec.model.width = which.width;
-  spec.model.heads = which.heads;
-  spec.model.kv_heads = which.kv_heads;
-  spec.model.ffn_width = which.ffn_width;
-  spec.boundary.kind = core::BoundaryKind::kNone;
-  spec.boundary.codec = Codec::kBf16;
-  spec.training.optimizer = kind;
-  TESSERA_RETURN_IF_ERROR(core::validate(&spec));
-  return spec;
-}
 
 nlohmann::json row_of(const std::string& slice, const std::string& kind, const std::string& device,
                       const model::OptimizerMeasurement& measured,
@@ -80,19 +50,20 @@ Status run_optimizer_bench(const OptimizerBenchOptions& options) {
   std::printf("%-18s %-6s %10s %9s %9s %7s %8s %8s %8s %9s\n", "slice", "kind", "parameters",
               "step ms", "plain ms", "ratio", "GB/s", "copy", "TFLOP/s", "roofline");
   nlohmann::json rows = nlohmann::json::array();
-  for (const OptimizerCase& which : kCases) {
-    if (which.on_cpu != (device == "cpu")) continue;
+  for (const Slice& slice : chosen_slices(options.slices, device, /*with_whole=*/false)) {
     for (const OptimizerKindName& kind : kKinds) {
       const bool wanted =
           options.kinds.empty() ||
           std::find(options.kinds.begin(), options.kinds.end(), kind.name) != options.kinds.end();
       if (!wanted) continue;
-      TESSERA_ASSIGN_OR_RETURN(const core::RunSpec spec, spec_of(which, kind.kind));
+      core::RunSpec spec = spec_of(slice);
+      spec.training.optimizer = kind.kind;
+      TESSERA_RETURN_IF_ERROR(core::validate(&spec));
       TESSERA_ASSIGN_OR_RETURN(
           const model::OptimizerMeasurement measured,
-          model::measure_optimizer(spec, /*stage=*/1, device, options.measure));
-      const nlohmann::json row = row_of(which.name, kind.name, device, measured, ceilings);
-      std::printf("%-18s %-6s %10llu %9.3f %9.3f %6.2fx %8.0f %8.0f %8.1f %8.1f%%\n", which.name,
+          model::measure_optimizer(spec, slice.stage(), device, options.measure));
+      const nlohmann::json row = row_of(slice.name, kind.name, device, measured, ceilings);
+      std::printf("%-18s %-6s %10llu %9.3f %9.3f %6.2fx %8.0f %8.0f %8.1f %8.1f%%\n", slice.name,
                   kind.name, static_cast<unsigned long long>(measured.parameters),
                   measured.seconds * 1e3, measured.plain_seconds * 1e3,
                   row["ratio_to_plain"].get<double>(), row["gb_per_s"].get<double>(),
@@ -102,6 +73,7 @@ Status run_optimizer_bench(const OptimizerBenchOptions& options) {
       rows.push_back(row);
     }
   }
+  if (rows.empty()) return invalid_argument("no slice of that name; they are{}", names_of_slices());
   return write_report(options.json, rows);
 }
 
@@ -112,9 +84,10 @@ void add_optimizer_bench(CLI::App* app) {
   CLI::App* command = app->add_subcommand(
       "optimizer",
       "The optimizer step of a stage (norm, clipping, update, compute weights) beside torch's own "
-      "operators and a copy of the same bytes, in the same run.");
+      "operators and a copy of the same bytes, in the same run. Slices:" + names_of_slices());
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")
       ->capture_default_str();
+  command->add_option("--slice", options->slices, "Only these; several may be given");
   command->add_option("--optimizer", options->kinds, "Only these; several may be given")
       ->check(CLI::IsMember({"adamw", "nadam", "muon"}));
   command->add_option("--steps", options->measure.steps, "Of a timed block; the best of 3 counts")

@@ -1,33 +1,14 @@
 // tessera-bench step: forward + backward + optimizer of a stage.
-#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <vector>
 
 #include "apps/bench/bench.h"
+#include "apps/bench/slices.h"
 #include "tessera/model/measure.h"
 
 namespace tessera::apps {
 namespace {
-
-struct Dimensions {
-  const char* name;
-  uint32_t layers, width, heads, kv_heads, ffn_width, batch, context;
-  uint32_t vocab;  // 0: a slice from the middle of a model; else a whole model with head and loss
-  bool on_cpu;
-};
-
-// The slices are those of scripts/opponents/torch_slice.py.
-constexpr Dimensions kCases[] = {
-    {"llama1b-L4-d2048", 4, 2048, 32, 8, 8192, 16, 1024, 0, false},
-    {"1.5b-L8-d2048", 8, 2048, 16, 16, 5632, 16, 1024, 0, false},
-    {"8b-L2-d4096", 2, 4096, 32, 8, 14336, 8, 2048, 0, false},
-    {"small-L6-d768", 6, 768, 12, 12, 2048, 32, 1024, 0, false},
-    {"whole-124m", 12, 768, 12, 12, 2048, 32, 1024, 50304, false},
-    {"whole-1.5b", 27, 2048, 16, 16, 5632, 32, 1024, 50304, false},
-    {"tiny-L4-d256", 4, 256, 4, 4, 704, 8, 128, 0, true},
-    {"tiny-whole", 4, 256, 4, 4, 704, 8, 128, 256, true},
-};
 
 struct StepBenchOptions {
   std::string device = "auto", json, recompute = "off", boundary = "none", pass = "best";
@@ -37,29 +18,18 @@ struct StepBenchOptions {
   model::MeasureOptions measure;
 };
 
-StatusOr<model::StepCase> case_of(const Dimensions& dimensions, const StepBenchOptions& options) {
-  const bool whole = dimensions.vocab > 0;
+StatusOr<model::StepCase> case_of(const Slice& slice, const StepBenchOptions& options) {
   model::StepCase step_case;
-  step_case.name = dimensions.name;
+  step_case.name = slice.name;
+  step_case.stage = slice.stage();
   core::RunSpec& spec = step_case.spec;
-  spec.pipeline.stages = whole ? 1 : 3;
-  step_case.stage = whole ? 0 : 1;
-  spec.model.layers = dimensions.layers * spec.pipeline.stages;
-  spec.model.width = dimensions.width;
-  spec.model.heads = dimensions.heads;
-  spec.model.kv_heads = dimensions.kv_heads;
-  spec.model.ffn_width = dimensions.ffn_width;
-  spec.model.context = dimensions.context;
-  spec.model.vocab = whole ? dimensions.vocab : 50304;
-  spec.training.microbatch_size = options.batch > 0 ? options.batch : dimensions.batch;
+  spec = spec_of(slice);
+  if (options.batch > 0) spec.training.microbatch_size = options.batch;
   spec.training.deterministic = options.deterministic;
   spec.training.recompute = options.recompute == "block"  ? core::Recompute::kBlock
                             : options.recompute == "full" ? core::Recompute::kFull
                                                           : core::Recompute::kOff;
-  if (options.boundary == "none") {
-    spec.boundary.kind = core::BoundaryKind::kNone;
-    spec.boundary.codec = Codec::kBf16;
-  }
+  if (options.boundary == "anchored") spec.boundary = core::BoundarySpec();
   step_case.pass = options.pass == "autograd" ? model::PassKind::kAutograd
                    : options.pass == "fused"  ? model::PassKind::kFused
                                               : model::PassKind::kBest;
@@ -97,16 +67,13 @@ Status run_step_bench(const StepBenchOptions& options) {
   std::printf("%-18s %12s %8s %9s %9s %9s %9s %9s %9s\n", "slice", "tokens/s", "MFU", "roofline",
               "step ms", "forward", "backward", "optimizer", "peak GiB");
   nlohmann::json rows = nlohmann::json::array();
-  for (const Dimensions& dimensions : kCases) {
-    const bool named = std::find(options.slices.begin(), options.slices.end(), dimensions.name) !=
-                       options.slices.end();
-    if (options.slices.empty() ? dimensions.on_cpu != (device == "cpu") : !named) continue;
-    TESSERA_ASSIGN_OR_RETURN(const model::StepCase step_case, case_of(dimensions, options));
+  for (const Slice& slice : chosen_slices(options.slices, device, /*with_whole=*/true)) {
+    TESSERA_ASSIGN_OR_RETURN(const model::StepCase step_case, case_of(slice, options));
     TESSERA_ASSIGN_OR_RETURN(const model::StepMeasurement measured,
                              model::measure_step(step_case, device, options.measure));
-    const nlohmann::json row = row_of(dimensions.name, device, measured, ceilings);
+    const nlohmann::json row = row_of(slice.name, device, measured, ceilings);
     const double mfu = row["mfu"].is_null() ? 0 : row["mfu"].get<double>();
-    std::printf("%-18s %12.0f %7.1f%% %8.1f%% %9.2f %9.2f %9.2f %9.2f %9.2f\n", dimensions.name,
+    std::printf("%-18s %12.0f %7.1f%% %8.1f%% %9.2f %9.2f %9.2f %9.2f %9.2f\n", slice.name,
                 row["tokens_per_s"].get<double>(), mfu * 100,
                 row["roofline"].get<double>() * 100, measured.seconds * 1e3,
                 measured.forward_seconds * 1e3, measured.backward_seconds * 1e3,
@@ -119,12 +86,6 @@ Status run_step_bench(const StepBenchOptions& options) {
   return write_report(options.json, rows);
 }
 
-std::string names_of_cases() {
-  std::string names;
-  for (const Dimensions& dimensions : kCases) names += std::string(" ") + dimensions.name;
-  return names;
-}
-
 }  // namespace
 
 void add_step_bench(CLI::App* app) {
@@ -132,7 +93,7 @@ void add_step_bench(CLI::App* app) {
   CLI::App* command = app->add_subcommand(
       "step",
       "Tokens a second of one stage: forward, backward and an optimizer step, beside the rate of a "
-      "large matrix product measured in the same run. Slices:" + names_of_cases());
+      "large matrix product measured in the same run. Slices:" + names_of_slices());
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")
       ->capture_default_str();
   command->add_option("--slice", options->slices, "Only these; several may be given");

@@ -73,16 +73,51 @@ StatusOr<Replica> read_replica(const std::string& path) {
   return replica;
 }
 
-// Every replica's own file, hashed: all of a stage are equal and at the ledger's epoch.
-StatusOr<bool> replicas_identical(const SummaryInputs& inputs, const core::OrchestratorState& state) {
-  std::map<StageIndex, Digest> of_stage;
-  for (const std::string& directory : inputs.miner_directories) {
-    TESSERA_ASSIGN_OR_RETURN(const Replica replica, read_replica(directory + "/stage_state.bin"));
-    if (replica.stage >= state.stages.size() || replica.epoch != state.stages[replica.stage].epoch) return false;
-    const auto [entry, is_new] = of_stage.emplace(replica.stage, replica.digest);
-    if (!is_new && entry->second != replica.digest) return false;
+// Which of the ledger's miners lived in this directory: none if it never registered.
+const core::MinerRecord* miner_of(const std::string& directory, const core::OrchestratorState& state) {
+  const StatusOr<std::string> about = read_file(directory + "/miner.json");
+  if (!about.ok()) return nullptr;
+  const nlohmann::json fields = nlohmann::json::parse(*about, nullptr, false);
+  if (!fields.is_object() || !fields.contains("node") || !fields["node"].is_string()) return nullptr;
+  for (const auto& [node, index] : state.by_node) {
+    if (to_hex(node.view()) == fields["node"].get<std::string>()) return &state.miners[index];
   }
-  return of_stage.size() == state.stages.size();
+  return nullptr;
+}
+
+struct Replicas {
+  bool identical = false;
+  nlohmann::json rows = nlohmann::json::array();
+};
+
+// Every replica's own file, hashed. Those that the ledger counts as ready are at its epoch and equal within a stage, and
+// every stage has one. A miner that was still loading when the run ended holds no replica yet: it gets a row, no say.
+Replicas compare_replicas(const SummaryInputs& inputs, const core::OrchestratorState& state) {
+  Replicas result;
+  std::map<StageIndex, Digest> of_stage;
+  bool all_fit = true;
+  for (const std::string& directory : inputs.miner_directories) {
+    const core::MinerRecord* miner = miner_of(directory, state);
+    const bool ready = miner != nullptr && miner->placed && miner->ready;
+    const StatusOr<Replica> replica = read_replica(directory + "/stage_state.bin");
+    nlohmann::json row = {{"miner", nullptr}, {"ready", ready}, {"stage", nullptr}, {"epoch", nullptr}, {"state", nullptr}};
+    if (miner != nullptr) row["miner"] = miner->index;
+    if (replica.ok()) {
+      row["stage"] = replica->stage;
+      row["epoch"] = replica->epoch;
+      row["state"] = to_hex(replica->digest.view());
+    }
+    result.rows.push_back(std::move(row));
+    if (!ready) continue;
+    if (!replica.ok() || replica->stage != miner->stage || replica->epoch != state.stages[miner->stage].epoch) {
+      all_fit = false;
+      continue;
+    }
+    const auto [entry, is_new] = of_stage.emplace(replica->stage, replica->digest);
+    all_fit &= is_new || entry->second == replica->digest;
+  }
+  result.identical = all_fit && of_stage.size() == state.stages.size();
+  return result;
 }
 
 nlohmann::json compression_of(const LedgerView& ledger) {
@@ -112,7 +147,7 @@ StatusOr<nlohmann::json> summarise(const SummaryInputs& inputs) {
   for (const core::StageRecord& stage : state.stages) merges += stage.merges;
   const size_t window = std::min(kLossWindow, ledger.losses.size());
   const auto last = std::prev(ledger.losses.end(), static_cast<int64_t>(window));
-  const StatusOr<bool> identical = replicas_identical(inputs, state);
+  const Replicas replicas = compare_replicas(inputs, state);
   const uint64_t tokens = state.done * state.spec.tokens_per_microbatch();
   return nlohmann::json{{"run_id", to_hex(state.run_id)},
                         {"phase", core::name_of(state.phase)},
@@ -123,7 +158,8 @@ StatusOr<nlohmann::json> summarise(const SummaryInputs& inputs) {
                         {"loss_last", mean_of(last, window)},
                         {"val_loss", nullptr},
                         {"merges", merges},
-                        {"replicas_identical", identical.ok() && *identical},
+                        {"replicas_identical", replicas.identical},
+                        {"replicas", replicas.rows},
                         {"compression", compression_of(ledger)},
                         {"microbatches",
                          {{"leased", state.leased},
