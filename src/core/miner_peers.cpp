@@ -117,18 +117,20 @@ void Miner::ask_health(PeerState& peer) {
 
 // Asks those that hold work of this miner and were silent for a while, and those that are left out.
 void Miner::watch_peers() {
-  std::set<MinerIndex> holders;
+  std::map<MinerIndex, TimeMs> holders;  // since when, the longest
   for (const auto& [key, work] : works_) {
-    if (work.outstanding) holders.insert(work.downstream);
+    if (!work.outstanding) continue;
+    TimeMs& since = holders.try_emplace(work.downstream, work.sent_at).first->second;
+    since = std::min(since, work.sent_at);
   }
-  for (const MinerIndex index : holders) {
+  for (const auto& [index, since] : holders) {
     const auto peer = peers_.find(index);
     if (peer == peers_.end() || !peer->second.suspended.empty()) continue;
     PeerState& state = peer->second;
     // Slow pipelines need fewer questions to notice a death within a fraction of what it costs.
     const TimeMs most = spec_.timeouts.peer_ms;
-    const TimeMs silence =
-        std::clamp(state.gradients.median() / 4, std::min(kProbeAfterMs, most), most);
+    const TimeMs held_for = std::max(state.gradients.median(), now_ - since);
+    const TimeMs silence = std::clamp(held_for / 4, std::min(kProbeAfterMs, most), most);
     if (now_ - std::max(state.heard_at, state.probe_sent_at) >= silence) probe(state);
   }
   for (const MinerIndex index : suspended_) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 namespace tessera::sim {
+
 SimulatedMiner::SimulatedMiner(World& world, uint32_t node, MinerProfile profile)
     : world_(world), node_(node), key_(key_of_node(node)), profile_(profile) {}
 
