@@ -49,9 +49,10 @@ __device__ __forceinline__ uint64_t groups_of(uint64_t values) {
 }
 
 template <Codec kFormat>
-__device__ __forceinline__ void encode_quad(const MergeEncodeParams& params, const float (&values)[4],
-                                            const GroupPlace& place, int offset, float scale,
-                                            bool silent, uint8_t* block) {
+__device__ __forceinline__ void encode_quad(const MergeEncodeParams& params,
+                                            const float (&values)[4], const GroupPlace& place,
+                                            int offset, float scale, bool silent,
+                                            uint8_t* block) {
   PhiloxBlock random = {};
   if (params.stochastic && kFormat != Codec::kFp32) {
     random = rounding_words(params.seed, params.first_block + place.block,
@@ -87,9 +88,9 @@ __device__ __forceinline__ void encode_quad(const MergeEncodeParams& params, con
 }
 
 template <Codec kFormat>
-__global__ void __launch_bounds__(kThreads) encode_groups(const MergeEncodeParams params) {
+__global__ void __launch_bounds__(kThreads)
+    encode_groups(const MergeEncodeParams params, uint64_t whole) {
   const uint64_t groups = groups_of(params.run.values);
-  const uint64_t whole = merge_block_bytes(kFormat, params.run.block_values);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const uint64_t stride = uint64_t{gridDim.x} * (kThreads / kWarp);
   for (uint64_t group = uint64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
@@ -127,8 +128,8 @@ __global__ void __launch_bounds__(kThreads) encode_groups(const MergeEncodeParam
 }
 
 template <Codec kFormat>
-__global__ void __launch_bounds__(kThreads) decode_values(const MergeDecodeParams params) {
-  const uint64_t whole = merge_block_bytes(kFormat, params.run.block_values);
+__global__ void __launch_bounds__(kThreads)
+    decode_values(const MergeDecodeParams params, uint64_t whole) {
   const uint64_t stride = uint64_t{gridDim.x} * kThreads;
   for (uint64_t i = uint64_t{blockIdx.x} * kThreads + threadIdx.x; i < params.run.values;
        i += stride) {
@@ -210,15 +211,16 @@ int merge_encode_cuda(const MergeEncodeParams& params, void* stream_handle) {
   if (params.input == nullptr || params.payload == nullptr) return cudaErrorInvalidValue;
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   const int64_t blocks = blocks_for(params.run.values, kMergeGroup * (kThreads / kWarp));
+  const uint64_t whole = merge_block_bytes(params.run.format, params.run.block_values);
   switch (params.run.format) {
     case Codec::kFp32:
-      return launch(encode_groups<Codec::kFp32>, blocks, kThreads, stream, params);
+      return launch(encode_groups<Codec::kFp32>, blocks, kThreads, stream, params, whole);
     case Codec::kBf16:
-      return launch(encode_groups<Codec::kBf16>, blocks, kThreads, stream, params);
+      return launch(encode_groups<Codec::kBf16>, blocks, kThreads, stream, params, whole);
     case Codec::kInt8:
-      return launch(encode_groups<Codec::kInt8>, blocks, kThreads, stream, params);
+      return launch(encode_groups<Codec::kInt8>, blocks, kThreads, stream, params, whole);
     case Codec::kInt4:
-      return launch(encode_groups<Codec::kInt4>, blocks, kThreads, stream, params);
+      return launch(encode_groups<Codec::kInt4>, blocks, kThreads, stream, params, whole);
   }
   return cudaErrorInvalidValue;
 }
@@ -229,15 +231,16 @@ int merge_decode_cuda(const MergeDecodeParams& params, void* stream_handle) {
   if (params.sum == nullptr || params.payload == nullptr) return cudaErrorInvalidValue;
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   const int64_t blocks = blocks_for(params.run.values, kThreads);
+  const uint64_t whole = merge_block_bytes(params.run.format, params.run.block_values);
   switch (params.run.format) {
     case Codec::kFp32:
-      return launch(decode_values<Codec::kFp32>, blocks, kThreads, stream, params);
+      return launch(decode_values<Codec::kFp32>, blocks, kThreads, stream, params, whole);
     case Codec::kBf16:
-      return launch(decode_values<Codec::kBf16>, blocks, kThreads, stream, params);
+      return launch(decode_values<Codec::kBf16>, blocks, kThreads, stream, params, whole);
     case Codec::kInt8:
-      return launch(decode_values<Codec::kInt8>, blocks, kThreads, stream, params);
+      return launch(decode_values<Codec::kInt8>, blocks, kThreads, stream, params, whole);
     case Codec::kInt4:
-      return launch(decode_values<Codec::kInt4>, blocks, kThreads, stream, params);
+      return launch(decode_values<Codec::kInt4>, blocks, kThreads, stream, params, whole);
   }
   return cudaErrorInvalidValue;
 }
