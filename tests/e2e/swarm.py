@@ -14,10 +14,9 @@ LIMIT_S = 240  # no wait is longer
 
 TINY = {
     "model": {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "ffn_width": 96, "vocab": 256, "context": 16},
-    # Miners stay where they are, and a restarted one loads its stage: the tests count both.
-    "pipeline": {"stages": 3, "miners_per_stage": 1, "max_in_flight": 4, "rebalance_gain": 0},
+    "pipeline": {"stages": 3, "miners_per_stage": 1, "max_in_flight": 4},
     "training": {"seed": 7, "steps": 6, "microbatch_size": 2, "microbatches_per_step": 2, "learning_rate": 0.003,
-                 "warmup_steps": 2, "local_checkpoint_steps": 0},
+                 "warmup_steps": 2},
     "boundary": {"kind": "none", "codec": "fp32"},
     "merge": {"min_microbatches": 4, "quorum": 1.0, "block_values": 1024},
     "timeouts": {"sync_ms": 20, "miner_lost_ms": 1000, "peer_ms": 1000, "lease_ms": 10000, "merge_phase_ms": 5000},

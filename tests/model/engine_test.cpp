@@ -210,8 +210,26 @@ TEST(StageEngine, ASpikeDropsTheGradientAndKeepsTheWeights) {
   EXPECT_NE(head->masters(), before);
 }
 
-TEST(StageEngine, ExportedStateContinuesIdentically) {
-  const RunSpec spec = tiny_spec(BoundaryKind::kAnchored, Codec::kInt4);
+class StageEngineWith : public testing::TestWithParam<core::OptimizerKind> {
+ protected:
+  static RunSpec spec() {
+    RunSpec spec = tiny_spec(BoundaryKind::kAnchored, Codec::kInt4);
+    spec.training.optimizer = GetParam();
+    spec.training.learning_rate = kLearningRate;  // Muon's rate follows it
+    return spec;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Optimizers, StageEngineWith,
+                         testing::Values(core::OptimizerKind::kAdamW, core::OptimizerKind::kNAdam,
+                                         core::OptimizerKind::kMuon),
+                         [](const auto& which) -> std::string {
+                           if (which.param == core::OptimizerKind::kAdamW) return "AdamW";
+                           return which.param == core::OptimizerKind::kNAdam ? "NAdam" : "Muon";
+                         });
+
+TEST_P(StageEngineWith, ExportedStateContinuesIdentically) {
+  const RunSpec spec = this->spec();
   Pipeline original(spec);
   const auto train = [&](Pipeline* pipeline, uint64_t microbatch) {
     return pipeline->train({microbatch, 0}, random_tokens(spec, microbatch));
@@ -241,6 +259,20 @@ TEST(StageEngine, ExportedStateContinuesIdentically) {
     resumed.step(kLearningRate);
   }
   EXPECT_EQ(original.masters(), resumed.masters());
+}
+
+TEST_P(StageEngineWith, Learns) {
+  const RunSpec spec = this->spec();
+  Pipeline pipeline(spec);
+  const std::vector<uint32_t> tokens = random_tokens(spec, 1);
+  const double first = pipeline.train({0, 0}, tokens);
+  pipeline.step(kLearningRate);
+  double last = first;
+  for (uint64_t step = 1; step < 40; ++step) {
+    last = pipeline.train({step, 0}, tokens);
+    pipeline.step(kLearningRate);
+  }
+  EXPECT_LT(last, first / 2);
 }
 
 TEST(StageEngine, RefusesAStateOfAnotherShape) {

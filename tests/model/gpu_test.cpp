@@ -42,6 +42,30 @@ TEST(Gpu, PipelineHasTheCpusLosses) {
   }
 }
 
+TEST(Gpu, EveryOptimizerHasTheCpusLosses) {
+  if (!has_gpu()) GTEST_SKIP() << message_of(choose_device("cuda").status());
+  for (const core::OptimizerKind kind : {core::OptimizerKind::kAdamW, core::OptimizerKind::kNAdam,
+                                         core::OptimizerKind::kMuon}) {
+    RunSpec spec = tiny_spec(BoundaryKind::kAnchored, Codec::kBf16);
+    spec.training.optimizer = kind;
+    spec.training.learning_rate = 3e-3;  // Muon's rate follows it
+    Pipeline cpu(spec), gpu(spec, "cuda:0");
+    double worst = 0;
+    for (uint64_t microbatch = 0; microbatch < 12; ++microbatch) {
+      const std::vector<uint32_t> tokens = random_tokens(spec, microbatch % 3);
+      worst = std::max(worst, std::abs(cpu.train({microbatch, 0}, tokens) -
+                                       gpu.train({microbatch, 0}, tokens)));
+      if (microbatch % 2 == 1) {
+        cpu.step(3e-3);
+        gpu.step(3e-3);
+      }
+    }
+    EXPECT_LT(worst, kLossBound) << static_cast<int>(kind);
+    std::printf("optimizer %d: worst difference of the loss %.5f\n", static_cast<int>(kind),
+                worst);
+  }
+}
+
 TEST(Gpu, WholeModelHasThePipelinesLoss) {
   if (!has_gpu()) GTEST_SKIP() << message_of(choose_device("cuda").status());
   const RunSpec spec = tiny_spec(BoundaryKind::kAnchored, Codec::kInt4);

@@ -1,5 +1,6 @@
-// The arithmetic of a merge. Bitwise reproducible: fp32, fixed order, nothing contracted, no
-// threads.
+// The arithmetic of a merge. Bitwise reproducible: fp32, fixed order, nothing contracted; CPU and
+// CUDA give the same bits. The CUDA versions take device pointers (`inputs` and `weights` too),
+// launch in stream order without allocating or waiting, and return a cudaError_t.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +11,8 @@ namespace tessera::kernels {
 // must not overlap an input. No inputs: zeros.
 void weighted_sum_cpu(const float* const* inputs, const float* weights, size_t input_count,
                       size_t count, float* out);
+int weighted_sum_cuda(const float* const* inputs, const float* weights, size_t input_count,
+                      size_t count, float* out, void* stream_handle);
 
 // Nesterov momentum on the pseudo-gradient delta = base - theta (Sutskever et al. 2013, as
 // torch.optim.SGD writes it):
@@ -18,9 +21,13 @@ void weighted_sum_cpu(const float* const* inputs, const float* weights, size_t i
 // The three arrays must not overlap.
 void outer_step_cpu(float* base, float* momentum, const float* delta, size_t count, float lr,
                     float mu);
+int outer_step_cuda(float* base, float* momentum, const float* delta, size_t count, float lr,
+                    float mu, void* stream_handle);
 
 // theta = base_new + (theta - snapshot): local work done since the snapshot is kept. `theta` must
 // not overlap the others.
 void carry_over_cpu(float* theta, const float* snapshot, const float* base_new, size_t count);
+int carry_over_cuda(float* theta, const float* snapshot, const float* base_new, size_t count,
+                    void* stream_handle);
 
 }  // namespace tessera::kernels

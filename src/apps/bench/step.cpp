@@ -54,6 +54,7 @@ nlohmann::json row_of(const std::string& name, const std::string& device,
           {"step_ms", measured.seconds * 1e3},
           {"forward_ms", measured.forward_seconds * 1e3},
           {"backward_ms", measured.backward_seconds * 1e3},
+          {"launch_ms", measured.launch_seconds * 1e3},
           {"optimizer_ms", measured.optimizer_seconds * 1e3},
           {"parameters", measured.parameters},
           {"peak_memory_bytes", measured.peak_memory_bytes}};
@@ -64,8 +65,8 @@ Status run_step_bench(const StepBenchOptions& options) {
   TESSERA_ASSIGN_OR_RETURN(const model::Ceilings ceilings, model::measure_ceilings(device));
   std::printf("%s: matrix product %.0f TFLOP/s, copy %.0f GB/s\n", device.c_str(),
               ceilings.operations_per_second / 1e12, ceilings.bytes_per_second / 1e9);
-  std::printf("%-18s %12s %8s %9s %9s %9s %9s %9s %9s\n", "slice", "tokens/s", "MFU", "roofline",
-              "step ms", "forward", "backward", "optimizer", "peak GiB");
+  std::printf("%-18s %12s %8s %9s %9s %9s %9s %9s %9s %9s\n", "slice", "tokens/s", "MFU", "roofline",
+              "step ms", "forward", "backward", "optimizer", "launch ms", "peak GiB");
   nlohmann::json rows = nlohmann::json::array();
   for (const Slice& slice : chosen_slices(options.slices, device, /*with_whole=*/true)) {
     TESSERA_ASSIGN_OR_RETURN(const model::StepCase step_case, case_of(slice, options));
@@ -73,11 +74,13 @@ Status run_step_bench(const StepBenchOptions& options) {
                              model::measure_step(step_case, device, options.measure));
     const nlohmann::json row = row_of(slice.name, device, measured, ceilings);
     const double mfu = row["mfu"].is_null() ? 0 : row["mfu"].get<double>();
-    std::printf("%-18s %12.0f %7.1f%% %8.1f%% %9.2f %9.2f %9.2f %9.2f %9.2f\n", slice.name,
+    std::printf("%-18s %12.0f %7.1f%% %8.1f%% %9.2f %9.2f %9.2f %9.2f %9.2f %9.2f\n",
+                slice.name,
                 row["tokens_per_s"].get<double>(), mfu * 100,
                 row["roofline"].get<double>() * 100, measured.seconds * 1e3,
                 measured.forward_seconds * 1e3, measured.backward_seconds * 1e3,
                 measured.optimizer_seconds * 1e3,
+                measured.launch_seconds * 1e3,
                 static_cast<double>(measured.peak_memory_bytes) / (1 << 30));
     std::fflush(stdout);
     rows.push_back(row);

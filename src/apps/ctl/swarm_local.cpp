@@ -27,7 +27,8 @@ constexpr TimeMs kProgressMs = 500;
 constexpr TimeMs kPlainProgressMs = 5000;   // where the output is no terminal
 constexpr TimeMs kStartLimitMs = 30000;     // of the orchestrator, until it listens
 constexpr TimeMs kStopLimitMs = 4000;       // of an orderly stop; then everything is killed
-constexpr TimeMs kFarewellMs = 4000;        // for miners to end after the orchestrator has
+constexpr TimeMs kFarewellMs = 30000;       // for miners to end after a run that is over; a busy machine takes seconds
+constexpr TimeMs kShortFarewellMs = 500;    // after Ctrl+C
 constexpr int kMaxRestarts = 20;            // of one process
 
 struct Child {
@@ -238,20 +239,24 @@ void LocalSwarm::stop_orderly() {
 }
 
 void LocalSwarm::await_miners() {
-  const TimeMs deadline = monotonic_now_ms() + (signals_.stop ? 500 : kFarewellMs);
+  const TimeMs began = monotonic_now_ms();
   bool alive = true;
-  while (alive && monotonic_now_ms() < deadline) {
+  while (alive && monotonic_now_ms() < began + (signals_.stop ? kShortFarewellMs : kFarewellMs)) {
     alive = false;
     for (Child& miner : miners_) {
       if (miner.pid < 0) continue;
       if (const auto code = poll_process(miner.pid)) {
         miner.pid = -1;
         miner.ended_well = *code == 0;
+        if (*code != 0) fmt::print(stderr, "\n{} ended with exit code {}; see {}\n", miner.name, *code, log_of(miner));
       } else {
         alive = true;
       }
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  for (const Child& miner : miners_) {
+    if (miner.pid > 0) fmt::print(stderr, "\n{} did not end and is killed; see {}\n", miner.name, log_of(miner));
   }
   kill_all();
 }
@@ -261,7 +266,8 @@ StatusOr<nlohmann::json> LocalSwarm::finish(double seconds) {
   inputs.out = options_.out;
   inputs.seconds = seconds;
   for (const Child& miner : miners_) {
-    if (miner.ended_well) inputs.miner_directories.push_back(miner.directory);
+    inputs.miner_directories.push_back(miner.directory);
+    if (miner.ended_well) inputs.miners_ended_well++;
   }
   TESSERA_ASSIGN_OR_RETURN(nlohmann::json summary, summarise(inputs));
   if (options_.validate && !signals_.stop && file_exists(options_.out + "/checkpoint/latest")) {

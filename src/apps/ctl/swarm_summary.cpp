@@ -98,7 +98,7 @@ Replicas compare_replicas(const SummaryInputs& inputs, const core::OrchestratorS
   bool all_fit = true;
   for (const std::string& directory : inputs.miner_directories) {
     const core::MinerRecord* miner = miner_of(directory, state);
-    const bool ready = miner != nullptr && miner->placed && miner->ready;
+    const bool ready = miner != nullptr && miner->placed && miner->live && miner->ready;
     const StatusOr<Replica> replica = read_replica(directory + "/stage_state.bin");
     nlohmann::json row = {{"miner", nullptr}, {"ready", ready}, {"stage", nullptr}, {"epoch", nullptr}, {"state", nullptr}};
     if (miner != nullptr) row["miner"] = miner->index;
@@ -168,7 +168,7 @@ StatusOr<nlohmann::json> summarise(const SummaryInputs& inputs) {
                           {"open", state.open.size()},
                           {"double_counted", state.double_counted}}},
                         {"receipts", ledger.receipts},
-                        {"miners", inputs.miner_directories.size()},
+                        {"miners", inputs.miners_ended_well},
                         {"checkpoint", state.last_checkpoint}};
 }
 

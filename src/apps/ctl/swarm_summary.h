@@ -12,7 +12,8 @@ namespace tessera::apps {
 
 struct SummaryInputs {
   std::string out;                             // the swarm's folder
-  std::vector<std::string> miner_directories;  // of the miners that were alive at the end
+  std::vector<std::string> miner_directories;
+  size_t miners_ended_well = 0;                // with exit code 0
   double seconds = 0;
 };
 
