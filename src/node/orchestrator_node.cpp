@@ -131,7 +131,10 @@ Status OrchestratorNode::Shell::apply(core::Event event) {
   record.body = core::event_body(event);
   record.json = core::event_json(event);
   batch_.push_back(std::move(record));
-  perform(core_.step(time, event));
+  core::Effects effects = core_.step(time, event);
+  const std::vector<core::Event> published = std::move(effects.publish);
+  perform(std::move(effects));
+  for (const core::Event& secret : published) TESSERA_RETURN_IF_ERROR(apply(secret));
   return ok_status();
 }
 

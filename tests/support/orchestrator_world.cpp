@@ -219,6 +219,7 @@ void OrchestratorWorld::step(const core::Event& event) {
   ASSERT_TRUE(index == core_.index())
       << "the index is not the state's after " << journal_.back().name << " number "
       << journal_.size() << ": an indexed change was not announced";
+  for (const core::Event& secret : effects.publish) step(secret);
   if (journal_.size() % kSnapshotEvents == 1) {
     snapshot_ = core_.snapshot();
     snapshot_after_ = journal_.size();
