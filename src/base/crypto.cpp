@@ -83,29 +83,34 @@ KeyPair KeyPair::from_seed(std::string_view seed32) {
   return pair;
 }
 
-StatusOr<KeyPair> KeyPair::load_or_create(const std::string& path) {
-  start_sodium();
+StatusOr<std::string> load_or_create_secret(const std::string& path) {
   struct stat info {};
   if (::stat(path.c_str(), &info) != 0) {
     // Only a missing file may be made: a disk error must not replace an identity by a new one.
     if (errno != ENOENT) {
       return failed_precondition("{}: can't read this key file: {}", path, std::strerror(errno));
     }
-    const std::string seed = random_bytes(32);
-    TESSERA_RETURN_IF_ERROR(annotate(write_file_atomic(path, to_hex(seed) + "\n", 0600), "new key"));
-    return from_seed(seed);
+    const std::string secret = random_bytes(32);
+    TESSERA_RETURN_IF_ERROR(annotate(write_file_atomic(path, to_hex(secret) + "\n", 0600), "new key"));
+    return secret;
   }
   if ((info.st_mode & 077) != 0) {
     return failed_precondition("{}: others can read this secret key; run: chmod 600 {}", path, path);
   }
   TESSERA_ASSIGN_OR_RETURN(std::string text, read_file(path, 4096));
   while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.pop_back();
-  const std::optional<std::string> seed = from_hex(text);
-  if (!seed || seed->size() != 32) {
+  std::optional<std::string> secret = from_hex(text);
+  if (!secret || secret->size() != 32) {
     return data_loss("{}: not a key file (64 hexadecimal digits); move it away to make a new identity",
                      path);
   }
-  return from_seed(*seed);
+  return *std::move(secret);
+}
+
+StatusOr<KeyPair> KeyPair::load_or_create(const std::string& path) {
+  start_sodium();
+  TESSERA_ASSIGN_OR_RETURN(const std::string seed, load_or_create_secret(path));
+  return from_seed(seed);
 }
 
 Signature KeyPair::sign(std::string_view message) const {

@@ -32,6 +32,7 @@ Effects Orchestrator::step(TimeMs now, const Event& event) {
     advance_phase();
     consider_moves();
   } while (before != state_.phase);
+  publish_if_due();
   return std::move(effects_);
 }
 
@@ -63,6 +64,7 @@ void Orchestrator::on(const RunResumed& event) {
   state_.data = data;
   state_.open.clear();
   state_.reissue.clear();
+  state_.unpublished.clear();  // their numbers will be leased again
   for (MinerRecord& miner : state_.miners) {
     miner.live = miner.ready = false;
     miner.lost_at = now_;

@@ -239,6 +239,7 @@ void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
   const uint64_t all = state_.stages.size() == 64 ? ~uint64_t{0} : (uint64_t{1} << state_.stages.size()) - 1;
   if (open->second.counted_stages == all) {
     release(receipt.microbatch, open->second);
+    note_random_lease(receipt.microbatch, open->second);
     if (open->second.first_leased_at > 0) {
       state_.completion_ms.push_back(static_cast<uint32_t>(std::min<TimeMs>(now_ - open->second.first_leased_at, UINT32_MAX)));
       if (state_.completion_ms.size() > kCompletionsKept) state_.completion_ms.pop_front();

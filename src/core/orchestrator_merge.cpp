@@ -270,6 +270,7 @@ void Orchestrator::complete_merge(StageIndex s) {
   stage.merges++;
   if (merge.final) stage.final_merge_done = true;
   say(fmt::format("stage {} is at epoch {}", s, stage.epoch));
+  publish_pairings(s, merge);
   stage.merge.reset();
   boundaries_.insert(s);
   forget_old_merges(stage);

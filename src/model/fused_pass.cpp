@@ -274,9 +274,11 @@ at::Tensor FusedPass::backward(std::unique_ptr<PassState> held, const at::Tensor
                             : send_backward(state.get(), outer, sink);
   state->last.reset();
   state->sender_norm = {};
-  // The head sends nothing upstream: there weight gradients free memory at once.
-  dx = trunk_.backward(state->weights->layers, &state->layers, std::move(dx),
-                       recompute_ == Recompute::kBlock, /*defer=*/!is_head(), sink);
+  // Weight gradients that wait until dX is on its way hold every layer's tensors until then. The
+  // head sends nothing, and recomputation by block is there for memory: they free it at once.
+  const bool by_block = recompute_ == Recompute::kBlock;
+  dx = trunk_.backward(state->weights->layers, &state->layers, std::move(dx), by_block,
+                       /*defer=*/!is_head() && !by_block, sink);
   return receive_backward(state.get(), dx, sink);
 }
 

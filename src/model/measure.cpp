@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <functional>
 #include <limits>
 
@@ -55,10 +56,11 @@ class Bench {
       outer_ = at::randn(shape, boundary).mul_(1e-3);
     }
   }
-  void forward() { output_ = stage_.forward(ids_, input_); }
+  void forward() { in_flight_.push_back(stage_.forward(ids_, input_).state); }
   void backward() {
-    stage_.backward(std::move(output_.state), outer_, /*accumulate=*/true,
-                    [](const at::Tensor&) {});
+    std::unique_ptr<PassState> oldest = std::move(in_flight_.front());
+    in_flight_.pop_front();
+    stage_.backward(std::move(oldest), outer_, /*accumulate=*/true, [](const at::Tensor&) {});
   }
   Status optimize() { return stage_.step(1e-4).status(); }
 
@@ -66,7 +68,7 @@ class Bench {
   const core::RunSpec spec_;
   DeviceStage stage_;
   at::Tensor ids_, input_, outer_;
-  PassOutput output_;
+  std::deque<std::unique_ptr<PassState>> in_flight_;
 };
 
 void reset_peak_memory([[maybe_unused]] const at::Device& device) {
@@ -98,6 +100,7 @@ StatusOr<StepMeasurement> run_measurement(const StepCase& step_case, const at::D
     bench.backward();
     if (status.ok()) status = bench.optimize();
   };
+  for (uint32_t i = 1; i < options.in_flight; ++i) bench.forward();
   for (uint32_t i = 0; i < options.warmup_steps; ++i) step();
   // The first steps also measure kernels, which takes memory once.
   reset_peak_memory(device);

@@ -120,7 +120,10 @@ Status OrchestratorControl::apply(core::Event event) {
   record.body = core::event_body(event);
   if (options_.journal_json) record.json = core::event_json(event);
   batch_.push_back(std::move(record));
-  perform(core_.step(time, event));
+  core::Effects effects = core_.step(time, event);
+  const std::vector<core::Event> published = std::move(effects.publish);
+  perform(std::move(effects));
+  for (const core::Event& secret : published) TESSERA_RETURN_IF_ERROR(apply(secret));
   return ok_status();
 }
 

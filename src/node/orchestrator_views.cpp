@@ -74,12 +74,14 @@ struct MinerView {
   uint64_t queue_position = 0;     // of one that waits for a stage; 0: it has one
   bool pinned = false;
   uint64_t receipts_rejected = 0;  // not signed by it, or not about it
+  uint64_t failed_verdicts = 0;    // that void an epoch's score
   core::MinerStatus status;
   template <class A>
   void fields(A& a) {
     a("miner", miner)("node", node)("stage", stage)("address", address)("device", device)("state", state)(
         "why", why)("epoch", epoch)("counted", counted)("since_merge", since_merge)("microbatches_per_s", microbatches_per_s)("heard_ms_ago", heard_ms_ago)(
-        "memory_bytes", memory_bytes)("queue_position", queue_position)("pinned", pinned)("receipts_rejected", receipts_rejected)("status", status);
+        "memory_bytes", memory_bytes)("queue_position", queue_position)("pinned", pinned)("receipts_rejected", receipts_rejected)(
+        "failed_verdicts", failed_verdicts)("status", status);
   }
 };
 
@@ -153,6 +155,7 @@ std::string miners_view(const ViewSources& sources) {
     view.memory_bytes = miner.registration.memory_bytes;
     view.pinned = miner.pinned;
     view.receipts_rejected = miner.receipts_rejected;
+    view.failed_verdicts = miner.failed_verdicts;
     if (!miner.placed && miner.ticket > 0) view.queue_position = sources.core.queue_position(miner);
     const auto status = sources.statuses.find(miner.index);
     if (status != sources.statuses.end()) view.status = status->second;

@@ -100,6 +100,7 @@ void OrchestratorWorld::step(const core::Event& event) {
   for (const core::Decision& decision : effects.decisions) decisions_.push_back(decision.text);
   ASSERT_EQ(core::broken_invariant(core_), "")
       << "after " << journal_.back().name << " number " << journal_.size();
+  for (const core::Event& secret : effects.publish) step(secret);
   if (journal_.size() % kSnapshotEvents == 1) {
     snapshot_ = core_.snapshot();
     snapshot_after_ = journal_.size();

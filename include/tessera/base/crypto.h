@@ -67,6 +67,9 @@ class KeyPair {
 
 bool verify(const NodeId& signer, std::string_view message, const Signature& signature);
 
+// 32 secret bytes from the file, or new ones put there with file mode 0600. Refuses a file others can read.
+StatusOr<std::string> load_or_create_secret(const std::string& path);
+
 // Cryptographically random bytes from the system.
 std::string random_bytes(size_t size);
 uint64_t random_u64();

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "tessera/base/archive.h"
+#include "tessera/core/ledger_events.h"
 #include "tessera/core/messages.h"
+#include "tessera/core/verdict.h"
 
 namespace tessera::core {
 
@@ -17,12 +19,13 @@ struct RunCreated {
   std::string run_id;                 // 16 bytes
   std::string run_spec;               // encode(RunSpec)
   std::string data_plan;              // encode(DataPlan)
-  uint64_t secret = 0;                // seeds the pathways and the merge pairings
+  uint64_t secret = 0;                // seeds the pathways and the merge pairings; 0 in a ledger that seals
+  std::string sealed_secret = {};     // a ledger that seals has the secret here
   std::vector<uint64_t> stage_values; // fp32 values of each stage
   template <class A>
   void fields(A& a) {
     a("run_id", run_id)("run_spec", run_spec)("data_plan", data_plan)("secret", secret)(
-        "stage_values", stage_values);
+        "sealed_secret", sealed_secret)("stage_values", stage_values);
   }
 };
 
@@ -269,12 +272,20 @@ struct StagesChanged {
 using Event = std::variant<RunCreated, RunResumed, MinerRegistered, MinerLost, MinerReturned, LeasesRequested,
                            ReceiptsArrived, UploadCommitted, ShardCommitted, ShardRecomputed, StateHeld,
                            StatePublished, CheckpointCommitted, CheckpointWritten, MinerReported, Ticked, Commanded,
-                           MinerAssigned, DrainOrdered, SpecChanged, StagesOrdered, StagesChanged>;
+                           MinerAssigned, DrainOrdered, SpecChanged, StagesOrdered, StagesChanged, VerdictRecorded,
+                           RandomLeasesPublished, PairingsPublished, SecretUnsealed>;
 
 std::string event_name(const Event& event);
 std::string event_body(const Event& event);
 std::string event_json(const Event& event);
 // Nothing for an unknown name or bytes that are not exactly that event.
 std::optional<Event> decode_event(std::string_view name, std::string_view body);
+
+// An event type with `kSealed` and `uint64_t seal_id() const` is encrypted in the ledger until a SecretUnsealed of its kind
+// and id. Nothing for the others.
+template <class T>
+concept SealedEvent = requires { requires T::kSealed; };
+std::optional<uint64_t> seal_id(const Event& event);
+bool is_sealed_kind(std::string_view name);
 
 }  // namespace tessera::core

@@ -53,6 +53,7 @@ struct Effects {
   std::optional<WriteCheckpoint> checkpoint;
   std::optional<ChangeStages> restage;
   std::vector<Decision> decisions;
+  std::vector<Event> publish;  // to be stepped next, in the same transaction: secrets whose time is over
 };
 
 class Orchestrator {
@@ -115,6 +116,10 @@ class Orchestrator {
   void on(const SpecChanged& event);
   void on(const StagesOrdered& event);
   void on(const StagesChanged& event);
+  void on(const VerdictRecorded& event);
+  void on(const RandomLeasesPublished&) {}
+  void on(const PairingsPublished&) {}
+  void on(const SecretUnsealed&) {}
 
   void say(std::string text, bool warning = false);
   // orchestrator_miners.cpp
@@ -186,6 +191,12 @@ class Orchestrator {
   void forget_old_merges(StageRecord& stage);
   void abort_merge(StageIndex stage, const std::string& reason);
   void drop_from_merge(MinerIndex miner, bool restarted);
+
+  // orchestrator_ledger.cpp
+  void note_random_lease(MicrobatchId id, const OpenMicrobatch& microbatch);
+  void publish_pairings(StageIndex stage, const Merge& merge);
+  void publish_random_leases();
+  void publish_if_due();
 
   OrchestratorState state_;
   OrchestratorIndex index_;

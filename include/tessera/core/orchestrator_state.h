@@ -52,6 +52,7 @@ struct MinerRecord {
   TimeMs moving_until = 0;                 // until then it counts as being there, though it may be away
   bool pinned = false;                     // assigned by an operator
   bool drain = false;                      // sent away by an operator
+  uint64_t failed_verdicts = 0;            // that void an epoch's score
 
   uint32_t fresh_total() const;
   // Those of `fresh` that are in its masters, not only in a partial gradient.
@@ -66,7 +67,7 @@ struct MinerRecord {
         "resumed", resumed)("checkpoint_done", checkpoint_done)("checkpoint", checkpoint)("upload", upload)(
         "spoiled_merge", spoiled_merge)("retired_incarnation", retired_incarnation)("why", why)(
         "placed", placed)("ticket", ticket)("lost_at", lost_at)("pending_stage", pending_stage)(
-        "assigned_stage", assigned_stage)("moving_until", moving_until)("pinned", pinned)("drain", drain);
+        "assigned_stage", assigned_stage)("moving_until", moving_until)("pinned", pinned)("drain", drain)("failed_verdicts", failed_verdicts);
   }
 };
 
@@ -214,6 +215,7 @@ struct OrchestratorState {
   std::optional<Restage> restage;
   uint64_t restage_id = 0;                 // of the last one ordered
   uint64_t moves = 0;                      // of miners to other stages
+  std::vector<RandomLease> unpublished;    // random pathways of complete microbatches, until the head stage's next merge
   template <class A>
   void fields(A& a) {
     a("created", created)("run_id", run_id)("spec", spec)("data", data)("secret", secret)("phase", phase)(
@@ -225,7 +227,7 @@ struct OrchestratorState {
         "next_microbatch", next_microbatch)("done", done)("leased", leased)("reissued", reissued)(
         "repaired", repaired)("double_counted", double_counted)("lost", lost)("completion_ms", completion_ms)(
         "spec_version", spec_version)("file_spec", file_spec)("waiting", waiting)("next_ticket", next_ticket)(
-        "restage", restage)("restage_id", restage_id)("moves", moves);
+        "restage", restage)("restage_id", restage_id)("moves", moves)("unpublished", unpublished);
   }
 };
 

@@ -23,6 +23,7 @@ struct MeasureOptions {
   uint32_t warmup_steps = 5;
   uint32_t steps = 10;  // of a timed block
   uint32_t blocks = 3;  // the best one counts
+  uint32_t in_flight = 1;  // microbatches of a step that are between forward and backward at once
 };
 
 struct StepMeasurement {

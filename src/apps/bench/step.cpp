@@ -41,7 +41,8 @@ StatusOr<model::StepCase> case_of(const Slice& slice, const StepBenchOptions& op
 constexpr double kHopperPeak = 989e12;
 
 nlohmann::json row_of(const std::string& name, const std::string& device,
-                      const model::StepMeasurement& measured, const model::Ceilings& ceilings) {
+                      const model::StepMeasurement& measured, const model::Ceilings& ceilings,
+                      uint32_t in_flight) {
   const double rate = measured.operations / measured.seconds;
   return {{"slice", name},
           {"device", device},
@@ -57,6 +58,7 @@ nlohmann::json row_of(const std::string& name, const std::string& device,
           {"launch_ms", measured.launch_seconds * 1e3},
           {"optimizer_ms", measured.optimizer_seconds * 1e3},
           {"parameters", measured.parameters},
+          {"in_flight", in_flight},
           {"peak_memory_bytes", measured.peak_memory_bytes}};
 }
 
@@ -72,7 +74,7 @@ Status run_step_bench(const StepBenchOptions& options) {
     TESSERA_ASSIGN_OR_RETURN(const model::StepCase step_case, case_of(slice, options));
     TESSERA_ASSIGN_OR_RETURN(const model::StepMeasurement measured,
                              model::measure_step(step_case, device, options.measure));
-    const nlohmann::json row = row_of(slice.name, device, measured, ceilings);
+    const nlohmann::json row = row_of(slice.name, device, measured, ceilings, options.measure.in_flight);
     const double mfu = row["mfu"].is_null() ? 0 : row["mfu"].get<double>();
     std::printf("%-18s %12.0f %7.1f%% %8.1f%% %9.2f %9.2f %9.2f %9.2f %9.2f %9.2f\n",
                 slice.name,
@@ -109,6 +111,10 @@ void add_step_bench(CLI::App* app) {
       ->capture_default_str();
   command->add_option("--pass", options->pass, "best, fused (by hand) or autograd")
       ->check(CLI::IsMember({"best", "fused", "autograd"}))
+      ->capture_default_str();
+  command->add_option("--in-flight", options->measure.in_flight,
+                      "Microbatches between forward and backward at once")
+      ->check(CLI::Range(1, 64))
       ->capture_default_str();
   command->add_flag("--deterministic", options->deterministic, "As training.deterministic");
   command->add_option("--steps", options->measure.steps, "Of a timed block; the best of 3 counts")

@@ -1,0 +1,45 @@
+// What readers of a ledger share: its entries as events, and which receipts in them are news. Pure; entries come in order.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "tessera/base/clock.h"
+#include "tessera/core/events.h"
+
+namespace tessera::core {
+
+struct LedgerEntry {
+  uint64_t sequence = 0;
+  TimeMs time = 0;
+  Event event;
+};
+
+// A miner's receipts are numbered without gaps within its process; what was seen already, and what is ahead of a gap, counts
+// for nothing (it is repeated), as in the orchestrator's own count.
+class ReceiptStreams {
+ public:
+  // Those of the entry that are news, in order.
+  std::vector<Receipt> news_in(const ReceiptsArrived& arrived);
+
+ private:
+  struct Stream {
+    uint64_t incarnation = 0;
+    uint64_t through = 0;
+  };
+  std::map<MinerIndex, Stream> streams_;
+};
+
+// Miners' keys by their numbers, which are given in the order of first registrations.
+class MinerKeys {
+ public:
+  void read(const Event& event);
+  const std::vector<NodeId>& keys() const { return keys_; }
+
+ private:
+  std::map<NodeId, MinerIndex> known_;
+  std::vector<NodeId> keys_;
+};
+
+}  // namespace tessera::core

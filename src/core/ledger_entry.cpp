@@ -1,0 +1,33 @@
+#include "tessera/core/ledger_entry.h"
+
+namespace tessera::core {
+
+std::vector<Receipt> ReceiptStreams::news_in(const ReceiptsArrived& arrived) {
+  std::vector<Receipt> news;
+  Stream& stream = streams_[arrived.miner];
+  size_t rejected = 0;
+  const auto pass_over_rejected = [&] {
+    while (rejected < arrived.rejected.size() && arrived.rejected[rejected] == stream.through + 1) {
+      stream.through++;
+      rejected++;
+    }
+  };
+  for (const Receipt& receipt : arrived.receipts) {
+    if (receipt.incarnation != stream.incarnation) stream = {receipt.incarnation, 0};
+    pass_over_rejected();
+    if (receipt.sequence != stream.through + 1) continue;
+    stream.through = receipt.sequence;
+    news.push_back(receipt);
+  }
+  pass_over_rejected();
+  return news;
+}
+
+void MinerKeys::read(const Event& event) {
+  const auto* registered = std::get_if<MinerRegistered>(&event);
+  if (registered == nullptr) return;
+  const NodeId& node = registered->registration.node;
+  if (known_.emplace(node, static_cast<MinerIndex>(keys_.size())).second) keys_.push_back(node);
+}
+
+}  // namespace tessera::core

@@ -1,0 +1,116 @@
+#include "tessera/core/microbatch_trace.h"
+
+#include <algorithm>
+#include <set>
+#include <tuple>
+
+namespace tessera::core {
+namespace {
+
+uint32_t stages_of(const RunCreated& created) {
+  RunSpec spec;
+  return decode(created.run_spec, &spec) ? spec.pipeline.stages : 0;
+}
+
+}  // namespace
+
+MicrobatchTrace::MicrobatchTrace(MicrobatchId microbatch, bool replays) : rewards_({}, 0, no_voided_epochs_) {
+  trace_.microbatch = microbatch;
+  trace_.leases_known = replays;
+  if (replays) replay_ = std::make_unique<Orchestrator>();
+}
+
+// The grant is no event of its own: it is what the state shows after the request.
+void MicrobatchTrace::watch_lease(const LedgerEntry& entry) {
+  const auto open_now = [&]() -> std::optional<OpenMicrobatch> {
+    const auto found = replay_->state().open.find(trace_.microbatch);
+    return found == replay_->state().open.end() ? std::nullopt : std::optional(found->second);
+  };
+  const std::optional<OpenMicrobatch> before = open_now();
+  replay_->step(std::max(replay_->now(), entry.time), entry.event);
+  const std::optional<OpenMicrobatch> after = open_now();
+  if (!std::holds_alternative<LeasesRequested>(entry.event) || !after || !after->leased) return;
+  if (before && before->leased) return;
+  trace_.leases.push_back({.entry = entry.sequence,
+                           .unix_ms = entry.time,
+                           .attempt = after->attempt,
+                           .head = std::get<LeasesRequested>(entry.event).miner,
+                           .pathway = after->pathway,
+                           .random_pathway = after->random_pathway,
+                           .repair = after->repaired,
+                           .deadline_unix_ms = after->deadline});
+}
+
+void MicrobatchTrace::take(const std::vector<RewardedReceipt>& settled) {
+  for (const RewardedReceipt& reward : settled) {
+    if (reward.microbatch != trace_.microbatch) continue;
+    for (TracedHop& hop : trace_.hops) {
+      if (hop.entry != reward.entry || hop.receipt.miner != reward.miner || hop.receipt.sequence != reward.sequence) continue;
+      hop.outcome = name_of(reward.outcome);
+      hop.why = reward.why;
+    }
+  }
+}
+
+void MicrobatchTrace::read(const LedgerEntry& entry) {
+  if (replay_) watch_lease(entry);
+  keys_.read(entry.event);
+  voided_.read(entry);
+  if (const auto* created = std::get_if<RunCreated>(&entry.event)) {
+    trace_.stages = stages_of(*created);
+  } else if (const auto* arrived = std::get_if<ReceiptsArrived>(&entry.event)) {
+    for (const Receipt& receipt : streams_.news_in(*arrived)) {
+      if (receipt.microbatch != trace_.microbatch) continue;
+      TracedHop& hop = trace_.hops.emplace_back();
+      hop.entry = entry.sequence;
+      hop.unix_ms = entry.time;
+      hop.receipt = receipt;
+    }
+  } else if (const auto* published = std::get_if<RandomLeasesPublished>(&entry.event); published && !replay_) {
+    for (const RandomLease& lease : published->leases) {
+      if (lease.microbatch != trace_.microbatch) continue;
+      TracedLease& known = trace_.leases.emplace_back();
+      known.entry = entry.sequence;
+      known.unix_ms = entry.time;
+      known.attempt = lease.attempt;
+      known.head = lease.pathway.empty() ? kNoMiner : lease.pathway[0];
+      known.pathway = lease.pathway;
+      known.random_pathway = true;
+    }
+  } else if (const auto* paired = std::get_if<PairingsPublished>(&entry.event)) {
+    merges_.try_emplace({paired->stage, paired->target},
+                        TracedMerge{paired->stage, paired->target, entry.sequence, entry.time});
+  } else if (const auto* verdict = std::get_if<VerdictRecorded>(&entry.event)) {
+    verdicts_.push_back({entry.sequence, entry.time, name_of(verdict->verdict.kind), verdict->verdict});
+  }
+  take(rewards_.read(entry));
+}
+
+TracedMicrobatch MicrobatchTrace::finish() {
+  take(rewards_.finish());
+  std::set<StageIndex> counted;
+  std::set<EpochOfMiner> epochs;
+  for (TracedHop& hop : trace_.hops) {
+    const Receipt& receipt = hop.receipt;
+    if (receipt.miner < keys_.keys().size()) hop.node = keys_.keys()[receipt.miner];
+    const EpochOfMiner epoch{receipt.miner, receipt.stage, receipt.epoch};
+    epochs.insert(epoch);
+    hop.voided = voided_.find(epoch) != nullptr;
+    if (!receipt.accumulated || !counted.insert(receipt.stage).second) continue;
+    if (receipt.stage + 1 == trace_.stages) trace_.loss = receipt.loss;
+    if (const auto merge = merges_.find({receipt.stage, receipt.epoch + 1}); merge != merges_.end()) {
+      trace_.merges.push_back(merge->second);
+    }
+  }
+  trace_.complete = trace_.stages > 0 && counted.size() == trace_.stages;
+  std::stable_sort(trace_.hops.begin(), trace_.hops.end(), [](const TracedHop& a, const TracedHop& b) {
+    return std::tie(a.receipt.attempt, a.receipt.stage) < std::tie(b.receipt.attempt, b.receipt.stage);
+  });
+  for (TracedVerdict& verdict : verdicts_) {
+    const Verdict& about = verdict.verdict;
+    if (epochs.count({about.miner, about.stage, about.epoch}) > 0) trace_.verdicts.push_back(std::move(verdict));
+  }
+  return std::move(trace_);
+}
+
+}  // namespace tessera::core
