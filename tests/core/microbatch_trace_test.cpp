@@ -73,8 +73,9 @@ TEST(Trace, AReplayKnowsTheLeasesOfAllAttempts) {
   }
   ASSERT_FALSE(again.empty());
   std::vector<core::LedgerEntry> entries;
-  for (const core::Event& event : swarm.world.events) entries.push_back({entries.size() + 1, swarm.world.now(), event});
-  // Times are those of the end: the replay only needs that they do not go back.
+  for (size_t i = 0; i < swarm.world.events.size(); ++i) {
+    entries.push_back({i + 1, swarm.world.event_times[i], swarm.world.events[i]});
+  }
   const TracedMicrobatch traced = trace(entries, first.microbatch, true);
   EXPECT_TRUE(traced.leases_known);
   ASSERT_EQ(traced.leases.size(), 2u);

@@ -90,6 +90,7 @@ OrchestratorWorld::~OrchestratorWorld() {
 void OrchestratorWorld::step(const core::Event& event) {
   journal_.push_back({now_, core::event_name(event), core::event_body(event)});
   events.push_back(event);
+  event_times.push_back(now_);
   const OrchestratorState before = state();
   core::Effects effects = core_.step(now_, event);
   ASSERT_EQ(broken_transition(before, event, state()), "")

@@ -44,6 +44,7 @@ class OrchestratorWorld {
   std::deque<uint64_t> checkpoints;
   std::deque<uint64_t> restages;  // new stages that the background was asked for
   std::vector<core::Event> events;  // everything that happened
+  std::vector<TimeMs> event_times;  // of each
 
  private:
   struct Record {
