@@ -9,10 +9,11 @@ namespace tessera::core {
 namespace {
 
 constexpr size_t kRemembered = 65536;     // accumulated microbatches
-constexpr float kAverageWeight = 0.1f;
+constexpr float kLongestMs = 3'600'000;
 
-float moving_average(float average, float value) {
-  return average == 0 ? value : average + kAverageWeight * (value - average);
+float typical_with(RecentTimes& times, float milliseconds) {
+  times.add(static_cast<uint32_t>(std::clamp(milliseconds, 0.001f, kLongestMs) * 1000));
+  return static_cast<float>(times.typical()) / 1000;
 }
 
 }  // namespace
@@ -88,7 +89,7 @@ void Miner::schedule() {
 
 void Miner::on(miner_event::ForwardDone& event) {
   computing_ = false;
-  status_.forward_ms = moving_average(status_.forward_ms, event.milliseconds);
+  status_.forward_ms = typical_with(forward_times_, event.milliseconds);
   const auto found = works_.find(event.key);
   // Dropped meanwhile, or dropped and admitted again.
   if (found == works_.end() || found->second.state != WorkState::kForwarding) {
@@ -125,7 +126,7 @@ void Miner::on(miner_event::InputGradientReady& event) {
 
 void Miner::on(miner_event::BackwardDone& event) {
   computing_ = false;
-  status_.backward_ms = moving_average(status_.backward_ms, event.milliseconds);
+  status_.backward_ms = typical_with(backward_times_, event.milliseconds);
   const auto found = works_.find(event.key);
   // The gradient is in the accumulator whether or not the microbatch is still wanted, so the receipt is written anyway;
   // drop() leaves a microbatch that is being computed to us.

@@ -228,6 +228,7 @@ void Orchestrator::on(const StagesChanged& event) {
     miner.ready = false;
     miner.fresh.clear();
     miner.upload.reset();
+    miner.own_times = {};
     miner.microbatch_us = 0;
     if (!miner.assigned_stage) miner.assigned_stage = miner.pending_stage.value_or(miner.stage);
     miner.pending_stage.reset();

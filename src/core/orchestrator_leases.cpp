@@ -11,7 +11,6 @@ namespace {
 
 constexpr double kShortestMs = 0.01;
 constexpr double kLongestMs = 3'600'000;
-constexpr int64_t kTimeWeight = 8;  // the newest time counts for an eighth
 constexpr size_t kCompletionsKept = 64;
 constexpr size_t kCompletionsNeeded = 16;
 constexpr uint64_t kDeviations = 8;
@@ -206,9 +205,8 @@ void Orchestrator::on(const ReceiptsArrived& event) {
 void Orchestrator::note_time(MinerRecord& miner, const Receipt& receipt) {
   const double ms = static_cast<double>(receipt.forward_ms) + static_cast<double>(receipt.backward_ms);
   if (!receipt.accumulated || !(ms > 0)) return;
-  const auto us = static_cast<int64_t>(std::clamp(ms, kShortestMs, kLongestMs) * 1000);
-  const int64_t before = miner.microbatch_us;
-  miner.microbatch_us = static_cast<uint32_t>(before == 0 ? us : before + (us - before) / kTimeWeight);
+  miner.own_times.add(static_cast<uint32_t>(std::clamp(ms, kShortestMs, kLongestMs) * 1000));
+  miner.microbatch_us = miner.own_times.typical();
 }
 
 void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {

@@ -50,6 +50,7 @@ void Orchestrator::begin_incarnation(MinerIndex index, const Registration& regis
   fresh.ticket = miner.ticket;
   fresh.pinned = miner.pinned && fresh.placed;
   if (miner.placed && fresh.placed && miner.stage == fresh.stage) {
+    fresh.own_times = miner.own_times;
     fresh.microbatch_us = miner.microbatch_us;
     fresh.place = miner.place;
   }

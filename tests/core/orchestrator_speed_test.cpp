@@ -109,6 +109,24 @@ TEST(Speed, ANewcomerCountsAsTheStagesMiddle) {
   EXPECT_EQ(swarm.world.core().index().stage(1).median_us(), 40000u);
 }
 
+// The first microbatch after a start tunes kernels: for a moment a miner looks a thousand times slower than it is. It must not
+// go without work for that.
+TEST(Speed, AColdStartIsForgottenAtOnce) {
+  ScriptedSwarm swarm(fast_spec(1, 1));
+  swarm.start();
+  ScriptedMiner& head = swarm.at(0, 0);
+  swarm.world.step(core::LeasesRequested{head.index(), 50, 8});
+  std::vector<uint32_t> times;
+  uint64_t sequence = 0;
+  for (const float ms : {2000.0f, 4.0f, 4.0f, 4.0f, 900.0f, 4.0f}) {
+    swarm.world.step(
+        core::ReceiptsArrived{head.index(), {timed_receipt(head, sequence + 1, sequence, ms)}});
+    ++sequence;
+    times.push_back(head.record().microbatch_us);
+  }
+  EXPECT_EQ(times, (std::vector<uint32_t>{2000000, 4000, 4000, 4000, 4000, 4000}));
+}
+
 TEST(Speed, TimesThatNobodyCanHaveNeededAreCutOff) {
   ScriptedSwarm swarm(fast_spec(1, 1));
   swarm.start();
@@ -129,7 +147,7 @@ TEST(Speed, TimesThatNobodyCanHaveNeededAreCutOff) {
   EXPECT_EQ(averages[1], 0u);
   EXPECT_EQ(averages[2], 0u);
   EXPECT_EQ(averages[3], 3600000000u);
-  EXPECT_EQ(averages[4], 3600000000u - (3600000000u - 10) / 8);
+  EXPECT_EQ(averages[4], 10u);
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ struct Lease {
 struct PeerHealth {
   uint32_t queued = 0;         // microbatches waiting for compute
   uint32_t capacity = 0;       // places for forwards that are free
-  float microbatch_ms = 0;     // moving average of forward + backward; 0: none yet
+  float microbatch_ms = 0;     // typically, forward + backward; 0: none yet
   template <class A> void fields(A& a) { a("queued", queued)("capacity", capacity)("microbatch_ms", microbatch_ms); }
 };
 
@@ -234,7 +234,7 @@ struct MinerStatus {
   uint64_t weight_version = 0;
   uint32_t queued = 0;                 // microbatches waiting for compute
   uint32_t in_flight = 0;              // microbatches held
-  float forward_ms = 0;                // moving averages of one microbatch
+  float forward_ms = 0;                // of one microbatch, typically
   float backward_ms = 0;
   float gradient_norm = 0;
   uint64_t boundary_tensors_sent = 0;  // activations and gradients

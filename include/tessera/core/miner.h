@@ -27,6 +27,7 @@
 #include "tessera/core/messages.h"
 #include "tessera/core/miner_events.h"
 #include "tessera/core/response_times.h"
+#include "tessera/core/recent_times.h"
 #include "tessera/core/routing.h"
 #include "tessera/core/run_spec.h"
 #include "tessera/core/stage_state.h"
@@ -257,6 +258,7 @@ class Miner {
   uint64_t weight_version_ = 0;
   uint32_t accumulated_ = 0;
   MinerStatus status_;
+  RecentTimes forward_times_, backward_times_;
   std::deque<Receipt> receipts_;
   uint64_t next_receipt_ = 1;
   uint64_t lease_request_ = 1;

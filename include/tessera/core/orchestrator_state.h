@@ -15,6 +15,7 @@
 #include "tessera/core/data_plan.h"
 #include "tessera/core/events.h"
 #include "tessera/core/orchestrator_index.h"
+#include "tessera/core/recent_times.h"
 #include "tessera/core/run_spec.h"
 
 namespace tessera::core {
@@ -35,7 +36,8 @@ struct MinerRecord {
   uint64_t local_steps = 0;                // optimizer steps it is known to have done; step n has gradients of `fresh[n]`
   uint64_t counted = 0;                    // of its whole life in the run
   uint32_t in_flight = 0;                  // leased microbatches whose proposed pathway has it, its stage's gradient not yet counted
-  uint32_t microbatch_us = 0;              // moving average of its own time for one, by its receipts; 0: none yet
+  RecentTimes own_times;                   // for one microbatch, by its receipts
+  uint32_t microbatch_us = 0;              // the typical one of these; 0: none yet
   uint32_t place = kNoPlace;               // in its stage: decides its neighbourhood (orchestrator_peers.cpp)
   std::optional<ResumedMiner> resumed;     // state of its own to start from
   uint64_t checkpoint_done = 0;            // id of the last checkpoint it committed to
@@ -63,7 +65,7 @@ struct MinerRecord {
     a("index", index)("registration", registration)("stage", stage)("live", live)("ready", ready)(
         "must_download", must_download)("epoch", epoch)("receipts_through", receipts_through)(
         "receipts_rejected", receipts_rejected)("lease_request", lease_request)("granted", granted)("fresh", fresh)("local_steps", local_steps)(
-        "counted", counted)("in_flight", in_flight)("microbatch_us", microbatch_us)("place", place)(
+        "counted", counted)("in_flight", in_flight)("own_times", own_times)("microbatch_us", microbatch_us)("place", place)(
         "resumed", resumed)("checkpoint_done", checkpoint_done)("checkpoint", checkpoint)("upload", upload)(
         "spoiled_merge", spoiled_merge)("retired_incarnation", retired_incarnation)("why", why)(
         "placed", placed)("ticket", ticket)("lost_at", lost_at)("pending_stage", pending_stage)(
