@@ -142,8 +142,8 @@ int report(const Flags& flags) {
   core::ClaspSamples samples;
   core::Clasp clasp(flags.options);
   uint64_t refused = 0;
-  const Status status = read_ledger(flags.ledger, [&](const LedgerEntry& entry) {
-    for (const core::ClaspSample& sample : samples.read(entry.event)) {
+  const Status status = read_ledger(flags.ledger, [&](const core::LedgerEntry& entry) {
+    for (const core::ClaspSample& sample : samples.read(entry)) {
       std::vector<std::string> ids;
       for (const MinerIndex miner : sample.pathway) ids.push_back(fmt::format("{}", miner));
       refused += !clasp.add(ids, sample.loss, sample.time_s).empty();

@@ -1,6 +1,7 @@
 // ledger verify, ledger export: the journal as everybody may read it.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
