@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   tessera::apps::add_optimizer_bench(&app);
 #endif
   tessera::apps::add_transport_bench(&app);
+  tessera::apps::add_trust_benches(&app);
   CLI11_PARSE(app, argc, argv);
   return 0;
 }

@@ -15,6 +15,7 @@
 #include "tessera/node/orchestrator_node.h"
 #include "tessera/store/checkpoint.h"
 #include "tessera/store/journal.h"
+#include "tessera/store/ledger_seal.h"
 
 namespace tessera::apps {
 namespace {
@@ -52,7 +53,9 @@ Status serve(const Flags& flags, StopFlags& signals) {
   TESSERA_ASSIGN_OR_RETURN(const KeyPair key, KeyPair::load_or_create(daemon.key_file));
   TESSERA_ASSIGN_OR_RETURN(const auto store, store::BlobStore::open(directory + "/blobs", daemon.blob_limit_bytes));
   LocalBlobs blobs(*store);
-  TESSERA_ASSIGN_OR_RETURN(const auto journal, store::open_journal(directory + "/journal.sqlite"));
+  TESSERA_ASSIGN_OR_RETURN(auto seal_key, SealKey::load_or_create(ledger_key_file(daemon.key_file)));
+  TESSERA_ASSIGN_OR_RETURN(auto plain_journal, store::open_journal(directory + "/journal.sqlite"));
+  const auto journal = store::sealed_journal(std::move(plain_journal), std::move(seal_key));
   store::CheckpointFolder checkpoints(directory + "/checkpoint");
 
   node::OrchestratorOptions options;

@@ -77,6 +77,8 @@ void MicrobatchTrace::read(const LedgerEntry& entry) {
       known.pathway = lease.pathway;
       known.random_pathway = true;
     }
+  } else if (const auto* upload = std::get_if<UploadCommitted>(&entry.event)) {
+    uploads_[upload->miner].push_back({entry.sequence, upload->commit.target, upload->commit.snapshot_step});
   } else if (const auto* paired = std::get_if<PairingsPublished>(&entry.event)) {
     merges_.try_emplace({paired->stage, paired->target},
                         TracedMerge{paired->stage, paired->target, entry.sequence, entry.time});
@@ -84,6 +86,18 @@ void MicrobatchTrace::read(const LedgerEntry& entry) {
     verdicts_.push_back({entry.sequence, entry.time, name_of(verdict->verdict.kind), verdict->verdict});
   }
   take(rewards_.read(entry));
+}
+
+// The first complete one whose snapshot the miner took after the gradient's optimizer step.
+const TracedMerge* MicrobatchTrace::merge_of(const TracedHop& hop) const {
+  const auto uploads = uploads_.find(hop.receipt.miner);
+  if (uploads == uploads_.end()) return nullptr;
+  for (const Upload& upload : uploads->second) {
+    if (upload.entry < hop.entry || upload.snapshot_step <= hop.receipt.local_step) continue;
+    const auto merge = merges_.find({hop.receipt.stage, upload.target});
+    if (merge != merges_.end()) return &merge->second;
+  }
+  return nullptr;
 }
 
 TracedMicrobatch MicrobatchTrace::finish() {
@@ -98,9 +112,7 @@ TracedMicrobatch MicrobatchTrace::finish() {
     hop.voided = voided_.find(epoch) != nullptr;
     if (!receipt.accumulated || !counted.insert(receipt.stage).second) continue;
     if (receipt.stage + 1 == trace_.stages) trace_.loss = receipt.loss;
-    if (const auto merge = merges_.find({receipt.stage, receipt.epoch + 1}); merge != merges_.end()) {
-      trace_.merges.push_back(merge->second);
-    }
+    if (const TracedMerge* merge = merge_of(hop)) trace_.merges.push_back(*merge);
   }
   trace_.complete = trace_.stages > 0 && counted.size() == trace_.stages;
   std::stable_sort(trace_.hops.begin(), trace_.hops.end(), [](const TracedHop& a, const TracedHop& b) {

@@ -11,6 +11,20 @@
 #include "tessera/base/files.h"
 
 namespace tessera::store {
+
+Digest next_chain(const Digest& previous, const JournalRecord& record, uint64_t sequence) {
+  ByteWriter head;
+  head.raw(previous.bytes.data(), previous.bytes.size());
+  head.number(sequence);
+  head.number(record.unix_ms);
+  head.text(record.kind);
+  head.number(static_cast<uint32_t>(record.body.size()));
+  Hasher hasher;
+  hasher.update(head.bytes());
+  hasher.update(record.body);
+  return hasher.finish();
+}
+
 namespace {
 
 constexpr int64_t kApplicationId = 0x5453524a;  // "TSRJ"
@@ -39,19 +53,6 @@ constexpr char kSelectNewest[] =
     "SELECT sequence, unix_ms, kind, body, json FROM entries WHERE kind = ?1 AND sequence <= ?2 "
     "ORDER BY sequence DESC LIMIT 1";
 constexpr char kSelectLast[] = "SELECT coalesce(max(sequence), 0) FROM entries";
-
-Digest chain_of(const Digest& previous, const JournalRecord& record, uint64_t sequence) {
-  ByteWriter head;
-  head.raw(previous.bytes.data(), previous.bytes.size());
-  head.number(sequence);
-  head.number(record.unix_ms);
-  head.text(record.kind);
-  head.number(static_cast<uint32_t>(record.body.size()));
-  Hasher hasher;
-  hasher.update(head.bytes());
-  hasher.update(record.body);
-  return hasher.finish();
-}
 
 struct ChainedRecord {
   JournalRecord record;
@@ -229,7 +230,7 @@ Status SqliteJournal::append(std::vector<JournalRecord>* records) {
   Digest chain = last_chain_;
   TESSERA_RETURN_IF_ERROR(connection_->transaction([&]() -> Status {
     for (const JournalRecord& record : *records) {
-      chain = chain_of(chain, record, ++sequence);
+      chain = next_chain(chain, record, ++sequence);
       TESSERA_RETURN_IF_ERROR(insert(record, sequence, chain));
     }
     return ok_status();
@@ -289,7 +290,7 @@ Status SqliteJournal::replay(uint64_t after,
             after + 1, item.record.sequence);
       }
       ++after;
-      chain = chain_of(chain, item.record, after);
+      chain = next_chain(chain, item.record, after);
       if (item.chain != chain.view()) {
         return data_loss(
             "{}: record {} does not fit the hash chain: it or its chain value was changed; restore "

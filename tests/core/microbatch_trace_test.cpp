@@ -22,7 +22,11 @@ TEST(Trace, ShowsEveryHopWithWhatBecameOfIt) {
   story.report(story.receipts(4, {0, 2, 4}));
   story.report(story.receipts(5, {1, 3, 4}, 4.5f));
   story.publish(5, {1, 3, 5});
+  story.add(core::UploadCommitted{3, {.target = 1, .object = {}, .snapshot_step = 0}});  // before the gradient's step
   story.add(core::PairingsPublished{1, 1, {}});
+  story.add(core::UploadCommitted{3, {.target = 2, .object = {}, .snapshot_step = 1}});  // of a merge that is aborted
+  story.add(core::UploadCommitted{3, {.target = 3, .object = {}, .snapshot_step = 2}});
+  story.add(core::PairingsPublished{1, 3, {}});
   story.judge(3, 1, 0, core::VerdictKind::kAuditedWork, false);
   story.judge(2, 1, 0, core::VerdictKind::kAuditedWork, false);
   const TracedMicrobatch traced = trace(story.entries, 5);
@@ -40,6 +44,7 @@ TEST(Trace, ShowsEveryHopWithWhatBecameOfIt) {
   EXPECT_EQ(traced.leases[0].pathway, (std::vector<MinerIndex>{1, 3, 5}));
   ASSERT_EQ(traced.merges.size(), 1u);
   EXPECT_EQ(traced.merges[0].stage, 1u);
+  EXPECT_EQ(traced.merges[0].target, 3u);
   ASSERT_EQ(traced.verdicts.size(), 1u);
   EXPECT_EQ(traced.verdicts[0].verdict.miner, 3u);
 }

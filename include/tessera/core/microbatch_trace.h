@@ -48,7 +48,7 @@ struct TracedHop {
 
 struct TracedMerge {
   StageIndex stage = 0;
-  Epoch target = 0;                 // the epoch it led to: gradients of the one before are in it
+  Epoch target = 0;                 // the epoch it led to
   uint64_t entry = 0;
   TimeMs unix_ms = 0;
   template <class A>
@@ -96,6 +96,7 @@ class MicrobatchTrace {
  private:
   void watch_lease(const LedgerEntry& entry);
   void take(const std::vector<RewardedReceipt>& settled);
+  const TracedMerge* merge_of(const TracedHop& hop) const;
 
   TracedMicrobatch trace_;
   std::unique_ptr<Orchestrator> replay_;
@@ -103,7 +104,13 @@ class MicrobatchTrace {
   MinerKeys keys_;
   VoidedEpochs no_voided_epochs_;   // verdicts come later than receipts: finish() marks what they void
   Rewards rewards_;
-  std::map<std::pair<StageIndex, Epoch>, TracedMerge> merges_;
+  struct Upload {
+    uint64_t entry = 0;
+    Epoch target = 0;
+    uint64_t snapshot_step = 0;
+  };
+  std::map<MinerIndex, std::vector<Upload>> uploads_;
+  std::map<std::pair<StageIndex, Epoch>, TracedMerge> merges_;  // complete ones
   std::vector<TracedVerdict> verdicts_;
   VoidedEpochs voided_;
 };

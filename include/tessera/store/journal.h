@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 
+#include "tessera/base/ids.h"
 #include "tessera/base/status.h"
 #include "tessera/ports/journal.h"
 
@@ -20,6 +21,9 @@ using JournalRecord = ports::JournalRecord;
 
 inline constexpr size_t kMaxKindBytes = 255;
 inline constexpr size_t kMaxBodyBytes = 16u << 20;  // of a body, and of a JSON text
+
+// The chain value of a record with this number, after the one of the record before it (zeros before the first).
+Digest next_chain(const Digest& previous, const JournalRecord& record, uint64_t sequence);
 
 // Opens or creates (the folder too). FAILED_PRECONDITION: a file with another application id or
 // schema version, saying what was found, or one that is open for writing already (flock on

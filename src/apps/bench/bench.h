@@ -25,5 +25,6 @@ void add_codec_bench(CLI::App* app);
 void add_optimizer_bench(CLI::App* app);
 #endif
 void add_transport_bench(CLI::App* app);
+void add_trust_benches(CLI::App* app);
 
 }  // namespace tessera::apps

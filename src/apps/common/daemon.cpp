@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 
 namespace tessera::apps {
 namespace {
@@ -28,6 +29,10 @@ StopFlags& catch_signals() {
 }
 
 std::string version() { return TESSERA_VERSION; }
+
+std::string ledger_key_file(const std::string& orchestrator_key_file) {
+  return (std::filesystem::path(orchestrator_key_file).parent_path() / "ledger.key").string();
+}
 
 SplitOverrides split_overrides(const std::vector<std::string>& overrides) {
   static constexpr std::array<std::string_view, 9> kRunSections = {

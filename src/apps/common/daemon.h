@@ -26,6 +26,9 @@ StopFlags& catch_signals();
 // The software's version, for people.
 std::string version();
 
+// The file that the ledger is sealed with: beside the orchestrator's own key.
+std::string ledger_key_file(const std::string& orchestrator_key_file);
+
 // Overrides of a run's keys ("training.steps=3") and those of the daemon's own, told apart by their first word.
 struct SplitOverrides {
   std::vector<std::string> run;

@@ -12,6 +12,10 @@ using Action = std::function<int()>;
 void add_config_commands(CLI::App& app, Action& action);
 void add_data_commands(CLI::App& app, Action& action);
 void add_checkpoint_commands(CLI::App& app, Action& action);
+void add_clasp_commands(CLI::App& app, Action& action);
+void add_ledger_commands(CLI::App& app, Action& action);
+void add_rewards_commands(CLI::App& app, Action& action);
+void add_trace_commands(CLI::App& app, Action& action);
 void add_run_commands(CLI::App& app, Action& action);
 void add_swarm_commands(CLI::App& app, Action& action);
 

@@ -13,6 +13,10 @@ int main(int argc, char** argv) {
   add_checkpoint_commands(app, action);
   add_run_commands(app, action);
   add_swarm_commands(app, action);
+  add_ledger_commands(app, action);
+  add_trace_commands(app, action);
+  add_clasp_commands(app, action);
+  add_rewards_commands(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <map>
 
+#include "common/daemon.h"
+#include "ctl/ledger_files.h"
 #include "tessera/base/crypto.h"
 #include "tessera/base/files.h"
 #include "tessera/core/orchestrator.h"
-#include "tessera/store/journal.h"
 
 namespace tessera::apps {
 namespace {
@@ -20,30 +21,29 @@ struct LedgerView {
   uint64_t receipts = 0;
 };
 
-StatusOr<LedgerView> read_ledger(const std::string& path) {
-  TESSERA_ASSIGN_OR_RETURN(const auto journal, store::open_journal(path, true));
+// With its key: the replay needs the run's secret.
+StatusOr<LedgerView> replay_ledger(const std::string& folder) {
   LedgerView view;
   TimeMs time = 0;
-  const Status status = journal->replay(0, [&](const ports::JournalRecord& record) -> Status {
-    if (record.kind == ports::kSnapshotKind) return ok_status();
-    const std::optional<core::Event> event = core::decode_event(record.kind, record.body);
-    if (!event) return data_loss("journal entry {} can't be read", record.sequence);
-    time = std::max(time, record.unix_ms);
-    if (const auto* arrived = std::get_if<core::ReceiptsArrived>(&*event)) {
+  const LedgerFlags ledger{.journal = folder, .key = ledger_key_file(folder + "/orchestrator.key")};
+  const Status status = read_ledger(ledger, [&](const core::LedgerEntry& entry) -> Status {
+    const core::Event& event = entry.event;
+    time = std::max(time, entry.time);
+    if (const auto* arrived = std::get_if<core::ReceiptsArrived>(&event)) {
       for (const core::Receipt& receipt : arrived->receipts) {
         view.receipts++;
         if (receipt.accumulated && receipt.stage + 1 == view.run.state().stages.size()) {
           view.losses[receipt.microbatch] = receipt.loss;
         }
       }
-    } else if (const auto* reported = std::get_if<core::MinerReported>(&*event)) {
+    } else if (const auto* reported = std::get_if<core::MinerReported>(&event)) {
       view.reports[reported->miner] = reported->status;
     }
-    view.run.step(time, *event);
+    view.run.step(time, event);
     return ok_status();
   });
   if (!status.ok()) return status;
-  if (!view.run.state().created) return data_loss("{}: no run in it", path);
+  if (!view.run.state().created) return data_loss("{}: no run in its journal", folder);
   return view;
 }
 
@@ -141,7 +141,7 @@ nlohmann::json compression_of(const LedgerView& ledger) {
 }  // namespace
 
 StatusOr<nlohmann::json> summarise(const SummaryInputs& inputs) {
-  TESSERA_ASSIGN_OR_RETURN(const LedgerView ledger, read_ledger(inputs.out + "/journal.sqlite"));
+  TESSERA_ASSIGN_OR_RETURN(const LedgerView ledger, replay_ledger(inputs.out));
   const core::OrchestratorState& state = ledger.run.state();
   uint64_t merges = 0;
   for (const core::StageRecord& stage : state.stages) merges += stage.merges;

@@ -1,0 +1,36 @@
+// Reading a run's ledger from its file, as everybody may (the public view) or with the key it is sealed with.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "tessera/base/status.h"
+#include "tessera/core/ledger_entry.h"
+#include "tessera/store/ledger_seal.h"
+
+namespace tessera::apps {
+
+struct LedgerFlags {
+  std::string journal;  // the file, or the orchestrator's folder
+  std::string key;      // ledger.key; empty: the public view
+};
+
+void add_ledger_flags(CLI::App* command, LedgerFlags* flags);
+
+// A journal opened for reading, with what opens its sealed entries.
+struct OpenLedger {
+  std::string path;
+  std::unique_ptr<store::Journal> journal;
+  store::LedgerSeal seal{std::nullopt};
+};
+StatusOr<OpenLedger> open_ledger(const LedgerFlags& flags);
+// Keys that the ledger itself has published. Most ledgers have none: then nothing is read twice.
+Status learn_published_keys(OpenLedger* ledger);
+
+// Every event that can be read, in order, the hash chain checked on the way. Entries that are still sealed, and snapshots,
+// are passed over.
+Status read_ledger(const LedgerFlags& flags, const std::function<Status(const core::LedgerEntry&)>& visit);
+
+}  // namespace tessera::apps
