@@ -12,6 +12,7 @@ using Action = std::function<int()>;
 void add_config_commands(CLI::App& app, Action& action);
 void add_data_commands(CLI::App& app, Action& action);
 void add_checkpoint_commands(CLI::App& app, Action& action);
+void add_plan_commands(CLI::App& app, Action& action);
 void add_run_commands(CLI::App& app, Action& action);
 void add_swarm_commands(CLI::App& app, Action& action);
 
