@@ -36,7 +36,7 @@ class BoxStage final : public StageCompute {
     output.wire = joined(wires);
     if (losses[0].defined()) {
       output.loss = losses[0];
-      for (size_t i = 1; i < losses.size(); ++i) output.loss = output.loss + losses[i].to(output.loss.device());
+      for (size_t i = 1; i < losses.size(); ++i) output.loss = output.loss.add(losses[i].to(output.loss.device()));
     }
     output.state = std::move(state);
     return output;

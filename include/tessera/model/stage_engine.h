@@ -41,7 +41,7 @@ struct EngineOptions {
   int threads = 0;             // of the CPU; 0: torch's own choice
   size_t max_in_flight = 64;   // microbatches between forward() and backward() or discard()
   PassKind pass = PassKind::kBest;
-  BoxOptions box;              // the pass of a box is always the one by hand
+  BoxOptions box = {};         // the pass of a box is always the one by hand
 };
 
 // The engine at the start of the run (initial_values()). Used by one thread, the one that made it
