@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   tessera::apps::add_step_bench(&app);
   tessera::apps::add_codec_bench(&app);
   tessera::apps::add_optimizer_bench(&app);
+  tessera::apps::add_zero_bench(&app);
 #endif
   tessera::apps::add_transport_bench(&app);
   tessera::apps::add_trust_benches(&app);

@@ -7,8 +7,10 @@
 #include "common/daemon.h"
 #include "common/paced_engine.h"
 #include "common/training_data.h"
+#include "miner/devices.h"
 #include "tessera/base/files.h"
 #include "tessera/base/log.h"
+#include "tessera/collective/groups.h"
 #include "tessera/config/daemon_config.h"
 #include "tessera/model/stage_engine.h"
 #include "tessera/net/grpc_logging.h"
@@ -38,7 +40,7 @@ StatusOr<std::string> mine(const Flags& flags, StopFlags& signals) {
   net::quiet_grpc_logging();
   TESSERA_RETURN_IF_ERROR(make_directories(config.directory));
   TESSERA_ASSIGN_OR_RETURN(const KeyPair key, KeyPair::load_or_create(config.key_file));
-  TESSERA_ASSIGN_OR_RETURN(const std::string device, model::choose_device(name_of(config.device)));
+  TESSERA_ASSIGN_OR_RETURN(const MinerDevices devices, open_devices(config));
   const auto signer = std::make_shared<net::RequestSigner>(key);
   TESSERA_ASSIGN_OR_RETURN(const auto orchestrator, net::GrpcOrchestratorLink::create({.orchestrator = config.orchestrator, .signer = signer, .software = version(), .expected_orchestrator = {}}));
   TESSERA_ASSIGN_OR_RETURN(const auto blobs, net::GrpcBlobLink::create({.server = config.orchestrator, .signer = signer, .software = version(), .expected_server = {}}));
@@ -50,12 +52,12 @@ StatusOr<std::string> mine(const Flags& flags, StopFlags& signals) {
   options.directory = config.directory;
   options.registration.node = key.id();
   options.registration.incarnation = random_u64();
-  options.registration.device = device;
-  options.registration.memory_bytes = config.memory_bytes > 0 ? config.memory_bytes : model::device_memory_bytes(device);
+  options.registration.device = devices.description;
+  options.registration.memory_bytes = devices.memory_bytes;
   options.registration.software = version();
   options.registration.wanted_stage = config.wanted_stage;
   options.make_engine = [&](const core::RunSpec& spec, StageIndex stage) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
-    TESSERA_ASSIGN_OR_RETURN(auto engine, model::make_stage_engine({.spec = spec, .stage = stage, .device = device, .threads = static_cast<int>(config.threads), .max_in_flight = 256}));
+    TESSERA_ASSIGN_OR_RETURN(auto engine, model::make_stage_engine({.spec = spec, .stage = stage, .device = devices.first, .threads = static_cast<int>(config.threads), .max_in_flight = 256, .pass = model::PassKind::kBest, .box = devices.box}));
     return paced(std::move(engine), config.pace_ms);
   };
   net::PeerServer* server_to_tell = nullptr;
@@ -67,9 +69,9 @@ StatusOr<std::string> mine(const Flags& flags, StopFlags& signals) {
   TESSERA_ASSIGN_OR_RETURN(const auto server, net::PeerServer::start({.listen = config.listen, .key = key}, &node));
   server_to_tell = server.get();
   node.set_address(advertised(config, *server));
-  const nlohmann::json about = {{"address", server->address()}, {"node", key.id().hex()}, {"pid", ::getpid()}, {"device", device}};
+  const nlohmann::json about = {{"address", server->address()}, {"node", key.id().hex()}, {"pid", ::getpid()}, {"device", devices.description}};
   TESSERA_RETURN_IF_ERROR(write_file_atomic(config.directory + "/miner.json", about.dump(2) + "\n"));
-  spdlog::info("miner {} on {} with {}", key.id().brief(), server->address(), device);
+  spdlog::info("miner {} on {} with {}", key.id().brief(), server->address(), devices.description);
   auto ended = node.run(signals.stop);
   server->shutdown();
   return ended;
@@ -82,6 +84,7 @@ int main(int argc, char** argv) {
   using namespace tessera::apps;
   CLI::App app("A Tessera miner: holds a slice of the model's layers and trains it.");
   Flags flags;
+  tessera::collective::prepare_process();
   app.set_version_flag("--version", version());
   app.add_option("--config", flags.config, "The miner's YAML");
   app.add_option("--set", flags.overrides, "key=value over a key of the YAML")->allow_extra_args(false);

@@ -1,5 +1,7 @@
 #include "tessera/config/daemon_config.h"
 
+#include <algorithm>
+
 #include "config/field.h"
 #include "config/loader.h"
 
@@ -11,6 +13,8 @@ constexpr uint64_t kMinMemoryBytes = uint64_t{64} << 20;
 constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kMaxPaceMs = 60000;
 constexpr uint32_t kMaxStages = 64;
+constexpr size_t kMaxGpus = 64;
+constexpr uint32_t kMaxZeroStage = 3;
 constexpr uint32_t kMaxSnapshotEvents = 1000000000;
 
 void add_log(LogConfig* log, FieldTable* table) {
@@ -59,12 +63,18 @@ FieldTable table_of(MinerConfig* config) {
       field("key_file", &config->key_file, "",
             "the miner's secret key, made if absent; empty: miner.key in the directory"),
       field("device", &config->device, "", "auto: a CUDA device if there is one, else the CPU"),
+      field("gpus", &config->gpus, "at most 64, each once",
+            "several GPUs that are one miner, by their numbers; empty: the one of device; with device cpu: as many workers "
+            "on the CPU, for tests"),
+      field("zero_stage", &config->zero_stage, "0 to 3",
+            "what is sharded over the GPUs: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too; "
+            "'tesseractl plan box' says which one fits"),
       field("threads", &config->threads, "0 to 1024", "compute threads of the CPU; 0: automatic"),
       field("compute.pace_ms", &config->pace_ms, "0 to 60000",
             "for tests and to leave the machine to others: a forward and a backward each take at "
             "least this many milliseconds; the rest is slept"),
       field("memory_bytes", ByteCount{&config->memory_bytes}, "0, or 64MiB or more",
-            "device memory that the miner may use; 0: automatic"),
+            "device memory that the miner may use, of each GPU; 0: automatic"),
       field("wanted_stage", NumberOrAny{&config->wanted_stage}, "any, or 0 to 63",
             "ask for this stage; any: wherever it is needed most"),
   };
@@ -90,12 +100,36 @@ Status validate_orchestrator(const OrchestratorConfig& config) {
   return ok_status();
 }
 
+Status check_gpus(const MinerConfig& config) {
+  if (config.zero_stage > kMaxZeroStage) {
+    return invalid_argument("zero_stage: {} is not allowed; it must be 0 to {}", config.zero_stage, kMaxZeroStage);
+  }
+  if (config.gpus.size() > kMaxGpus) {
+    return invalid_argument("gpus: {} of them; at most {} are allowed", config.gpus.size(), kMaxGpus);
+  }
+  if (config.zero_stage > 0 && config.gpus.size() < 2) {
+    return invalid_argument("zero_stage: {} shards over several GPUs; name them in 'gpus', or leave zero_stage out",
+                            config.zero_stage);
+  }
+  for (size_t i = 0; i < config.gpus.size(); ++i) {
+    if (std::find(config.gpus.begin(), config.gpus.begin() + static_cast<std::ptrdiff_t>(i), config.gpus[i]) !=
+        config.gpus.begin() + static_cast<std::ptrdiff_t>(i)) {
+      return invalid_argument("gpus: {} is named twice", config.gpus[i]);
+    }
+  }
+  if (!config.gpus.empty() && config.device.kind == Device::Kind::kCuda) {
+    return invalid_argument("gpus: device names a GPU too; leave device out");
+  }
+  return ok_status();
+}
+
 Status validate_miner(const MinerConfig& config) {
   if (config.orchestrator.empty()) {
     return invalid_argument(
         "orchestrator: required; give the address host:port of the run's orchestrator");
   }
   TESSERA_RETURN_IF_ERROR(check_directory(config.directory));
+  TESSERA_RETURN_IF_ERROR(check_gpus(config));
   if (config.threads > kMaxThreads) {
     return invalid_argument("threads: {} is not allowed; it must be 0 to {}", config.threads,
                             kMaxThreads);

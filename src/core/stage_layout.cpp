@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace tessera::core {
@@ -115,6 +116,17 @@ std::vector<TensorLayout> stage_layout(const RunSpec& spec, StageIndex stage) {
 uint64_t stage_value_count(const RunSpec& spec, StageIndex stage) {
   const std::vector<TensorLayout> layout = stage_layout(spec, stage);
   return layout.empty() ? 0 : layout.back().offset + layout.back().count;
+}
+
+std::string unit_of(const TensorLayout& tensor) {
+  constexpr std::string_view kLayers = "model.layers.";
+  if (tensor.name.starts_with(kLayers)) {
+    return "layer " + tensor.name.substr(kLayers.size(), tensor.name.find('.', kLayers.size()) - kLayers.size());
+  }
+  for (const char* end : {".down", ".encoder_in", ".encoder_out", ".encoder", "model.norm.weight", "lm_head.weight"}) {
+    if (tensor.name.ends_with(end)) return "sender";
+  }
+  return "receiver";
 }
 
 }  // namespace tessera::core

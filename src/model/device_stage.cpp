@@ -7,6 +7,7 @@
 
 #include <utility>
 
+#include "model/host_copy.h"
 #include "tessera/model/stage_layout.h"
 
 namespace tessera::model {
@@ -22,8 +23,7 @@ std::unique_ptr<StagePass> make_pass(const core::RunSpec& spec, StageIndex stage
     at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
   }
   if (!fused) return make_autograd_pass(spec, stage, compute);
-  return make_fused_pass(spec, stage, compute, spec.training.recompute,
-                         spec.training.deterministic);
+  return make_fused_pass(spec, stage, compute);
 }
 
 }  // namespace
@@ -87,18 +87,36 @@ StatusOr<double> DeviceStage::step(double learning_rate) {
   return norm;
 }
 
-void DeviceStage::set_masters(const at::Tensor& masters) {
-  masters_.copy_(masters);
+std::vector<float> DeviceStage::read_masters() { return to_host(masters_); }
+
+void DeviceStage::write_masters(const std::vector<float>& values) {
+  copy_from_host(values.data(), masters_);
   renew_weights();
 }
 
-void DeviceStage::restore(const at::Tensor& masters, const at::Tensor& first_moment,
-                          const at::Tensor& second_moment, uint64_t steps,
-                          const at::Tensor& gradient, uint32_t microbatches) {
-  optimizer_->restore(first_moment, second_moment, steps);
-  if (gradient.defined()) accumulator_.copy_(gradient);
-  accumulated_ = microbatches;
-  set_masters(masters);
+core::LocalState DeviceStage::read_state() {
+  core::LocalState state;
+  state.masters = to_host(masters_);
+  state.first_moment = to_host(optimizer_->first_moment());
+  state.second_moment = to_host(optimizer_->second_moment());
+  if (accumulated_ > 0) state.gradient = to_host(accumulator_);
+  state.optimizer_steps = optimizer_->steps();
+  state.gradient_microbatches = accumulated_;
+  return state;
+}
+
+void DeviceStage::write_state(const core::LocalState& state) {
+  const c10::NoGradGuard no_graph;
+  const at::Device device = masters_.device();
+  // All uploads first: if one fails, the stage is as before.
+  const at::Tensor masters = to_device(state.masters, device);
+  const at::Tensor first_moment = to_device(state.first_moment, device);
+  const at::Tensor second_moment = to_device(state.second_moment, device);
+  if (!state.gradient.empty()) accumulator_.copy_(to_device(state.gradient, device));
+  optimizer_->restore(first_moment, second_moment, state.optimizer_steps);
+  accumulated_ = state.gradient_microbatches;
+  masters_.copy_(masters);
+  renew_weights();
 }
 
 }  // namespace tessera::model

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "model/optimizer.h"
+#include "model/stage_compute.h"
 #include "model/stage_pass.h"
 #include "tessera/base/status.h"
 #include "tessera/model/stage_engine.h"
@@ -16,34 +17,22 @@
 namespace tessera::model {
 
 // Used by one thread. Throws what torch throws.
-class DeviceStage {
+class DeviceStage final : public StageCompute {
  public:
   // masters: [count] fp32 on the device; taken over.
   DeviceStage(const core::RunSpec& spec, StageIndex stage, const at::Device& device, PassKind kind,
               at::Tensor masters);
 
-  // ids [B, T + 1] int64; boundary [B, T, r] fp32, undefined at the head.
-  PassOutput forward(const at::Tensor& ids, const at::Tensor& boundary);
-  // Calls `ready` with the input's gradient (undefined at the head) before the weight gradients
-  // that it does not need are begun. A failure on the way loses what was accumulated: it may be
-  // half added.
+  PassOutput forward(const at::Tensor& ids, const at::Tensor& boundary) override;
   void backward(std::unique_ptr<PassState> state, const at::Tensor& outer, bool accumulate,
-                const std::function<void(const at::Tensor&)>& ready);
-  // One optimizer step with the mean of what was accumulated, at least one microbatch; the answer
-  // is the gradient's norm. A gradient that is not finite is dropped, with DATA_LOSS.
-  StatusOr<double> step(double learning_rate);
-
-  const std::shared_ptr<const StageWeights>& weights() const { return weights_; }
-  const at::Tensor& masters() const { return masters_; }
-  const at::Tensor& accumulator() const { return accumulator_; }
-  uint32_t accumulated() const { return accumulated_; }
-  const Optimizer& optimizer() const { return *optimizer_; }
-
-  void set_masters(const at::Tensor& masters);
-  // `gradient`: undefined if `microbatches` is 0.
-  void restore(const at::Tensor& masters, const at::Tensor& first_moment,
-               const at::Tensor& second_moment, uint64_t steps, const at::Tensor& gradient,
-               uint32_t microbatches);
+                const std::function<void(const at::Tensor&)>& ready) override;
+  StatusOr<double> step(double learning_rate) override;
+  uint64_t weight_version() const override { return weights_->version; }
+  uint32_t accumulated() const override { return accumulated_; }
+  std::vector<float> read_masters() override;
+  void write_masters(const std::vector<float>& values) override;
+  core::LocalState read_state() override;
+  void write_state(const core::LocalState& state) override;
 
  private:
   // A new version of the compute weights. The old one lives on in the microbatches that use it.

@@ -31,6 +31,8 @@ bool is_out_of_memory(std::string_view message) {
 Status status_of_current_exception(const char* what) {
   try {
     throw;
+  } catch (const StatusException& exception) {
+    return exception.status();
   } catch (const c10::Error& exception) {
     const std::string message = exception.what_without_backtrace();
     if (is_out_of_memory(message)) return out_of_memory(what, message);

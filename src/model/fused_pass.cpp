@@ -49,13 +49,15 @@ class FusedState final : public PassState {
 class FusedPass final : public StagePass {
  public:
   FusedPass(const core::RunSpec& spec, StageIndex stage, const at::TensorOptions& compute,
-            Recompute recompute, bool deterministic)
+            const FusedPassOptions& options)
       : spec_(spec),
         stage_(stage),
         compute_(compute),
-        recompute_(recompute),
+        options_(options),
+        recompute_(spec.training.recompute),
         epsilon_(spec.model.norm_epsilon),
-        trunk_(spec, compute.device(), compute.dtype().toScalarType(), deterministic) {
+        trunk_(spec, compute.device(), compute.dtype().toScalarType(),
+               spec.training.deterministic) {
     TORCH_CHECK(spec.boundary.kind != BoundaryKind::kIota || spec.pipeline.stages == 1,
                 "the iota boundary goes through autograd");
   }
@@ -93,6 +95,7 @@ class FusedPass final : public StagePass {
   const core::RunSpec spec_;
   const StageIndex stage_;
   const at::TensorOptions compute_;
+  const FusedPassOptions options_;
   const Recompute recompute_;
   const double epsilon_;
   Trunk trunk_;
@@ -166,12 +169,15 @@ at::Tensor FusedPass::send(FusedState* state, const at::Tensor& x, bool keep) {
 
 PassOutput FusedPass::run(FusedState* state, bool keep) {
   state->complete = keep;
+  const StageWeights& weights = *state->weights;
+  weights.begin(0, PassDirection::kForward);
   at::Tensor x = receive(state, keep);
-  x = trunk_.forward(state->weights->layers, std::move(x), recompute_ == Recompute::kBlock,
+  x = trunk_.forward(weights, std::move(x), recompute_ == Recompute::kBlock,
                      keep ? &state->layers : nullptr);
+  weights.begin(weights.last_unit(), PassDirection::kForward);
   PassOutput output;
   if (is_tail()) {
-    output.loss = tail_forward(tail_weights(*state->weights), x, state->targets, epsilon_,
+    output.loss = tail_forward(tail_weights(weights), x, state->targets, epsilon_, options_.loss_share,
                                &trunk_.product(), keep ? &state->tail : nullptr);
   } else {
     output.wire = batched(send(state, x, keep));
@@ -269,25 +275,33 @@ at::Tensor FusedPass::backward(std::unique_ptr<PassState> held, const at::Tensor
   const std::unique_ptr<FusedState> state(static_cast<FusedState*>(held.release()));
   if (is_head() && !sink->wanted()) return {};
   if (!state->complete) run(state.get(), /*keep=*/true);
-  at::Tensor dx = is_tail() ? tail_backward(tail_weights(*state->weights),
+  const StageWeights& weights = *state->weights;
+  weights.begin(weights.last_unit(), PassDirection::kBackward);
+  sink->begin(weights.last_unit());
+  at::Tensor dx = is_tail() ? tail_backward(tail_weights(weights),
                                             std::exchange(state->tail, {}), sink)
                             : send_backward(state.get(), outer, sink);
+  sink->end(weights.last_unit());
   state->last.reset();
   state->sender_norm = {};
   // Weight gradients that wait until dX is on its way hold every layer's tensors until then. The
   // head sends nothing, and recomputation by block is there for memory: they free it at once.
   const bool by_block = recompute_ == Recompute::kBlock;
-  dx = trunk_.backward(state->weights->layers, &state->layers, std::move(dx), by_block,
-                       /*defer=*/!is_head() && !by_block, sink);
-  return receive_backward(state.get(), dx, sink);
+  dx = trunk_.backward(weights, &state->layers, std::move(dx), by_block,
+                       /*defer=*/options_.defer && !is_head() && !by_block, sink);
+  weights.begin(0, PassDirection::kBackward);
+  sink->begin(0);
+  dx = receive_backward(state.get(), dx, sink);
+  sink->end(0);
+  return dx;
 }
 
 }  // namespace
 
 std::unique_ptr<StagePass> make_fused_pass(const core::RunSpec& spec, StageIndex stage,
-                                           const at::TensorOptions& compute, Recompute recompute,
-                                           bool deterministic) {
-  return std::make_unique<FusedPass>(spec, stage, compute, recompute, deterministic);
+                                           const at::TensorOptions& compute,
+                                           const FusedPassOptions& options) {
+  return std::make_unique<FusedPass>(spec, stage, compute, options);
 }
 
 int64_t weight_padding(const core::RunSpec& spec, StageIndex stage) {

@@ -31,34 +31,32 @@ constexpr int64_t kMostStackedValues = int64_t{1} << 26;
 // Blocks that a thread of the CPU should have at least.
 constexpr int64_t kBlocksPerThread = 8;
 
-enum class Half { kMomentum, kApply };
+}  // namespace
 
-Status run(Half half, const kernels::MuonParams& params, const at::Device& device) {
+Status run_muon(MuonHalf half, const kernels::MuonParams& params, const at::Device& device) {
 #ifdef TESSERA_WITH_CUDA
   if (device.is_cuda()) {
     void* stream = c10::cuda::getCurrentCUDAStream(device.index()).stream();
-    return half == Half::kMomentum
+    return half == MuonHalf::kMomentum
                ? check_launch(kernels::muon_momentum_cuda(params, stream), "Muon's momentum")
                : check_launch(kernels::muon_apply_cuda(params, stream), "Muon's update");
   }
 #endif
   TESSERA_CHECK(device.is_cpu());
   const auto function =
-      half == Half::kMomentum ? kernels::muon_momentum_cpu : kernels::muon_apply_cpu;
+      half == MuonHalf::kMomentum ? kernels::muon_momentum_cpu : kernels::muon_apply_cpu;
   at::parallel_for(0, kernels::muon_block_count(params), kBlocksPerThread,
                    [&](int64_t begin, int64_t end) { function(params, begin, end); });
   return ok_status();
 }
 
-void set_stack(const at::Tensor& stack, kernels::MuonParams* params) {
+void set_muon_stack(const at::Tensor& stack, kernels::MuonParams* params) {
   if (stack.scalar_type() == at::kBFloat16) {
     params->stack_bfloat16 = static_cast<uint16_t*>(stack.data_ptr());
   } else {
     params->stack_float = stack.data_ptr<float>();
   }
 }
-
-}  // namespace
 
 at::Tensor newton_schulz(at::Tensor stack) {
   stack.div_(at::linalg_vector_norm(stack, 2, at::IntArrayRef{1, 2}, /*keepdim=*/true, at::kFloat)
@@ -118,11 +116,11 @@ Status MuonPass::enqueue(const StepTensors& tensors, const at::Tensor& momentum,
         std::max(1.0, static_cast<double>(which.rows) / static_cast<double>(which.columns));
     own.step = static_cast<float>(constants.learning_rate * std::sqrt(shape_factor));
     kernels::MuonParams before = own;
-    set_stack(stack, &before);
-    TESSERA_RETURN_IF_ERROR(run(Half::kMomentum, before, device));
+    set_muon_stack(stack, &before);
+    TESSERA_RETURN_IF_ERROR(run_muon(MuonHalf::kMomentum, before, device));
     stack = newton_schulz(std::move(stack));
-    set_stack(stack, &own);
-    TESSERA_RETURN_IF_ERROR(run(Half::kApply, own, device));
+    set_muon_stack(stack, &own);
+    TESSERA_RETURN_IF_ERROR(run_muon(MuonHalf::kApply, own, device));
   }
   return ok_status();
 }

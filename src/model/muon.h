@@ -19,6 +19,13 @@ namespace tessera::model {
 // Computes in the stack's dtype, on the smaller side. May use the stack's memory.
 at::Tensor newton_schulz(at::Tensor stack);
 
+// The two passes over memory before and after it, on the device of the pointers (CUDA: the current
+// stream; a CPU: all of torch's threads).
+enum class MuonHalf { kMomentum, kApply };
+Status run_muon(MuonHalf half, const kernels::MuonParams& params, const at::Device& device);
+// `stack`: fp32 or bf16.
+void set_muon_stack(const at::Tensor& stack, kernels::MuonParams* params);
+
 struct MuonConstants {
   double momentum = 0;
   double learning_rate = 0;  // times sqrt(max(1, rows / columns)) of a matrix

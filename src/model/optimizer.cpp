@@ -3,10 +3,10 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <cmath>
 #include <iterator>
 
 #include "model/muon.h"
+#include "model/optimizer_parts.h"
 
 namespace tessera::model {
 namespace {
@@ -14,8 +14,6 @@ namespace {
 int64_t count_of(const std::vector<ports::TensorLayout>& layout) {
   return layout.empty() ? 0 : static_cast<int64_t>(layout.back().offset + layout.back().count);
 }
-
-bool is_matrix(const ports::TensorLayout& tensor) { return tensor.shape.size() > 1; }
 
 // Weight decay is for matrices.
 std::vector<kernels::OptimizerSegment> segments_of(
@@ -28,72 +26,24 @@ std::vector<kernels::OptimizerSegment> segments_of(
   return segments;
 }
 
-kernels::AdamSettings settings_of(const core::TrainingSpec& training) {
-  kernels::AdamSettings settings;
-  settings.beta1 = training.beta1;
-  settings.beta2 = training.beta2;
-  settings.epsilon = training.epsilon;
-  settings.weight_decay = training.weight_decay;
-  settings.momentum_decay = training.nadam_momentum_decay;
-  return settings;
-}
-
-// The product of NAdam's momenta over the steps 1 to n, the same bits whether it was followed step
-// by step or is taken up in the middle. It needs no place in the state.
-class MomentumProduct {
- public:
-  explicit MomentumProduct(const kernels::AdamSettings& settings) : settings_(settings) {}
-
-  double at(uint64_t step) {
-    if (step < step_) step_ = 0, product_ = 1;
-    // It ends soon: the product runs down to zero, or the warm-up is over.
-    while (step_ < step && product_ > 0 && is_warming_up(step_ + 1)) {
-      product_ *= kernels::nadam_momentum(settings_, ++step_);
-    }
-    return step_ == step || product_ == 0
-               ? product_
-               : product_ * std::pow(settings_.beta1, static_cast<double>(step - step_));
-  }
-
- private:
-  bool is_warming_up(uint64_t step) const {
-    return kernels::nadam_momentum(settings_, step) != settings_.beta1;
-  }
-  const kernels::AdamSettings settings_;
-  uint64_t step_ = 0;
-  double product_ = 1;
-};
-
 // AdamW and NAdam.
 class Adam final : public Optimizer {
  public:
   Adam(const core::TrainingSpec& training, const std::vector<ports::TensorLayout>& layout,
        const at::Device& device)
       : Optimizer(training, count_of(layout), device),
-        settings_(settings_of(training)),
-        momentum_product_(settings_),
+        schedule_(training),
         pass_(segments_of(layout), device) {}
 
  private:
   Status update(const StepTensors& tensors, const kernels::GradientNorm* norm, uint64_t step,
                 double learning_rate) override {
-    const kernels::AdamConstants constants =
-        training_.optimizer == core::OptimizerKind::kNAdam
-            ? kernels::nadam_constants(settings_, learning_rate, step, momentum_product_.at(step))
-            : kernels::adamw_constants(settings_, learning_rate, step);
-    return pass_.enqueue(tensors, first_moment_, second_moment_, constants, norm);
+    return pass_.enqueue(tensors, first_moment_, second_moment_, schedule_.at(step, learning_rate), norm);
   }
 
-  const kernels::AdamSettings settings_;
-  MomentumProduct momentum_product_;
+  AdamSchedule schedule_;
   const AdamPass pass_;
 };
-
-// Muon is for hidden weights: the matrices of the layers. Embedding, head, anchors and boundary
-// matrices turn ids and codes into hidden states and back, and get AdamW, as vectors do.
-bool is_for_muon(const ports::TensorLayout& tensor) {
-  return is_matrix(tensor) && tensor.name.starts_with("model.layers.");
-}
 
 std::vector<ports::TensorLayout> tensors_for_muon(const std::vector<ports::TensorLayout>& layout,
                                                   bool for_muon) {
@@ -109,7 +59,7 @@ class Muon final : public Optimizer {
   Muon(const core::TrainingSpec& training, const std::vector<ports::TensorLayout>& layout,
        const at::Device& device)
       : Optimizer(training, count_of(layout), device),
-        settings_(settings_of(training)),
+        schedule_(training),
         adam_(segments_of(tensors_for_muon(layout, false)), device),
         muon_(tensors_for_muon(layout, true), device) {}
 
@@ -117,18 +67,15 @@ class Muon final : public Optimizer {
   Status update(const StepTensors& tensors, const kernels::GradientNorm* norm, uint64_t step,
                 double learning_rate) override {
     TESSERA_RETURN_IF_ERROR(adam_.enqueue(tensors, first_moment_, second_moment_,
-                                          kernels::adamw_constants(settings_, learning_rate, step),
-                                          norm));
+                                          schedule_.at(step, learning_rate), norm));
     MuonConstants constants;
     constants.momentum = training_.muon_momentum;
     constants.weight_decay = training_.muon_weight_decay;
-    // The schedule is a share of the peak.
-    constants.learning_rate =
-        learning_rate / training_.learning_rate * training_.muon_learning_rate;
+    constants.learning_rate = muon_learning_rate(training_, learning_rate);
     return muon_.enqueue(tensors, first_moment_, constants, norm);
   }
 
-  const kernels::AdamSettings settings_;
+  AdamSchedule schedule_;
   const AdamPass adam_;
   const MuonPass muon_;
 };

@@ -100,6 +100,7 @@ AdamPass::AdamPass(const std::vector<kernels::OptimizerSegment>& segments,
 Status AdamPass::enqueue(const StepTensors& tensors, const at::Tensor& first_moment,
                          const at::Tensor& second_moment, const kernels::AdamConstants& constants,
                          const kernels::GradientNorm* norm) const {
+  if (chunk_count_ == 0) return ok_status();
   kernels::AdamParams params;
   params.chunks = reinterpret_cast<const kernels::OptimizerChunk*>(chunks_.const_data_ptr());
   params.chunk_count = chunk_count_;

@@ -12,7 +12,10 @@
 #include <utility>
 
 #include "model/failure.h"
+#include "model/box_stage.h"
+#include "model/box_watch.h"
 #include "model/device_stage.h"
+#include "model/host_copy.h"
 #include "model/token_batch.h"
 #include "model/wire.h"
 
@@ -30,20 +33,6 @@ using ports::TensorLayout;
 
 // Of a state from outside: past it, a count is no longer exact as a double.
 constexpr uint64_t kMostOptimizerSteps = uint64_t{1} << 53;
-
-at::Tensor to_device(const std::vector<float>& values, const at::Device& device) {
-  // from_blob borrows and does not write; the copy is the tensor that stays.
-  const at::Tensor borrowed = at::from_blob(const_cast<float*>(values.data()),
-                                            {static_cast<int64_t>(values.size())}, at::kFloat);
-  return borrowed.to(at::TensorOptions().dtype(at::kFloat).device(device), /*non_blocking=*/false,
-                     /*copy=*/true);
-}
-
-std::vector<float> to_host(const at::Tensor& values) {
-  const at::Tensor host = values.to(at::kCPU).contiguous();
-  const float* begin = host.const_data_ptr<float>();
-  return std::vector<float>(begin, begin + host.numel());
-}
 
 Status check_values(const std::vector<float>& values, uint64_t count, const char* name) {
   if (values.size() != count) {
@@ -69,20 +58,20 @@ struct InFlight {
 // left pending that the caller would have to wait for. Used by one thread.
 class LibTorchStageEngine final : public ports::StageEngine {
  public:
-  LibTorchStageEngine(const EngineOptions& options, const at::Device& device)
+  LibTorchStageEngine(const EngineOptions& options, const at::Device& device,
+                      std::unique_ptr<StageCompute> compute)
       : spec_(options.spec),
         stage_(options.stage),
         max_in_flight_(options.max_in_flight),
         device_(device),
         layout_(stage_layout(spec_, stage_)),
         count_(model::value_count(layout_)),
-        device_stage_(spec_, stage_, device, options.pass,
-                      to_device(initial_values(spec_, stage_, options.threads), device)) {}
+        compute_(std::move(compute)) {}
 
   const std::vector<TensorLayout>& layout() const override { return layout_; }
   uint64_t value_count() const override { return count_; }
-  uint32_t accumulated_microbatches() const override { return device_stage_.accumulated(); }
-  uint64_t weight_version() const override { return device_stage_.weights()->version; }
+  uint32_t accumulated_microbatches() const override { return compute_->accumulated(); }
+  uint64_t weight_version() const override { return compute_->weight_version(); }
 
   StatusOr<ForwardResult> forward(const MicrobatchKey& key, const std::vector<uint32_t>& tokens,
                                   const BoundaryPayload& input) override {
@@ -106,7 +95,7 @@ class LibTorchStageEngine final : public ports::StageEngine {
 
   std::vector<float> masters() override {
     std::vector<float> values;
-    copy_or_end("reading the weights", [&] { values = to_host(device_stage_.masters()); });
+    copy_or_end("reading the weights", [&] { values = compute_->read_masters(); });
     return values;
   }
 
@@ -114,22 +103,14 @@ class LibTorchStageEngine final : public ports::StageEngine {
     return guarded("setting the weights", [&]() -> Status {
       const c10::DeviceGuard on_device(device_);
       TESSERA_RETURN_IF_ERROR(check_values(values, count_, "weights"));
-      device_stage_.set_masters(to_device(values, device_));
+      compute_->write_masters(values);
       return ok_status();
     });
   }
 
   LocalState export_state() override {
     LocalState state;
-    copy_or_end("reading the optimizer state", [&] {
-      const Optimizer& optimizer = device_stage_.optimizer();
-      state.masters = to_host(device_stage_.masters());
-      state.first_moment = to_host(optimizer.first_moment());
-      state.second_moment = to_host(optimizer.second_moment());
-      if (device_stage_.accumulated() > 0) state.gradient = to_host(device_stage_.accumulator());
-    });
-    state.optimizer_steps = device_stage_.optimizer().steps();
-    state.gradient_microbatches = device_stage_.accumulated();
+    copy_or_end("reading the optimizer state", [&] { state = compute_->read_state(); });
     return state;
   }
 
@@ -173,7 +154,7 @@ class LibTorchStageEngine final : public ports::StageEngine {
   const at::Device device_;
   const std::vector<TensorLayout> layout_;
   const uint64_t count_;
-  DeviceStage device_stage_;
+  const std::unique_ptr<StageCompute> compute_;
   std::map<MicrobatchKey, InFlight> in_flight_;
 };
 
@@ -217,7 +198,7 @@ StatusOr<ForwardResult> LibTorchStageEngine::run_forward(const MicrobatchKey& ke
                                          device_, "activation"));
     boundary = decoded.view({batch(), context(), width});
   }
-  PassOutput output = device_stage_.forward(ids, boundary);
+  PassOutput output = compute_->forward(ids, boundary);
 
   ForwardResult result;
   result.weight_version = weight_version();
@@ -282,7 +263,7 @@ StatusOr<BackwardResult> LibTorchStageEngine::run_backward(const MicrobatchKey& 
     // A GPU is given the weight gradients to do before its answer is waited for.
     if (!device_.is_cuda()) sent = hand_over();
   };
-  device_stage_.backward(std::move(entry.state), outer, accumulate, ready);
+  compute_->backward(std::move(entry.state), outer, accumulate, ready);
   if (pending && device_.is_cuda()) sent = hand_over();
   TESSERA_RETURN_IF_ERROR(sent);
   return result;
@@ -290,11 +271,11 @@ StatusOr<BackwardResult> LibTorchStageEngine::run_backward(const MicrobatchKey& 
 
 StatusOr<StepResult> LibTorchStageEngine::run_step(double learning_rate) {
   const c10::DeviceGuard on_device(device_);
-  if (device_stage_.accumulated() == 0) {
+  if (compute_->accumulated() == 0) {
     return failed_precondition(
         "an optimizer step without a gradient: no microbatch was accumulated since the last");
   }
-  TESSERA_ASSIGN_OR_RETURN(const double norm, device_stage_.step(learning_rate));
+  TESSERA_ASSIGN_OR_RETURN(const double norm, compute_->step(learning_rate));
   return StepResult{norm, weight_version()};
 }
 
@@ -321,14 +302,7 @@ Status LibTorchStageEngine::run_import(const LocalState& state) {
   if (!state.gradient.empty())
     TESSERA_RETURN_IF_ERROR(check_values(state.gradient, count_, "gradient"));
 
-  // All uploads first: if one fails, the engine is as before.
-  const at::Tensor masters = to_device(state.masters, device_);
-  const at::Tensor first_moment = to_device(state.first_moment, device_);
-  const at::Tensor second_moment = to_device(state.second_moment, device_);
-  const at::Tensor gradient =
-      state.gradient.empty() ? at::Tensor() : to_device(state.gradient, device_);
-  device_stage_.restore(masters, first_moment, second_moment, state.optimizer_steps, gradient,
-                        state.gradient_microbatches);
+  compute_->write_state(state);
   return ok_status();
 }
 
@@ -344,9 +318,22 @@ StatusOr<std::unique_ptr<ports::StageEngine>> make_stage_engine(const EngineOpti
   TESSERA_ASSIGN_OR_RETURN(const std::string device, choose_device(options.device));
   return guarded("building the stage", [&]() -> StatusOr<std::unique_ptr<ports::StageEngine>> {
     if (options.threads > 0) at::set_num_threads(options.threads);
-    const at::Device torch_device(device);
+    const bool box = options.box.devices.size() > 1;
+    const at::Device torch_device(box ? options.box.devices.front() : device);
     const c10::DeviceGuard on_device(torch_device);
-    return std::make_unique<LibTorchStageEngine>(checked, torch_device);
+    const core::RunSpec& spec = checked.spec;
+    const std::vector<float> masters = initial_values(spec, options.stage, options.threads);
+    std::unique_ptr<StageCompute> compute;
+    if (box) {
+      TESSERA_ASSIGN_OR_RETURN(compute, make_box_stage(spec, options.stage, options.box, options.threads, masters));
+    } else {
+      compute = std::make_unique<DeviceStage>(spec, options.stage, torch_device, options.pass,
+                                              to_device(masters, torch_device));
+    }
+    std::unique_ptr<ports::StageEngine> engine =
+        std::make_unique<LibTorchStageEngine>(checked, torch_device, std::move(compute));
+    if (box) engine = watched(std::move(engine), options.box);
+    return engine;
   });
 }
 

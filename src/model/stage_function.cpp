@@ -17,8 +17,8 @@ using ports::TensorLayout;
 // Hands out the flat vector's tensors in the order of the layout.
 class Cutter {
  public:
-  Cutter(std::vector<TensorLayout> layout, const at::Tensor& flat, bool requires_grad)
-      : layout_(std::move(layout)), flat_(flat), requires_grad_(requires_grad) {}
+  Cutter(std::vector<TensorLayout> layout, const LocateValues& locate, bool requires_grad)
+      : layout_(std::move(layout)), locate_(locate), requires_grad_(requires_grad) {}
 
   // The next `parts` tensors, joined along their first dimension. `name` is the end of the first
   // one's name.
@@ -35,7 +35,7 @@ class Cutter {
     }
     next_ += parts;
     const int64_t offset = static_cast<int64_t>(first.offset);
-    at::Tensor leaf = flat_.narrow(0, offset, static_cast<int64_t>(count)).view(shape).detach();
+    at::Tensor leaf = locate_(offset, static_cast<int64_t>(count)).view(shape).detach();
     leaf.requires_grad_(requires_grad_);
     leaves_.push_back({leaf, first.offset});
     return leaf;
@@ -47,7 +47,7 @@ class Cutter {
 
  private:
   const std::vector<TensorLayout> layout_;
-  const at::Tensor flat_;
+  const LocateValues& locate_;
   const bool requires_grad_;
   size_t next_ = 0;
   std::vector<StageWeights::Leaf> leaves_;
@@ -95,7 +95,14 @@ LayerWeights take_layer(Cutter* cutter) {
 
 StageWeights make_stage_weights(const RunSpec& spec, StageIndex stage, const at::Tensor& flat,
                                 uint64_t version, bool requires_grad) {
-  Cutter cutter(stage_layout(spec, stage), flat, requires_grad);
+  return make_stage_weights(
+      spec, stage, [&](int64_t offset, int64_t count) { return flat.narrow(0, offset, count); },
+      version, requires_grad);
+}
+
+StageWeights make_stage_weights(const RunSpec& spec, StageIndex stage, const LocateValues& locate,
+                                uint64_t version, bool requires_grad) {
+  Cutter cutter(stage_layout(spec, stage), locate, requires_grad);
   StageWeights weights;
   weights.version = version;
   if (stage == 0) {

@@ -6,6 +6,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "model/blocks.h"
@@ -14,6 +16,16 @@
 #include "tessera/ports/stage_engine.h"
 
 namespace tessera::model {
+
+// Told by the pass by hand which unit's weights it is about to read, and on the way forward or back, so that a unit which
+// is under way from other GPUs, or was not fetched yet, is there then. Units are counted as the flat vector has them:
+// 0 the embedding or receiver, 1 + i layer i, then the sender, or norm and output head.
+enum class PassDirection : uint8_t { kForward, kBackward };
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual void begin(size_t unit, PassDirection direction) = 0;
+};
 
 // One version of a stage's weights in the dtype of computation. Never changed after it is made, so
 // that microbatches in flight can share it.
@@ -26,6 +38,11 @@ struct StageWeights {
   };
   std::vector<Leaf> leaves;
   uint64_t version = 0;
+  std::shared_ptr<WeightSource> source;  // null: all weights are there
+  void begin(size_t unit, PassDirection direction) const {
+    if (source) source->begin(unit, direction);
+  }
+  size_t last_unit() const { return layers.size() + 1; }
 
   at::Tensor embedding;  // head
   ReceiverWeights receiver;
@@ -37,6 +54,10 @@ struct StageWeights {
 // Cuts `flat` (which nobody may write to afterwards) into leaves.
 StageWeights make_stage_weights(const core::RunSpec& spec, StageIndex stage, const at::Tensor& flat,
                                 uint64_t version, bool requires_grad);
+// The same from wherever `locate(offset, count)` has those values of the flat vector: [count].
+using LocateValues = std::function<at::Tensor(int64_t offset, int64_t count)>;
+StageWeights make_stage_weights(const core::RunSpec& spec, StageIndex stage,
+                                const LocateValues& locate, uint64_t version, bool requires_grad);
 
 struct StageOutput {
   // In the graph. Below the tail: the boundary tensor z [B, T, r], fp32. At the tail: RMSNorm of

@@ -47,11 +47,17 @@ class StagePass {
 
 std::unique_ptr<StagePass> make_autograd_pass(const core::RunSpec& spec, StageIndex stage,
                                               const at::TensorOptions& compute);
-// Not for the iota boundary, whose first and last layers are others.
+struct FusedPassOptions {
+  // Weight gradients that the input's gradient does not need are left to the sink's flush().
+  bool defer = true;
+  // Of the microbatch that this pass has: b of its B sequences are b / B. The losses of all parts add up to the mean.
+  double loss_share = 1;
+};
+// Not for the iota boundary, whose first and last layers are others. Recomputation and determinism are those of
+// spec.training, the batch is training.microbatch_size.
 std::unique_ptr<StagePass> make_fused_pass(const core::RunSpec& spec, StageIndex stage,
                                            const at::TensorOptions& compute,
-                                           core::Recompute recompute,
-                                           bool deterministic);
+                                           const FusedPassOptions& options = {});
 
 // Numbers that the fused pass may read behind a stage's flat compute weights: the vocabulary is
 // padded to whole pieces of 128, and what is read there must be zeros.

@@ -31,7 +31,7 @@ at::Tensor padded_head(const at::Tensor& head) {
 }  // namespace
 
 at::Tensor tail_forward(const TailWeights& weights, const at::Tensor& x, const at::Tensor& targets,
-                        double epsilon, MatrixProduct* product, TailState* state) {
+                        double epsilon, double share, MatrixProduct* product, TailState* state) {
   NormResult norm = norm_forward(x, weights.norm, epsilon);
   const at::Tensor head = padded_head(weights.head);
   const int64_t rows = x.size(0), columns = head.size(0), vocabulary = weights.head.size(0);
@@ -50,7 +50,7 @@ at::Tensor tail_forward(const TailWeights& weights, const at::Tensor& x, const a
     product->forward(logits, hidden, head);
     cross_entropy(logits, vocabulary, targets.narrow(0, begin, count),
                   losses.narrow(0, begin, count),
-                  state != nullptr ? 1.0 / static_cast<double>(rows) : 0.0);
+                  state != nullptr ? share / static_cast<double>(rows) : 0.0);
     if (state == nullptr) continue;
     product->input_gradient(state->hidden_gradient.narrow(0, begin, count), logits, head);
     product->weight_gradient(state->head_gradient, logits.narrow(1, 0, vocabulary), hidden,
@@ -60,7 +60,7 @@ at::Tensor tail_forward(const TailWeights& weights, const at::Tensor& x, const a
     state->x = x;
     state->norm = {at::Tensor(), norm.rstd};
   }
-  return at::sum(losses, at::kDouble).div_(static_cast<double>(rows));
+  return at::sum(losses, at::kDouble).div_(static_cast<double>(rows) / share);
 }
 
 at::Tensor tail_backward(const TailWeights& weights, TailState state, GradientSink* sink) {

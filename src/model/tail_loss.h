@@ -24,9 +24,10 @@ struct TailState {
   at::Tensor head_gradient;    // [V, d] fp32
 };
 
-// The mean loss of the rows, one fp64 number on the device. `state`: null for no gradients.
+// `share` times the mean loss of the rows, one fp64 number on the device. `share`: of all rows of the
+// microbatch, if these are a part of them. `state`: null for no gradients.
 at::Tensor tail_forward(const TailWeights& weights, const at::Tensor& x, const at::Tensor& targets,
-                        double epsilon, MatrixProduct* product, TailState* state);
+                        double epsilon, double share, MatrixProduct* product, TailState* state);
 // The gradient of x.
 at::Tensor tail_backward(const TailWeights& weights, TailState state, GradientSink* sink);
 

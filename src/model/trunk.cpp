@@ -10,8 +10,22 @@ namespace tessera::model {
 
 GradientTarget GradientSink::target(const at::Tensor& weight) const {
   if (!wanted()) return {};
-  return {flat_.narrow(0, weight.storage_offset(), weight.numel()).view(weight.sizes()),
+  return {flat_.narrow(0, weight.storage_offset() - first_, weight.numel()).view(weight.sizes()),
           accumulate_};
+}
+
+void GradientSink::begin(size_t unit) {
+  if (units_ == nullptr) return;
+  GradientUnits::Place place = units_->begin(unit);
+  flat_ = std::move(place.flat);
+  first_ = place.first;
+  accumulate_ = place.accumulate;
+}
+
+void GradientSink::end(size_t unit) {
+  if (units_ == nullptr) return;
+  if (deferred_.empty()) return units_->end(unit);
+  defer([this, unit] { units_->end(unit); });
 }
 
 void GradientSink::flush() {
@@ -55,12 +69,13 @@ at::Tensor Trunk::layer_forward(const LayerWeights& weights, const at::Tensor& x
   return out;
 }
 
-at::Tensor Trunk::forward(const std::vector<LayerWeights>& layers, at::Tensor x, bool recompute,
+at::Tensor Trunk::forward(const StageWeights& weights, at::Tensor x, bool recompute,
                           std::vector<LayerState>* states) {
-  for (const LayerWeights& weights : layers) {
+  for (size_t index = 0; index < weights.layers.size(); ++index) {
+    weights.begin(index + 1, PassDirection::kForward);
     LayerState state;
     state.x = x;
-    x = layer_forward(weights, x, states == nullptr || recompute ? nullptr : &state);
+    x = layer_forward(weights.layers[index], x, states == nullptr || recompute ? nullptr : &state);
     if (states != nullptr) states->push_back(std::move(state));
   }
   return x;
@@ -113,15 +128,18 @@ at::Tensor Trunk::layer_backward(const LayerWeights& weights, LayerState state,
   return dx;
 }
 
-at::Tensor Trunk::backward(const std::vector<LayerWeights>& layers,
-                           std::vector<LayerState>* states, at::Tensor dy, bool recompute,
-                           bool defer, GradientSink* sink) {
+at::Tensor Trunk::backward(const StageWeights& weights, std::vector<LayerState>* states,
+                           at::Tensor dy, bool recompute, bool defer, GradientSink* sink) {
+  const std::vector<LayerWeights>& layers = weights.layers;
   TORCH_CHECK(states->size() == layers.size(), "layers and states differ in number");
   for (size_t index = layers.size(); index-- > 0;) {
+    weights.begin(index + 1, PassDirection::kBackward);
+    sink->begin(index + 1);
     LayerState state = std::move(states->back());
     states->pop_back();
     if (recompute) layer_forward(layers[index], at::Tensor(state.x), &state);
     dy = layer_backward(layers[index], std::move(state), dy, defer, sink);
+    sink->end(index + 1);
   }
   return dy;
 }

@@ -12,10 +12,26 @@
 #include "model/attention.h"
 #include "model/blocks.h"
 #include "model/matrix_product.h"
+#include "model/stage_function.h"
 #include "model/stage_ops.h"
 #include "tessera/core/run_spec.h"
 
 namespace tessera::model {
+
+// Where each unit's gradients go, for a sink that is not one flat tensor. Units as in WeightSource.
+class GradientUnits {
+ public:
+  virtual ~GradientUnits() = default;
+  struct Place {
+    at::Tensor flat;        // fp32
+    int64_t first = 0;      // flat[0] is of the weight at this offset of its storage
+    bool accumulate = false;
+  };
+  // The unit's gradients are about to be computed, ..
+  virtual Place begin(size_t unit) = 0;
+  // .. and all enqueued.
+  virtual void end(size_t unit) = 0;
+};
 
 // The flat fp32 gradient of a stage. Weights are views of a flat tensor of the same order, so a
 // weight's place tells its gradient's.
@@ -25,12 +41,18 @@ class GradientSink {
   // sums over several calls must clear its part first.
   GradientSink(at::Tensor flat, bool accumulate)
       : flat_(std::move(flat)), accumulate_(accumulate) {}
+  // Each unit's gradients go where `units` says.
+  explicit GradientSink(GradientUnits* units) : units_(units) {}
   // Nothing is wanted but the input's gradient.
   GradientSink() = default;
 
-  bool wanted() const { return flat_.defined(); }
+  bool wanted() const { return flat_.defined() || units_ != nullptr; }
   bool accumulates() const { return accumulate_; }
   GradientTarget target(const at::Tensor& weight) const;
+
+  // Around the work, deferred or not, on one unit's gradients.
+  void begin(size_t unit);
+  void end(size_t unit);
 
   // Work that can wait until the input's gradient is on its way; run by flush() in order.
   void defer(std::function<void()> work) { deferred_.push_back(std::move(work)); }
@@ -38,7 +60,9 @@ class GradientSink {
 
  private:
   at::Tensor flat_;
+  int64_t first_ = 0;
   bool accumulate_ = false;
+  GradientUnits* units_ = nullptr;
   std::vector<std::function<void()>> deferred_;
 };
 
@@ -63,11 +87,11 @@ class Trunk {
 
   // x [N, d] -> [N, d]. `states`: one a layer is appended; null: nothing is kept.
   // `recompute`: states keep the layers' inputs only.
-  at::Tensor forward(const std::vector<LayerWeights>& layers, at::Tensor x, bool recompute,
+  at::Tensor forward(const StageWeights& weights, at::Tensor x, bool recompute,
                      std::vector<LayerState>* states);
   // dy [N, d] -> dx [N, d]; dy may be overwritten. Spends the states. Weight gradients go to `sink`, at once or
   // deferred.
-  at::Tensor backward(const std::vector<LayerWeights>& layers, std::vector<LayerState>* states,
+  at::Tensor backward(const StageWeights& weights, std::vector<LayerState>* states,
                       at::Tensor dy, bool recompute, bool defer, GradientSink* sink);
 
  private:

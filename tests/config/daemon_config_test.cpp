@@ -79,6 +79,16 @@ TEST(MinerConfig, Defaults) {
   EXPECT_EQ(config->advertise, "");
 }
 
+TEST(MinerConfig, SeveralGpus) {
+  const auto config =
+      load_miner_config("", {"orchestrator=localhost:1", "gpus=[0, 2, 3]", "zero_stage=3"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->gpus, (std::vector<uint32_t>{0, 2, 3}));
+  EXPECT_EQ(config->zero_stage, 3u);
+  EXPECT_TRUE(load_miner_config("", {"orchestrator=a:1", "gpus=[0, 1]", "device=cpu"}).ok());
+  EXPECT_TRUE(load_miner_config("", {"orchestrator=a:1", "gpus=[1]"}).ok());
+}
+
 TEST(MinerConfig, AnyAndAutoTakeBackWhatTheFileSays) {
   const std::string path =
       write_config("orchestrator: a:1\nwanted_stage: 1\nadvertise: b:2\ndevice: cpu\n");
@@ -125,6 +135,14 @@ const Refusal kMinerRefusals[] = {
      "c.yaml:2: device: expected auto, cpu, cuda or cuda:N, got 'gpu'"},
     {"orchestrator: a:1\ndevice: cuda:-1\n",
      "c.yaml:2: device: expected auto, cpu, cuda or cuda:N, got 'cuda:-1'"},
+    {"orchestrator: a:1\ngpus: [0, 1, 0]\n", "c.yaml:2: gpus: 0 is named twice"},
+    {"orchestrator: a:1\ngpus: [0, 1]\nzero_stage: 4\n",
+     "c.yaml:3: zero_stage: 4 is not allowed; it must be 0 to 3"},
+    {"orchestrator: a:1\ngpus: [0]\nzero_stage: 1\n",
+     "c.yaml:3: zero_stage: 1 shards over several GPUs; name them in 'gpus', or leave zero_stage "
+     "out"},
+    {"orchestrator: a:1\ngpus: [0, 1]\ndevice: cuda:0\n",
+     "c.yaml:2: gpus: device names a GPU too; leave device out"},
     {"orchestrator: a:1\nthreads: 1025\n",
      "c.yaml:2: threads: 1025 is not allowed; it must be 0 to 1024"},
     {"orchestrator: a:1\nmemory_bytes: 10MB\n",

@@ -48,6 +48,9 @@ struct MinerConfig {
   std::string directory = "tessera-miner";  // key, local state, caches
   std::string key_file;  // empty in the YAML: <directory>/miner.key; made if absent
   Device device;
+  // GPUs that are one miner, by their numbers; empty: `device` alone. With device cpu: as many workers on the CPU.
+  std::vector<uint32_t> gpus;
+  uint32_t zero_stage = 0;               // of several: what is sharded over them
   uint32_t threads = 0;                  // compute threads of the CPU; 0: automatic
   // For tests and limits: a forward and a backward each take at least this long; the rest is slept.
   uint32_t pace_ms = 0;

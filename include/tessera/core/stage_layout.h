@@ -37,6 +37,10 @@ struct TensorLayout {
 std::vector<TensorLayout> stage_layout(const RunSpec& spec, StageIndex stage);
 uint64_t stage_value_count(const RunSpec& spec, StageIndex stage);
 
+// The part of the stage that a tensor belongs to: "receiver" (or the embedding), "layer N", "sender" (or norm and output
+// head). Parts lie one after another in the flat vector; a box of several GPUs gathers and reduces them one by one.
+std::string unit_of(const TensorLayout& tensor);
+
 // Numbers a row of a boundary payload has: the model's width for kind none, else boundary.rank.
 int64_t boundary_width(const RunSpec& spec);
 

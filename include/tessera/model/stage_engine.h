@@ -6,20 +6,33 @@
 // inside in fp32) on CUDA.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "tessera/base/status.h"
 #include "tessera/core/run_spec.h"
 #include "tessera/model/stage_layout.h"
+#include "tessera/ports/collective.h"
 #include "tessera/ports/stage_engine.h"
 
 namespace tessera::model {
 
 // How forward and backward are computed. kBest: by hand on a GPU, by autograd on a CPU.
 enum class PassKind : uint8_t { kBest, kAutograd, kFused };
+
+// Several devices that are one miner (docs/zero.md).
+struct BoxOptions {
+  std::vector<std::string> devices;  // "cuda:N", or all "cpu"; empty: one device, EngineOptions::device
+  std::vector<std::shared_ptr<ports::CollectiveGroup>> groups;  // one for each device
+  uint32_t zero_stage = 0;           // what is sharded: 1 optimizer states, 2 gradients too, 3 weights too
+  // Of one call of the engine. After it the groups are aborted; if that does not end the call either, the process ends
+  // with exit code 75.
+  std::chrono::milliseconds patience{180000};
+};
 
 struct EngineOptions {
   core::RunSpec spec;
@@ -28,6 +41,7 @@ struct EngineOptions {
   int threads = 0;             // of the CPU; 0: torch's own choice
   size_t max_in_flight = 64;   // microbatches between forward() and backward() or discard()
   PassKind pass = PassKind::kBest;
+  BoxOptions box = {};         // the pass of a box is always the one by hand
 };
 
 // The engine at the start of the run (initial_values()). Used by one thread, the one that made it

@@ -23,6 +23,7 @@ void add_orchestrator_bench(CLI::App* app);
 void add_step_bench(CLI::App* app);
 void add_codec_bench(CLI::App* app);
 void add_optimizer_bench(CLI::App* app);
+void add_zero_bench(CLI::App* app);
 #endif
 void add_transport_bench(CLI::App* app);
 void add_trust_benches(CLI::App* app);

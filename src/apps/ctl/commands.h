@@ -16,6 +16,7 @@ void add_clasp_commands(CLI::App& app, Action& action);
 void add_ledger_commands(CLI::App& app, Action& action);
 void add_rewards_commands(CLI::App& app, Action& action);
 void add_trace_commands(CLI::App& app, Action& action);
+void add_plan_commands(CLI::App& app, Action& action);
 void add_run_commands(CLI::App& app, Action& action);
 void add_swarm_commands(CLI::App& app, Action& action);
 

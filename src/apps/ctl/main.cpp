@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   add_config_commands(app, action);
   add_data_commands(app, action);
   add_checkpoint_commands(app, action);
+  add_plan_commands(app, action);
   add_run_commands(app, action);
   add_swarm_commands(app, action);
   add_ledger_commands(app, action);

@@ -154,6 +154,10 @@ Status LocalSwarm::start_miners() {
       miner.command.push_back("--set");
       miner.command.push_back(setting);
     }
+    for (const std::string& setting : options_.miner_overrides) {
+      miner.command.push_back("--set");
+      miner.command.push_back(setting);
+    }
     miners_.push_back(std::move(miner));
   }
   for (Child& miner : miners_) TESSERA_RETURN_IF_ERROR(start(miner));
@@ -323,6 +327,8 @@ void add_swarm_commands(CLI::App& app, Action& action) {
   local->add_option("--config", options->config, "The run's YAML")->required();
   local->add_option("--out", options->out, "Folder for data, ledger, checkpoint, logs and summary.json")->required();
   local->add_option("--set", options->overrides, "key=value over a key of the YAML")->allow_extra_args(false);
+  local->add_option("--miner-set", options->miner_overrides, "key=value over a key of every miner's YAML: gpus=[0,1]")
+      ->allow_extra_args(false);
   local->add_option("--resume", options->resume, "Go on from a checkpoint (default: OUT/checkpoint)")->expected(0, 1)->default_str("latest");
   local->add_option("--device", options->device, "auto, cpu, cuda or cuda:N, for every miner")->capture_default_str();
   local->add_option("--miners", options->miners, "Miners to start (default: stages x miners_per_stage)");

@@ -12,6 +12,7 @@ namespace tessera::apps {
 struct SwarmOptions {
   std::string config;                  // the run's YAML
   std::vector<std::string> overrides;
+  std::vector<std::string> miner_overrides;  // of every miner's own YAML
   std::string out;
   std::string resume;                  // checkpoint to go on from; "latest": OUT/checkpoint
   std::string device = "auto";
