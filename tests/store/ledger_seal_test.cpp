@@ -122,6 +122,23 @@ TEST_F(LedgerSealTest, APublishedKeyOpensItsKindAndNoOther) {
   EXPECT_EQ(*view.open(&records[2]), LedgerSeal::Opened::kPlain);
 }
 
+TEST_F(LedgerSealTest, WhoCommittedToWhichShardIsReadableWhenItsKeyIsPublished) {
+  const core::ShardCommitted mine{.miner = 3, .commit = {.target = 2, .shard = 77, .object = {}}};
+  core::ShardCommitted later = mine;
+  later.commit.target = 3;
+  std::vector<JournalRecord> records = {
+      record_of(mine), record_of(later),
+      record_of(core::SecretUnsealed{core::ShardCommitted::kName, *core::seal_id(core::Event(mine)), {}})};
+  ASSERT_TRUE(open('k')->append(&records).ok());
+  std::vector<JournalRecord> written = as_written();
+  LedgerSeal view(std::nullopt);
+  for (const JournalRecord& record : written) view.learn(record);
+  EXPECT_EQ(*view.open(&written[0]), LedgerSeal::Opened::kOpened);
+  EXPECT_EQ(written[0].body, encode(mine));
+  EXPECT_EQ(written[0].json, to_json(mine));
+  EXPECT_EQ(*view.open(&written[1]), LedgerSeal::Opened::kStillSealed);
+}
+
 TEST_F(LedgerSealTest, AJournalFromBeforeSealingIsReadAsItIs) {
   {
     auto plain = store::open_journal(path_);

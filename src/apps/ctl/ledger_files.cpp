@@ -25,18 +25,14 @@ StatusOr<OpenLedger> open_ledger(const LedgerFlags& flags) {
 }
 
 Status learn_published_keys(OpenLedger* ledger) {
-  store::Journal& journal = *ledger->journal;
-  TESSERA_ASSIGN_OR_RETURN(const auto newest, journal.newest(core::SecretUnsealed::kName, journal.last_sequence()));
-  if (!newest) return ok_status();
-  return journal.replay(0, [&](const store::JournalRecord& record) {
+  return ledger->journal->replay(0, [&](const store::JournalRecord& record) {
     ledger->seal.learn(record);
     return ok_status();
   });
 }
 
 Status read_ledger(const LedgerFlags& flags, const std::function<Status(const core::LedgerEntry&)>& visit) {
-  TESSERA_ASSIGN_OR_RETURN(OpenLedger ledger, open_ledger(flags));
-  TESSERA_RETURN_IF_ERROR(learn_published_keys(&ledger));
+  TESSERA_ASSIGN_OR_RETURN(const OpenLedger ledger, open_ledger(flags));
   return ledger.journal->replay(0, [&](const store::JournalRecord& record) -> Status {
     if (record.kind == ports::kSnapshotKind) return ok_status();
     store::JournalRecord opened = record;

@@ -26,11 +26,10 @@ struct OpenLedger {
   store::LedgerSeal seal{std::nullopt};
 };
 StatusOr<OpenLedger> open_ledger(const LedgerFlags& flags);
-// Keys that the ledger itself has published. Most ledgers have none: then nothing is read twice.
+// Keys that the ledger itself has published; reads it once.
 Status learn_published_keys(OpenLedger* ledger);
 
-// Every event that can be read, in order, the hash chain checked on the way. Entries that are still sealed, and snapshots,
-// are passed over.
+// Every public event, with the key every event, in order, the hash chain checked on the way. Snapshots are passed over.
 Status read_ledger(const LedgerFlags& flags, const std::function<Status(const core::LedgerEntry&)>& visit);
 
 }  // namespace tessera::apps
