@@ -10,7 +10,7 @@
 //
 // A neighbour confirms a hop when it names the miner and both signed the same hashes for what went over the boundary. Work
 // that was repaired is done with other weights on the two sides of the repair: there the two receipts must both say so. Pure;
-// entries come in order; memory does not grow with the ledger.
+// entries come in order; memory grows with miners and epochs, not with receipts.
 #pragma once
 
 #include <cstdint>
