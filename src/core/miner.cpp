@@ -56,10 +56,8 @@ SyncRequest Miner::report() {
     if (request.receipts.size() == kMaxReceiptsPerSync) break;
     request.receipts.push_back(receipt);
   }
-  if (phase_ == MinerPhase::kReady && is_head() && works_.size() < spec_.pipeline.max_in_flight) {
-    request.lease_request = lease_request_;
-    request.leases_wanted = spec_.pipeline.max_in_flight - static_cast<uint32_t>(works_.size());
-  }
+  request.leases_wanted = leases_wanted();
+  if (request.leases_wanted > 0) request.lease_request = lease_request_;
   // The upload is weighed by receipts: it is committed only when all of them are in this report or known already.
   if (receipts_.size() <= kMaxReceiptsPerSync) request.upload = upload_;
   request.shards = shards_;

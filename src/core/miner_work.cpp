@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "tessera/core/miner.h"
 
@@ -9,6 +10,7 @@ namespace tessera::core {
 namespace {
 
 constexpr size_t kRemembered = 65536;     // accumulated microbatches
+constexpr double kLeastAhead = 2;         // leases that wait at a head
 constexpr float kLongestMs = 3'600'000;
 
 float typical_with(RecentTimes& times, float milliseconds) {
@@ -17,6 +19,21 @@ float typical_with(RecentTimes& times, float milliseconds) {
 }
 
 }  // namespace
+
+// Not more than it begins until the answer after next is there: what waits at a slow head grows old there, and others
+// could begin it.
+uint32_t Miner::leases_wanted() const {
+  if (phase_ != MinerPhase::kReady || !is_head() || works_.size() >= spec_.pipeline.max_in_flight) return 0;
+  const auto room = spec_.pipeline.max_in_flight - static_cast<uint32_t>(works_.size());
+  const float ms = status_.forward_ms + status_.backward_ms;
+  if (!(ms > 0)) return room;
+  const auto waiting = std::count_if(works_.begin(), works_.end(), [](const auto& work) {
+    return work.second.state == WorkState::kReadingTokens || work.second.state == WorkState::kForwardQueued;
+  });
+  const double begun = kLeastAhead + 2.0 * spec_.timeouts.sync_ms / static_cast<double>(ms);
+  const double wanted = std::ceil(begun) - static_cast<double>(waiting);
+  return wanted <= 0 ? 0 : static_cast<uint32_t>(std::min<double>(wanted, room));
+}
 
 void Miner::take_leases(const SyncAnswer& answer) {
   if (answer.lease_request != lease_request_) return;  // an answer to an older request: taken already

@@ -186,9 +186,11 @@ Status Faults::mend_everything() {
   return orchestrator_.order("resume", "");
 }
 
-void Faults::strike_merges() {
-  if (world_.sim.dead_share == 0 || !orchestrator_.up()) return;
+void Faults::watch_merges() {
+  if (!orchestrator_.up()) return;
   const core::OrchestratorState& state = orchestrator_.state();
+  world_.merges.look(state);
+  if (world_.sim.dead_share == 0) return;
   struck_stages_.resize(state.stages.size(), false);
   for (StageIndex s = 0; s < state.stages.size(); ++s) {
     const auto& merge = state.stages[s].merge;
@@ -202,7 +204,7 @@ void Faults::strike_merges() {
     for (const core::MergeShard& shard : merge->shards) {
       const bool a = dead.contains(merge->participants[shard.plan.owner_a]);
       const bool b = dead.contains(merge->participants[shard.plan.owner_b]);
-      shards_without_owner_ += shard.plan.block_count > 0 && a && b;
+      if (a && b) world_.merges.owners_killed();
     }
     world_.measures.fault("kill", static_cast<uint32_t>(dead.size()));
     for (const MinerIndex miner : participants) {

@@ -21,9 +21,8 @@ class Faults {
   // Puts the scenario's faults on the clock.
   void schedule();
   Status handle(const Event& event);
-  // sim.dead_share: to be called after every step of the orchestrator.
-  void strike_merges();
-  uint64_t shards_without_owner() const { return shards_without_owner_; }
+  // Counts merges, and strikes them with sim.dead_share: to be called after every step of the orchestrator.
+  void watch_merges();
   // Miners that join while the run goes on.
   std::function<void()> add_miner;
 
@@ -43,7 +42,6 @@ class Faults {
   std::vector<std::unique_ptr<SimulatedMiner>>& miners_;
   uint64_t masks_in_use_ = 0;
   std::vector<bool> struck_stages_;
-  uint64_t shards_without_owner_ = 0;
 };
 
 }  // namespace tessera::sim

@@ -58,13 +58,14 @@ void Measures::capacity(uint32_t node, std::optional<StageIndex> stage, double m
   if (stage) stage_speed_[*stage] += microbatches_per_s;
 }
 
-void Measures::forward_began(uint32_t node, StageIndex stage, MicrobatchId microbatch) {
+void Measures::taken(uint32_t node, StageIndex stage, MicrobatchId microbatch) {
   if (waiting_.empty()) return;
   const auto waiting = waiting_.find({microbatch, stage});
   if (waiting == waiting_.end() || waiting->second.victim == node) return;
   ++reroutes_;
-  if (reroute_ms_.size() < kMaxReroutes) {
-    reroute_ms_.push_back(static_cast<double>(queue_.now_us() - waiting->second.since) / 1000);
+  if (reroutes_ < kMaxReroutes) {
+    reroute_ms_[waiting->second.kind].push_back(
+        static_cast<double>(queue_.now_us() - waiting->second.since) / 1000);
   }
   waiting_.erase(waiting);
 }
@@ -104,10 +105,11 @@ void Measures::fault(const std::string& kind, uint32_t victims) {
   if (marks_.size() < kMaxMarks) marks_.push_back({seconds_of(queue_.now_us()), kind, victims});
 }
 
-void Measures::struck(uint32_t node, StageIndex stage, const std::set<core::MicrobatchKey>& held) {
+void Measures::struck(config::FaultKind kind, uint32_t node, StageIndex stage,
+                      const std::set<core::MicrobatchKey>& held) {
   for (const core::MicrobatchKey& key : held) {
     if (is_done(key.microbatch) || waiting_.size() >= kMaxWaiting) continue;
-    waiting_[{key.microbatch, stage}] = {node, queue_.now_us()};
+    waiting_[{key.microbatch, stage}] = {node, queue_.now_us(), kind};
   }
 }
 
@@ -130,9 +132,15 @@ void Measures::fill(Result* result, uint64_t microbatches_done) {
   result->throughput_share =
       result->ideal_tokens > 0 ? static_cast<double>(result->tokens) / result->ideal_tokens : 0;
   result->reroutes = reroutes_;
-  result->reroute_ms_p50 = percentile(reroute_ms_, 0.5);
-  result->reroute_ms_p99 = percentile(reroute_ms_, 0.99);
-  result->reroute_ms_max = percentile(reroute_ms_, 1);
+  std::vector<double> all;
+  for (const auto& [kind, times] : reroute_ms_) {
+    all.insert(all.end(), times.begin(), times.end());
+    result->reroutes_by_fault.push_back({name_of(kind), times.size(), percentile(times, 0.5),
+                                         percentile(times, 0.99), percentile(times, 1)});
+  }
+  result->reroute_ms_p50 = percentile(all, 0.5);
+  result->reroute_ms_p99 = percentile(all, 0.99);
+  result->reroute_ms_max = percentile(all, 1);
   if (total_ms_ > 0) {
     result->redone_share = redone_live_ms_ / total_ms_;
     result->redone_dead_share = redone_dead_ms_ / total_ms_;

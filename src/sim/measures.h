@@ -3,8 +3,9 @@
 //   miners that run there
 //                      (alive, not frozen, not cut off): the maximal flow of that capacity.
 //                      Integrated over time
-//   re-route           from a fault to the moment at which a microbatch that the victim held is
-//   computed on another miner redone             forwards and backwards of a (stage, microbatch)
+//   re-route           from a fault to the moment at which another miner of its stage has taken a
+//   microbatch that the victim held
+//   redone             forwards and backwards of a (stage, microbatch)
 //   that another process had done before. If that
 //                      process is dead, the work was lost with it; if it lives, the live ones work
 //                      twice
@@ -41,12 +42,14 @@ class Measures {
   // What the node adds to its stage from now on; no stage: nothing.
   void capacity(uint32_t node, std::optional<StageIndex> stage, double microbatches_per_s);
 
-  void forward_began(uint32_t node, StageIndex stage, MicrobatchId microbatch);
+  // The node has let a microbatch in, or has a lease of it.
+  void taken(uint32_t node, StageIndex stage, MicrobatchId microbatch);
   void computed(uint32_t node, uint32_t generation, StageIndex stage, MicrobatchId microbatch,
                 bool backward, double ms);
   void fault(const std::string& kind, uint32_t victims);
   // It has these of its stage in its hands and stands still or is gone.
-  void struck(uint32_t node, StageIndex stage, const std::set<core::MicrobatchKey>& held);
+  void struck(config::FaultKind kind, uint32_t node, StageIndex stage,
+              const std::set<core::MicrobatchKey>& held);
   // The base of a stage at an epoch, as one replica computed it.
   void base_computed(StageIndex stage, Epoch epoch, const Digest& state);
   void sample(uint64_t microbatches_done);
@@ -66,6 +69,7 @@ class Measures {
   struct Waiting {
     uint32_t victim = 0;
     TimeUs since = 0;
+    config::FaultKind kind = config::FaultKind::kKill;
   };
   void integrate();
   void prune();
@@ -86,7 +90,7 @@ class Measures {
   double redone_live_ms_ = 0;
   double redone_dead_ms_ = 0;
   std::map<std::pair<MicrobatchId, StageIndex>, Waiting> waiting_;
-  std::vector<double> reroute_ms_;
+  std::map<config::FaultKind, std::vector<double>> reroute_ms_;
   uint64_t reroutes_ = 0;
   uint64_t faults_ = 0;
   uint64_t gradients_lost_ = 0;

@@ -18,6 +18,10 @@ std::string Result::to_text() const {
   text += fmt::format(
       "  faults       {}; re-route p50 {:.0f} ms, p99 {:.0f} ms, most {:.0f} ms of {}\n", faults,
       reroute_ms_p50, reroute_ms_p99, reroute_ms_max, reroutes);
+  for (const Reroutes& kind : reroutes_by_fault) {
+    text += fmt::format("    {:<10} re-route p50 {:.0f} ms, p99 {:.0f} ms, most {:.0f} ms of {}\n", kind.kind,
+                        kind.ms_p50, kind.ms_p99, kind.ms_max, kind.count);
+  }
   text += fmt::format(
       "  redone       {:.2f} % of all compute by the living, {:.2f} % for the dead; {} counted "
       "gradients died "
@@ -59,7 +63,11 @@ std::string Result::to_json() const {
       {"merges", merges},
       {"merges_aborted", merges_aborted},
       {"shards_recomputed", shards_recomputed},
-      {"shards_without_owner", shards_without_owner},
+      {"shards", shards},
+      {"shards_lost_without_rescue", shards_lost_without_rescue},
+      {"shards_lost", shards_lost},
+      {"bytes_up_per_miner", bytes_up_per_miner},
+      {"bytes_down_per_miner", bytes_down_per_miner},
       {"replica_mismatches", replica_mismatches},
       {"replicas_identical", replicas_identical},
       {"state_is_replay", state_is_replay},
@@ -69,6 +77,14 @@ std::string Result::to_json() const {
       {"trace_sha256", trace_sha256},
       {"problem", problem},
   };
+  nlohmann::ordered_json kinds = nlohmann::ordered_json::object();
+  for (const Reroutes& kind : reroutes_by_fault) {
+    kinds[kind.kind] = {{"count", kind.count},
+                        {"ms_p50", kind.ms_p50},
+                        {"ms_p99", kind.ms_p99},
+                        {"ms_max", kind.ms_max}};
+  }
+  json["reroutes_by_fault"] = std::move(kinds);
   nlohmann::ordered_json timeline = nlohmann::ordered_json::array();
   for (const Sample& sample : samples) {
     timeline.push_back({{"at_s", sample.at_s},

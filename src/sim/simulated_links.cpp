@@ -132,7 +132,10 @@ void SimulatedMiner::reply(const core::miner_effect::ReplyAdmission& effect) {
   const auto entry = callers_.extract(effect.reply);
   if (entry.empty()) return;
   const Caller& caller = entry.mapped();
-  if (caller.forward && effect.admission == core::Admission::kAccepted) held_.insert(caller.key);
+  if (caller.forward && effect.admission == core::Admission::kAccepted) {
+    held_.insert(caller.key);
+    world_.measures.taken(node_, *stage_, caller.key.microbatch);
+  }
   world_.send({.from = node_,
                .to = caller.node,
                .from_generation = generation_,
@@ -170,6 +173,7 @@ void SimulatedMiner::probe(const core::miner_effect::Probe& effect) {
 
 void SimulatedMiner::read_tokens(core::MicrobatchKey key) {
   held_.insert(key);
+  world_.measures.taken(node_, *stage_, key.microbatch);
   reads_[next_read_] = key;
   world_.queue.push(world_.queue.now_us() + kReadTokensUs, EventKind::kTokensRead, node_,
                     generation_, next_read_++);

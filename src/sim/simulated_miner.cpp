@@ -98,13 +98,13 @@ void SimulatedMiner::end(TimeUs restart_us) {
 
 void SimulatedMiner::kill(TimeUs restart_us) {
   world_.trace.line("kill {} {}", node_, generation_);
-  if (stage_) world_.measures.struck(node_, *stage_, held_);
+  if (stage_) world_.measures.struck(config::FaultKind::kKill, node_, *stage_, held_);
   end(restart_us);
 }
 
 void SimulatedMiner::freeze(TimeUs until_us) {
   world_.trace.line("freeze {} {}", node_, until_us - kBeginUs);
-  if (stage_) world_.measures.struck(node_, *stage_, held_);
+  if (stage_) world_.measures.struck(config::FaultKind::kFreeze, node_, *stage_, held_);
   const TimeUs now = world_.queue.now_us();
   const TimeUs longer = until_us - std::max(now, frozen_until_us_);
   if (longer <= 0) return;
@@ -125,7 +125,7 @@ void SimulatedMiner::thaw() {
 void SimulatedMiner::cut(uint64_t mask, bool is_cut) {
   if (is_cut) {
     world_.network.cut(node_, mask);
-    if (alive() && stage_) world_.measures.struck(node_, *stage_, held_);
+    if (alive() && stage_) world_.measures.struck(config::FaultKind::kPartition, node_, *stage_, held_);
   } else {
     world_.network.mend(node_, mask);
   }

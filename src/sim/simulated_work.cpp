@@ -86,7 +86,6 @@ void SimulatedMiner::start_compute() {
   world_.queue.push(compute_until_us_, EventKind::kComputeDone, node_, generation_);
   if (const auto* forward = std::get_if<core::miner_effect::Forward>(&job)) {
     world_.trace.line("forward {} {} {}", node_, forward->key.microbatch, forward->key.attempt);
-    world_.measures.forward_began(node_, *stage_, forward->key.microbatch);
   }
 }
 
@@ -153,6 +152,9 @@ void SimulatedMiner::start_background() {
   blobs_->failing = world_.fails(world_.sim.job_failures);
   // A lone owner's copy is taken on trust: nobody could tell, and nobody could go on from a lie.
   const auto* reduction = std::get_if<core::miner_effect::ReduceShard>(&job);
+  const bool merges = reduction != nullptr ||
+                      std::holds_alternative<core::miner_effect::UploadDelta>(job) ||
+                      std::holds_alternative<core::miner_effect::PrepareBase>(job);
   may_lie_ = reduction != nullptr && reduction->uploads.size() > 1;
   background_->run(job);
   double scale = 1;
@@ -163,6 +165,10 @@ void SimulatedMiner::start_background() {
   const auto bytes = [&](uint64_t count) {
     return static_cast<uint64_t>(static_cast<double>(count) * scale);
   };
+  if (merges) {
+    world_.merges.transferred(bytes(blobs_->bytes_up), bytes(blobs_->bytes_down),
+                              std::holds_alternative<core::miner_effect::UploadDelta>(job));
+  }
   const TimeUs duration =
       world_.network.bulk_time(bytes(blobs_->bytes_up), bytes(blobs_->bytes_down));
   background_until_us_ = world_.queue.now_us() + std::max(kLeastJobUs, duration);

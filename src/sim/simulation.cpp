@@ -166,7 +166,7 @@ Status Simulation::Swarm::dispatch(const Event& event) {
   if (event.node != kOrchestratorNode) return to_miner(event);
   if (!orchestrator_.up() || orchestrator_.generation() != event.generation) return ok_status();
   TESSERA_RETURN_IF_ERROR(orchestrator_.handle(event));
-  faults_.strike_merges();
+  faults_.watch_merges();
   return ok_status();
 }
 
@@ -209,7 +209,7 @@ Status Simulation::Swarm::deliver(const Event& event) {
     return ok_status();
   }
   TESSERA_RETURN_IF_ERROR(orchestrator_.receive(std::move(message)));
-  faults_.strike_merges();
+  faults_.watch_merges();
   return ok_status();
 }
 
@@ -292,7 +292,7 @@ StatusOr<Result> Simulation::Swarm::result() {
   result.phase = core::name_of(state().phase);
   count(&result);
   world_.measures.fill(&result, state().done);
-  result.shards_without_owner = faults_.shards_without_owner();
+  world_.merges.fill(&result);
   result.events = world_.queue.popped();
   result.journal_entries = orchestrator_.journal().last_sequence();
   result.trace_lines = world_.trace.lines();

@@ -7,6 +7,7 @@
 #include "event_queue.h"
 #include "measures.h"
 #include "memory_ports.h"
+#include "merge_watch.h"
 #include "message.h"
 #include "network.h"
 #include "tessera/base/prng.h"
@@ -46,6 +47,7 @@ class World {
   MemoryBlobs blobs;
   Trace trace;
   Measures measures;
+  MergeWatch merges;
   bool faults_over = false;        // nothing random fails any more
   TimeUs faults_over_us = kNever;  // since when
   std::string broken;              // the first thing that must never happen and did

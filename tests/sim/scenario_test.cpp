@@ -129,8 +129,13 @@ TEST(Scenario, AMergeSurvivesDeadParticipants) {
       simulate(scenario_of("merge", {"sim.participants=12", "sim.dead_share=0.5"}));
   expect_sound(result);
   EXPECT_GT(result.merges, 1u);
-  EXPECT_GT(result.shards_without_owner, 0u);
-  EXPECT_GE(result.shards_recomputed, result.shards_without_owner);
+  // k of N participants are dead: k (k - 1) of the N (N - 1) pairs.
+  EXPECT_EQ(result.shards, 12u * 11 / 2);
+  EXPECT_EQ(result.shards_lost_without_rescue, 6u * 5 / 2);
+  EXPECT_EQ(result.shards_lost, 0u);
+  EXPECT_GT(result.bytes_up_per_miner, 0);
+  EXPECT_GT(result.bytes_down_per_miner, result.bytes_up_per_miner / 2);
+  EXPECT_GE(result.shards_recomputed, result.shards_lost_without_rescue);
 }
 
 TEST(Scenario, AThousandMinersTakeTheSameWayInSmall) {

@@ -163,6 +163,7 @@ class Miner {
   void on(miner_event::ComputeFailed& event);
   void on(miner_event::StepDone& event);
   void write_receipt(const MicrobatchKey& key, const Work& work, float milliseconds);
+  uint32_t leases_wanted() const;
   void take_leases(const SyncAnswer& answer);
   void schedule();
   void finish(const MicrobatchKey& key);

@@ -12,6 +12,13 @@ struct Sample {  // of the time since the sample before
   double tokens_per_s = 0;
   double ideal_tokens_per_s = 0;
 };
+struct Reroutes {  // of one kind of fault
+  std::string kind;
+  uint64_t count = 0;
+  double ms_p50 = 0;
+  double ms_p99 = 0;
+  double ms_max = 0;
+};
 struct FaultMark {
   double at_s = 0;
   std::string kind;
@@ -30,6 +37,7 @@ struct Result {
   double reroute_ms_p99 = 0;
   double reroute_ms_max = 0;
   uint64_t reroutes = 0;
+  std::vector<Reroutes> reroutes_by_fault;
   uint64_t microbatches_done = 0;
   uint64_t microbatches_open = 0;
   uint64_t microbatches_lost = 0;            // leased once, and neither done nor open
@@ -46,7 +54,12 @@ struct Result {
   uint64_t merges = 0;
   uint64_t merges_aborted = 0;
   uint64_t shards_recomputed = 0;
-  uint64_t shards_without_owner = 0;  // both owners were killed with sim.dead_share
+  // Of merges whose shards were handed out and that are over; with sim.dead_share of every stage's first only.
+  uint64_t shards = 0;
+  uint64_t shards_lost_without_rescue = 0;  // both owners were killed with sim.dead_share
+  uint64_t shards_lost = 0;                 // of merges that were aborted
+  double bytes_up_per_miner = 0;            // for merges, for each delta that was uploaded
+  double bytes_down_per_miner = 0;
   uint64_t replica_mismatches = 0;
   bool replicas_identical = true;
   bool state_is_replay = true;  // also if there was nothing to replay
