@@ -151,10 +151,13 @@ void SimulatedMiner::start_background() {
   background_queue_.pop_front();
   blobs_->bytes_up = blobs_->bytes_down = 0;
   blobs_->failing = world_.fails(world_.sim.job_failures);
-  // A lone owner's copy is taken on trust: nobody could tell, and nobody could go on from a lie.
-  const auto* reduction = std::get_if<core::miner_effect::ReduceShard>(&job);
-  may_lie_ = reduction != nullptr && reduction->uploads.size() > 1;
+  if (auto* upload = std::get_if<core::miner_effect::UploadDelta>(&job)) {
+    cheat_.tamper(upload, background_->base(), &world_.random);
+  } else if (const auto* reduction = std::get_if<core::miner_effect::ReduceShard>(&job); reduction != nullptr) {
+    cheat_.sees(reduction->uploads);
+  }
   background_->run(job);
+  note_merge(job);
   double scale = 1;
   if (const auto stage = control_->miner()->stage(); stage && world_.sim.stage_bytes > 0) {
     scale = static_cast<double>(world_.sim.stage_bytes) /
@@ -169,11 +172,22 @@ void SimulatedMiner::start_background() {
   world_.queue.push(background_until_us_, EventKind::kBackgroundDone, node_, generation_);
 }
 
+void SimulatedMiner::note_merge(const core::BackgroundJob& job) {
+  const bool uploads = std::holds_alternative<core::miner_effect::UploadDelta>(job);
+  const bool reduces = std::holds_alternative<core::miner_effect::ReduceShard>(job);
+  if (!uploads && !reduces && !std::holds_alternative<core::miner_effect::PrepareBase>(job)) return;
+  world_.measures.moved_in_merge(uploads, blobs_->bytes_up, blobs_->bytes_down);
+}
+
 void SimulatedMiner::take_background_event(core::MinerEvent event) {
+  if (auto* reduced = std::get_if<core::miner_event::ShardReduced>(&event); reduced != nullptr && reduced->ok) {
+    cheat_.tamper(&reduced->commit, world_.owned_by_pair(*stage_, reduced->commit.shard), &world_.random);
+  }
   if (auto* reduced = std::get_if<core::miner_event::ShardReduced>(&event);
-      reduced != nullptr && reduced->ok) {
-    if (may_lie_ && world_.fails(world_.sim.lies)) {
+      reduced != nullptr && reduced->ok && !reduced->commit.result.is_zero()) {
+    if (world_.fails(world_.sim.lies)) {
       const std::string lie = fmt::format("a lie of {} {}", node_, world_.random.next());
+      reduced->commit.result = digest_of(lie);
       reduced->commit.object = node::put_object(world_.blobs, lie).value();
     }
   } else if (auto* upload = std::get_if<core::miner_event::DeltaUploaded>(&event);
