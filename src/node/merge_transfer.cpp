@@ -12,11 +12,13 @@ namespace tessera::node {
 StatusOr<std::vector<Digest>> KeptBlobs::put(const std::vector<std::string>& blobs) {
   TESSERA_ASSIGN_OR_RETURN(std::vector<Digest> names, link_.put(blobs));
   std::lock_guard lock(mutex_);
-  for (size_t i = 0; i < blobs.size() && i < names.size(); ++i) {
-    if (bytes_ + blobs[i].size() > limit_bytes_) break;
-    if (kept_.emplace(names[i], blobs[i]).second) bytes_ += blobs[i].size();
-  }
+  for (size_t i = 0; i < blobs.size() && i < names.size(); ++i) keep(names[i], blobs[i]);
   return names;
+}
+
+void KeptBlobs::keep(const Digest& name, const std::string& blob) {
+  if (bytes_ + blob.size() > limit_bytes_) return;
+  if (kept_.emplace(name, blob).second) bytes_ += blob.size();
 }
 
 StatusOr<std::vector<std::string>> KeptBlobs::get(const std::vector<Digest>& digests) {
@@ -36,6 +38,10 @@ StatusOr<std::vector<std::string>> KeptBlobs::get(const std::vector<Digest>& dig
   }
   if (missing.empty()) return contents;
   TESSERA_ASSIGN_OR_RETURN(std::vector<std::string> fetched, link_.get(missing));
+  if (digests.size() == 1) {
+    std::lock_guard lock(mutex_);
+    keep(missing.front(), fetched.front());
+  }
   for (size_t i = 0; i < places.size(); ++i) contents[places[i]] = std::move(fetched.at(i));
   return contents;
 }

@@ -16,7 +16,8 @@
 namespace tessera::node {
 
 // A link that remembers what it was given for the running merge, so that a miner fetches neither its own upload nor its own
-// results. Keeps at most `limit_bytes`; what is beyond is fetched. Thread-safe.
+// results; and what was asked for by itself: the lists of the uploads' blocks, which every shard needs again. Keeps at most
+// `limit_bytes`; what is beyond is fetched. Thread-safe.
 class KeptBlobs final : public ports::BlobLink {
  public:
   explicit KeptBlobs(ports::BlobLink& link) : link_(link) {}
@@ -28,6 +29,8 @@ class KeptBlobs final : public ports::BlobLink {
   void clear() { begin(0); }
 
  private:
+  void keep(const Digest& name, const std::string& blob);  // under mutex_
+
   ports::BlobLink& link_;
   mutable std::mutex mutex_;
   std::map<Digest, std::string> kept_;
