@@ -13,6 +13,7 @@ using core::MergeFault;
 core::RunSpec spec_of(uint32_t miners) {
   core::RunSpec spec = small_spec(1, miners);
   spec.training.steps = 1000;
+  spec.merge.quorum = 1;  // everyone takes part
   spec.model.ffn_width = 128;  // more blocks than shards
   TESSERA_CHECK(core::stage_value_count(spec, 0) > 256 * miners * (miners - 1) / 2);
   return spec;
