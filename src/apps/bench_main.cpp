@@ -8,6 +8,8 @@ int main(int argc, char** argv) {
   CLI::App app("Measures Tessera's parts. Figures: docs/performance.md", "tessera-bench");
   app.set_version_flag("--version", TESSERA_VERSION);
   app.require_subcommand(1);
+  tessera::apps::add_merge_bench(&app);
+  tessera::apps::add_merge_peer_bench(&app);
   tessera::apps::add_orchestrator_bench(&app);
 #ifdef TESSERA_BENCH_TORCH
   tessera::apps::add_step_bench(&app);

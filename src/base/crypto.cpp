@@ -128,6 +128,14 @@ bool verify(const NodeId& signer, std::string_view message, const Signature& sig
                                      message.size(), signer.bytes.data()) == 0;
 }
 
+void apply_keystream(const Digest& key, uint64_t nonce, std::string* bytes) {
+  start_sodium();
+  unsigned char numbered[crypto_stream_xchacha20_NONCEBYTES] = {};
+  std::memcpy(numbered, &nonce, sizeof(nonce));
+  auto* data = reinterpret_cast<unsigned char*>(bytes->data());
+  crypto_stream_xchacha20_xor(data, data, bytes->size(), numbered, key.bytes.data());
+}
+
 std::string random_bytes(size_t size) {
   start_sodium();
   std::string bytes(size, '\0');

@@ -174,6 +174,13 @@ void add_boundary(core::BoundarySpec* boundary, FieldTable* table) {
       });
 }
 
+Field merge_format(const char* key, Codec* format, const char* about) {
+  return field(key,
+               Choice<Codec>{format,
+                             {{"fp32", Codec::kFp32}, {"bf16", Codec::kBf16}, {"int8", Codec::kInt8}, {"int4", Codec::kInt4}}},
+               "", about);
+}
+
 void add_merge(core::MergeSpec* merge, FieldTable* table) {
   table->insert(
       table->end(),
@@ -190,8 +197,27 @@ void add_merge(core::MergeSpec* merge, FieldTable* table) {
                 "of the outer Nesterov step"),
           field("merge.max_staleness", &merge->max_staleness, "1 to 64",
                 "epochs after which work that missed its merges is dropped"),
-          field("merge.block_values", &merge->block_values, "256 to 262144",
-                "fp32 values of one transfer block"),
+          field("merge.block_values", &merge->block_values, "256 to 262144, a multiple of 256",
+                "values of one transfer block"),
+          merge_format("merge.upload_format", &merge->upload_format,
+                       "number format of pseudo-gradients; int8 and int4 have one scale for 256 values, and what rounding "
+                       "leaves out goes into the next upload"),
+          merge_format("merge.result_format", &merge->result_format,
+                       "number format of merged shards, rounded stochastically"),
+          field("merge.outer_momentum_warmup", &merge->outer_momentum_warmup, "0 to 1000000",
+                "merges of a stage over which the outer momentum grows from 0 to its value"),
+          field("merge.gate_norm_ratio", &merge->gate_norm_ratio, "1 to 1000000",
+                "an upload counts only if its norm is within this factor of the median of all"),
+          field("merge.gate_cosine", &merge->gate_cosine, "-1 to 1",
+                "an upload counts only if its cosine to the mean of the others is at least this"),
+          field("merge.sample_share", &merge->sample_share, "0 to 1",
+                "share of the shards on which both owners agree that the orchestrator recomputes secretly"),
+          field("merge.trim_share", &merge->trim_share, "0 to 0.49",
+                "share of the uploads left out at either end of every single value; 0 takes the weighted mean of all"),
+          field("merge.optimizer_moments",
+                Choice<core::MergeMoments>{&merge->optimizer_moments,
+                                           {{"local", core::MergeMoments::kLocal}, {"reset", core::MergeMoments::kReset}}},
+                "", "what becomes of a miner's optimizer moments when it takes a merge over"),
       });
 }
 

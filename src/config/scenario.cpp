@@ -1,6 +1,9 @@
 #include "tessera/config/scenario.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <set>
 
 #include "config/run_table.h"
 #include "config/scenario_values.h"
@@ -95,6 +98,10 @@ FieldTable sim_table(SimSpec* sim) {
                          "share of reduced shards that their miner falsifies"),
                    field("sim.lost_uploads", &sim->lost_uploads, "0 to 0.9",
                          "share of a merge's uploads that nobody can read"),
+                   field("sim.cheaters", &sim->cheaters, "noise, flip, scale, stale, lazy, unavailable, pair",
+                         "how the first miners cheat in every merge: upload noise, the opposite, a hundredfold or an "
+                         "old upload; commit reductions without computing them; call uploads unreadable; two of 'pair' "
+                         "falsify just the shards that they own together"),
                    field("sim.faults", &sim->faults, "", "what happens and when: see above"),
                    field("sim.faults_until_s", &sim->faults_until_s, "0 to 1e8",
                          "then everything is mended, and nothing random fails any more; 0: never"),
@@ -149,6 +156,12 @@ Status validate_lists(const SimSpec& sim, const core::RunSpec& spec) {
   for (const double speed : sim.speeds) {
     if (!(speed >= 0.001 && speed <= 1000)) {
       return invalid_argument("sim.speeds: {} is not allowed; each must be 0.001 to 1000", speed);
+    }
+  }
+  for (const std::string& kind : sim.cheaters) {
+    const std::set<std::string> kinds = {"noise", "flip", "scale", "stale", "lazy", "unavailable", "pair"};
+    if (kinds.count(kind) == 0) {
+      return invalid_argument("sim.cheaters: '{}' is not allowed; known: {}", kind, fmt::join(kinds, ", "));
     }
   }
   for (const double memory : sim.memory_gib) {

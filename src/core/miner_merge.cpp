@@ -37,8 +37,8 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
     case MergePhase::kApply:
       if (preparing_ == merge.target) break;
       preparing_ = merge.target;
-      emit(BackgroundJob(miner_effect::PrepareBase{merge.target, merge.results, merge.participant,
-                                                   merge.outer_learning_rate, merge.outer_momentum}));
+      emit(BackgroundJob(miner_effect::PrepareBase{merge.target, merge.uploads, merge.results, merge.participant,
+                                                   merge.outer_learning_rate, merge.outer_momentum, merge.drop_carry}));
       break;
   }
 }
@@ -58,6 +58,7 @@ void Miner::on(miner_event::DeltaUploaded& event) {
     return;
   }
   upload_ = event.commit;
+  upload_->signature = identity_.sign(upload_->signed_bytes(identity_.run_id, assignment_->stage));
   urgent_ = true;
 }
 
@@ -69,6 +70,7 @@ void Miner::on(miner_event::ShardReduced& event) {
     return;
   }
   shards_.push_back(event.commit);
+  shards_.back().signature = identity_.sign(event.commit.signed_bytes(identity_.run_id, assignment_->stage));
   urgent_ = true;
 }
 
@@ -80,7 +82,8 @@ void Miner::on(miner_event::BasePrepared& event) {
     return;
   }
   pending_state_ = event.state;
-  enqueue(miner_effect::ApplyBase{event.target, event.base, event.reference});
+  enqueue(miner_effect::ApplyBase{event.target, event.base, event.reference,
+                                  spec_.merge.optimizer_moments == MergeMoments::kReset});
 }
 
 void Miner::on(miner_event::BaseApplied& event) {

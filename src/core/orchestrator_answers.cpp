@@ -8,22 +8,6 @@
 namespace tessera::core {
 namespace {
 
-// The shards of the running merge that this miner owns and has not committed.
-std::vector<ShardTask> open_tasks(const Merge& merge, const StageSummary& summary, MinerIndex miner) {
-  std::vector<ShardTask> tasks;
-  const auto owned = summary.owned.find(miner);
-  if (owned == summary.owned.end()) return tasks;
-  for (const uint32_t i : owned->second) {
-    const MergeShard& shard = merge.shards[i];
-    if (shard.accepted || shard.plan.block_count == 0) continue;
-    const bool owes_a = merge.participants[shard.plan.owner_a] == miner && !shard.copy_a;
-    const bool owes_b = shard.plan.owner_b != shard.plan.owner_a &&
-                        merge.participants[shard.plan.owner_b] == miner && !shard.copy_b;
-    if (owes_a || owes_b) tasks.push_back({merge.first_shard + i, shard.plan.first_block, shard.plan.block_count});
-  }
-  return tasks;
-}
-
 std::optional<MergeDirective> merge_directive(const OrchestratorState& state, const StageSummary& summary,
                                               const MinerRecord& miner) {
   const StageRecord& stage = state.stages[miner.stage];
@@ -33,11 +17,13 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
       MergeDirective directive;
       directive.target = past.target;
       directive.phase = MergePhase::kApply;
+      directive.uploads = past.uploads;
       directive.results = past.results;
       directive.outer_learning_rate = past.outer_learning_rate;
       directive.outer_momentum = past.outer_momentum;
       directive.participant = std::find(past.participants.begin(), past.participants.end(), miner.index) !=
                               past.participants.end();
+      directive.drop_carry = std::find(past.dropped.begin(), past.dropped.end(), miner.index) != past.dropped.end();
       return directive;
     }
     return std::nullopt;  // too old: it gets a new assignment
@@ -51,7 +37,7 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
     if (merge.invited.count(miner.index) == 0) return std::nullopt;
     return directive;
   }
-  directive.tasks = open_tasks(merge, summary, miner.index);
+  directive.tasks = open_tasks(state, summary, miner);
   if (directive.tasks.empty()) return std::nullopt;
   for (size_t p = 0; p < merge.participants.size(); ++p) {
     directive.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
@@ -153,11 +139,11 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
     news.emplace_back(UploadCommitted{miner.index, *request.upload});
   }
   if (stage.merge && stage.merge->phase == MergePhase::kReduce) {
-    const std::vector<ShardTask> owed = open_tasks(*stage.merge, index_.stage(miner.stage), miner.index);
+    const std::vector<ShardTask> owed = open_tasks(state_, index_.stage(miner.stage), miner);
     for (const ShardCommit& commit : request.shards) {
       if (commit.target != stage.merge->target) continue;
       if (std::any_of(owed.begin(), owed.end(), [&](const ShardTask& task) { return task.shard == commit.shard; })) {
-        news.emplace_back(ShardCommitted{miner.index, commit});
+        news.emplace_back(ShardCommitted{miner.index, commit, miner.stage});
       }
     }
   }

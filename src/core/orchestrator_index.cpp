@@ -171,11 +171,18 @@ void OrchestratorIndex::update_shards(const OrchestratorState& state, StageIndex
     const MergeShard& shard = merge->shards[i];
     summary.undecided += !shard.accepted;
     summary.unsettled += !shard.accepted && !shard.recomputing;
-    summary.owned[merge->participants[shard.plan.owner_a]].push_back(i);
-    if (shard.plan.owner_b != shard.plan.owner_a) {
-      summary.owned[merge->participants[shard.plan.owner_b]].push_back(i);
-    }
+    summary.owned[merge->participants[shard.owner_a]].push_back(i);
+    if (shard.owner_b != shard.owner_a) summary.owned[merge->participants[shard.owner_b]].push_back(i);
   }
+}
+
+void OrchestratorIndex::shard_moved(StageIndex s, uint32_t shard, MinerIndex from, MinerIndex to) {
+  auto& owned = stages_[s].owned;
+  auto& left = owned[from];
+  left.erase(std::find(left.begin(), left.end(), shard));
+  if (left.empty()) owned.erase(from);
+  auto& taken = owned[to];
+  taken.insert(std::lower_bound(taken.begin(), taken.end(), shard), shard);
 }
 
 std::vector<MicrobatchId> OrchestratorIndex::leases_of(MinerIndex miner) const {

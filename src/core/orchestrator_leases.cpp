@@ -232,7 +232,10 @@ void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
   }
   if (open->second.leased) stop_waiting_for(open->second, miner.stage);
   open->second.counted_stages |= bit;
-  if (state_.spec.merge.enabled) miner.fresh[receipt.local_step]++;
+  if (state_.spec.merge.enabled) {
+    if (miner.fresh.empty()) miner.carries_since = state_.stages[miner.stage].epoch;
+    miner.fresh[receipt.local_step]++;
+  }
   miner.counted++;
   const uint64_t all = state_.stages.size() == 64 ? ~uint64_t{0} : (uint64_t{1} << state_.stages.size()) - 1;
   if (open->second.counted_stages == all) {

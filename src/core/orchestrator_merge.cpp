@@ -1,10 +1,12 @@
-// Merges of a stage: snapshot -> (freeze) reduce -> complete, or abort. docs/protocol.md draws it.
+// Merges of a stage: snapshot -> (freeze) reduce -> gate -> complete, or abort. docs/protocol.md draws it. The decision on
+// each shard is in orchestrator_shards.cpp.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 
 #include "tessera/base/prng.h"
+#include "tessera/core/merge_gate.h"
 #include "tessera/core/orchestrator.h"
 
 namespace tessera::core {
@@ -77,13 +79,20 @@ void Orchestrator::freeze_if_complete(StageIndex s) {
 
 // Ends the commit phase: the manifest is the uploads that are there, weighted by the microbatches that receipts confirm.
 void Orchestrator::freeze(StageIndex s) {
-  StageRecord& stage = state_.stages[s];
-  Merge& merge = *stage.merge;
+  Merge& merge = *state_.stages[s].merge;
+  // A trimmed mean sorts every value of all uploads: there is a limit, and those beyond it carry their work over.
+  const size_t limit = state_.spec.merge.trim_share > 0 ? kMaxTrimmedUploads : merge.uploads.size();
+  std::map<MinerIndex, uint32_t> counted;  // in the first round: who starts anew meanwhile has no steps any more
+  for (size_t p = 0; p < merge.participants.size(); ++p) counted[merge.participants[p]] = merge.counts[p];
+  merge.participants.clear();
+  merge.counts.clear();
+  merge.weights.clear();
   uint64_t total = 0;
   for (const auto& [index, upload] : merge.uploads) {
-    uint32_t count = 0;
+    if (merge.gated.count(index) > 0 || merge.participants.size() == limit) continue;
+    uint32_t count = counted[index];
     for (const auto& [step, fresh] : state_.miners[index].fresh) {
-      if (step < upload.snapshot_step) count += fresh;
+      if (merge.round == 0 && step < upload.snapshot_step) count += fresh;
     }
     if (count == 0) continue;
     merge.participants.push_back(index);
@@ -91,179 +100,142 @@ void Orchestrator::freeze(StageIndex s) {
     total += count;
   }
   if (merge.participants.empty()) {
-    abort_merge(s, "no upload with counted microbatches");
+    abort_merge(s, merge.gated.empty() ? "no upload with counted microbatches" : "the gate left no upload");
     return;
   }
   for (const uint32_t count : merge.counts) {
     merge.weights.push_back(static_cast<float>(static_cast<double>(count) / static_cast<double>(total)));
   }
-  const uint64_t block = state_.spec.merge.block_values;
-  const uint64_t blocks = (stage.values + block - 1) / block;
-  const uint64_t seed = mix64(state_.secret ^ mix64(uint64_t{s} << 48 ^ merge.target));
-  merge.first_shard = static_cast<uint32_t>(mix64(seed ^ mix64(stage.merges_aborted + 1)));
-  for (const PlannedShard& plan :
-       butterfly_plan(static_cast<uint32_t>(merge.participants.size()), blocks, seed)) {
-    MergeShard shard;
-    shard.plan = plan;
-    merge.shards.push_back(shard);
-  }
-  merge.phase = MergePhase::kReduce;
-  merge.deadline = now_ + state_.spec.timeouts.merge_phase_ms;
+  plan_shards(s);
   say(fmt::format("stage {} merge {}: manifest of {} uploads, {} microbatches, {} shards", s, merge.target,
                   merge.participants.size(), total, merge.shards.size()));
-  index_.update_shards(state_, s);
   for (uint32_t i = 0; i < merge.shards.size(); ++i) accept_if_settled(s, i);
   complete_merge(s);
 }
 
-void Orchestrator::on(const ShardCommitted& event) {
-  if (event.miner >= state_.miners.size()) return;
-  const StageIndex s = state_.miners[event.miner].stage;
-  auto& merge = state_.stages[s].merge;
-  if (!merge || merge->phase != MergePhase::kReduce || merge->target != event.commit.target) return;
-  const uint32_t index = event.commit.shard - merge->first_shard;
-  if (index >= merge->shards.size()) return;
-  MergeShard& shard = merge->shards[index];
-  if (merge->participants[shard.plan.owner_a] == event.miner && !shard.copy_a) {
-    shard.copy_a = event.commit.object;
-  } else if (merge->participants[shard.plan.owner_b] == event.miner && !shard.copy_b) {
-    shard.copy_b = event.commit.object;
-  } else {
-    return;
-  }
-  accept_if_settled(s, index);
-  complete_merge(s);
-}
-
-// Decides a shard as soon as it can be decided: equal copies count; different ones, or one whose other owner is gone, are
-// recomputed from the manifest's uploads. A lone copy is never taken on trust.
-void Orchestrator::accept_if_settled(StageIndex s, uint32_t index) {
-  Merge& merge = *state_.stages[s].merge;
-  MergeShard& shard = merge.shards[index];
-  if (shard.accepted || shard.recomputing) return;
-  if (shard.plan.block_count == 0) {
-    accept(s, index, Digest{});
-    return;
-  }
-  const bool alone = shard.plan.owner_a == shard.plan.owner_b;
-  if (alone) {
-    if (shard.copy_a) accept(s, index, *shard.copy_a);
-  } else if (shard.copy_a && shard.copy_b) {
-    if (*shard.copy_a == *shard.copy_b) {
-      accept(s, index, *shard.copy_a);
-    } else {
-      recompute(s, index, "its owners disagree");
-    }
-    return;
-  }
-  if (shard.accepted) return;
-  const bool a_can = shard.copy_a || state_.miners[merge.participants[shard.plan.owner_a]].live;
-  const bool b_can = shard.copy_b || state_.miners[merge.participants[shard.plan.owner_b]].live;
-  if (!a_can || !b_can) recompute(s, index, "an owner is gone");
-}
-
-void Orchestrator::accept(StageIndex s, uint32_t index, const Digest& object) {
-  MergeShard& shard = state_.stages[s].merge->shards[index];
-  shard.accepted = object;
-  index_.shard_accepted(s, shard.recomputing);
-}
-
-RecomputeShard Orchestrator::recomputation_of(StageIndex s, uint32_t index) const {
-  const Merge& merge = *state_.stages[s].merge;
-  const MergeShard& shard = merge.shards[index];
-  RecomputeShard job{.stage = s,
-                     .target = merge.target,
-                     .shard = merge.first_shard + index,
-                     .first_block = shard.plan.first_block,
-                     .block_count = shard.plan.block_count,
-                     .uploads = {},
-                     .stage_values = state_.stages[s].values,
-                     .block_values = state_.spec.merge.block_values};
-  for (size_t p = 0; p < merge.participants.size(); ++p) {
-    job.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
-  }
-  return job;
-}
-
-void Orchestrator::recompute(StageIndex s, uint32_t index, const char* reason) {
-  Merge& merge = *state_.stages[s].merge;
-  merge.shards[index].recomputing = true;
-  index_.shard_recomputing(s);
-  effects_.recompute.push_back(recomputation_of(s, index));
-  say(fmt::format("stage {} merge {} shard {}: {}; the orchestrator recomputes it", s, merge.target, index, reason), true);
-}
-
-std::vector<RecomputeShard> Orchestrator::pending_recomputations(StageIndex s) const {
-  std::vector<RecomputeShard> jobs;
-  if (!state_.stages[s].merge) return jobs;
-  for (uint32_t i = 0; i < state_.stages[s].merge->shards.size(); ++i) {
-    const MergeShard& shard = state_.stages[s].merge->shards[i];
-    if (shard.recomputing && !shard.accepted) jobs.push_back(recomputation_of(s, i));
-  }
-  return jobs;
-}
-
-// The reduce phase is over: whatever is not agreed on is recomputed.
-void Orchestrator::settle_shards(StageIndex s) {
-  Merge& merge = *state_.stages[s].merge;
-  for (uint32_t i = 0; i < merge.shards.size(); ++i) {
-    if (!merge.shards[i].accepted && !merge.shards[i].recomputing) recompute(s, i, "the phase's time is over");
-  }
-}
-
-void Orchestrator::on(const ShardRecomputed& event) {
-  if (event.stage >= state_.stages.size()) return;
-  StageRecord& stage = state_.stages[event.stage];
-  if (!stage.merge || stage.merge->phase != MergePhase::kReduce || stage.merge->target != event.commit.target) return;
+// Who owns which shard, and which shards are in the sample: secrets until the merge is over.
+void Orchestrator::plan_shards(StageIndex s) {
+  StageRecord& stage = state_.stages[s];
   Merge& merge = *stage.merge;
-  const uint32_t index = event.commit.shard - merge.first_shard;
-  if (index >= merge.shards.size()) return;
-  MergeShard& shard = merge.shards[index];
-  if (shard.accepted) return;
-  if (event.commit.object.is_zero()) {
-    // The same upload would spoil this merge again: the others go on without whoever committed it.
-    for (const auto& [index, upload] : merge.uploads) {
-      const auto& unreadable = event.unreadable;
-      if (std::find(unreadable.begin(), unreadable.end(), upload.object) == unreadable.end()) continue;
-      state_.miners[index].spoiled_merge = merge.target;
-      index_.update(state_, index);
-      say(fmt::format("stage {} merge {}: the upload of miner {} can't be read; it is left out", event.stage, merge.target,
-                      index), true);
-    }
-    abort_merge(event.stage, fmt::format("the uploads of shard {} are not all readable", index));
-    return;
+  const uint64_t block = state_.spec.merge.block_values;
+  const uint64_t blocks = (stage.values + block - 1) / block;
+  const uint64_t seed = mix64(state_.secret ^ mix64(uint64_t{s} << 48 ^ merge.target)) ^ mix64(merge.round);
+  merge.first_shard = static_cast<uint32_t>(mix64(seed ^ mix64(stage.merges_aborted + 1)));
+  merge.shards.clear();
+  merge.measured.assign(merge.participants.size(), {});
+  Prng sample(mix64(seed ^ mix64(~stage.merges_aborted)));
+  for (const PlannedShard& plan : butterfly_plan(static_cast<uint32_t>(merge.participants.size()), blocks, seed)) {
+    MergeShard shard;
+    shard.plan = plan;
+    shard.owner_a = plan.owner_a;
+    shard.owner_b = plan.owner_b;
+    shard.sampled = sample.uniform() < state_.spec.merge.sample_share;
+    merge.shards.push_back(shard);
   }
-  stage.shards_recomputed++;
-  accept(event.stage, index, event.commit.object);
-  const auto judge = [&](const std::optional<Digest>& copy, uint32_t owner) {
-    if (!copy || *copy == event.commit.object) return;
-    say(fmt::format("stage {} merge {} shard {}: miner {} committed a wrong reduction", event.stage, merge.target,
-                    index, merge.participants[owner]), true);
-  };
-  judge(shard.copy_a, shard.plan.owner_a);
-  judge(shard.copy_b, shard.plan.owner_b);
-  complete_merge(event.stage);
+  merge.phase = MergePhase::kReduce;
+  merge.deadline = now_ + state_.spec.timeouts.merge_phase_ms;
+  index_.update_shards(state_, s);
+}
+
+// Decides on every upload, once, by what its owners measured. True: some are left out, and the others are reduced anew.
+// Their work stays in the masters of those left out.
+bool Orchestrator::gate(StageIndex s) {
+  Merge& merge = *state_.stages[s].merge;
+  if (merge.round > 0) return false;
+  for (const GateVerdict& verdict : gate_uploads(merge.measured, state_.spec.merge)) {
+    const MinerIndex miner = merge.participants[verdict.upload];
+    const UploadCommit& upload = merge.uploads.at(miner);
+    merge.gated.insert(miner);
+    state_.miners[miner].spoiled_merge = merge.target;
+    index_.update(state_, miner);
+    MergeVerdict record;
+    record.target = merge.target;
+    record.miner = miner;
+    record.fault = verdict.fault;
+    record.committed = upload.object;
+    record.measure = verdict.measure;
+    record.bound = verdict.bound;
+    record.signature = upload.signature;
+    record_verdict(s, record);
+    say(fmt::format("stage {} merge {}: the upload of miner {} is left out: {} {:.4g}, the bound is {:.4g}", s, merge.target,
+                    miner, name_of(verdict.fault), verdict.measure, verdict.bound), true);
+  }
+  return !merge.gated.empty();
 }
 
 void Orchestrator::complete_merge(StageIndex s) {
   StageRecord& stage = state_.stages[s];
-  if (!stage.merge) return;
+  if (!stage.merge || index_.stage(s).undecided > 0) return;
+  if (gate(s)) {
+    stage.merge->round++;
+    freeze(s);
+    return;
+  }
   Merge& merge = *stage.merge;
-  if (index_.stage(s).undecided > 0) return;
-  PastMerge past{.target = merge.target, .from = stage.state, .participants = merge.participants, .results = {},
-                 .outer_learning_rate = state_.spec.merge.outer_learning_rate,
-                 .outer_momentum = state_.spec.merge.outer_momentum};
+  const MergeSpec& spec = state_.spec.merge;
+  const double warmth = stage.merges < spec.outer_momentum_warmup
+                            ? static_cast<double>(stage.merges) / spec.outer_momentum_warmup
+                            : 1.0;
+  PastMerge past{.target = merge.target, .from = stage.state, .participants = merge.participants, .dropped = {}, .uploads = {}, .results = {},
+                 .outer_learning_rate = spec.outer_learning_rate,
+                 .outer_momentum = spec.outer_momentum * warmth};
   for (const MergeShard& shard : merge.shards) {
     if (shard.plan.block_count == 0) continue;
-    past.results.push_back({shard.plan.first_block, shard.plan.block_count, *shard.accepted});
+    past.results.push_back({shard.plan.first_block, shard.plan.block_count, *shard.accepted, shard.copies});
   }
   std::sort(past.results.begin(), past.results.end(),
             [](const ShardResult& a, const ShardResult& b) { return a.first_block < b.first_block; });
+  for (size_t p = 0; p < merge.participants.size(); ++p) {
+    past.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
+  }
   for (const MinerIndex index : merge.participants) {
     auto& fresh = state_.miners[index].fresh;
     fresh.erase(fresh.begin(), fresh.lower_bound(merge.uploads.at(index).snapshot_step));
+    state_.miners[index].carries_since = merge.target;
+  }
+  for (const MinerIndex index : index_.stage(s).places) {
+    if (index == kNoMiner) continue;
+    MinerRecord& miner = state_.miners[index];
+    if (miner.fresh.empty() || !miner.ready || miner.carries_since + spec.max_staleness >= merge.target) continue;
+    past.dropped.push_back(index);
+    miner.carries_since = merge.target;
+    miner.fresh.clear();
+    index_.update(state_, index);
+    say(fmt::format("stage {} merge {}: miner {} carried work over more than {} merges; it is dropped", s, merge.target, index,
+                    spec.max_staleness), true);
   }
   stage.past.push_back(std::move(past));
+  retire_merge(s);
+}
+
+// What its owners committed becomes evidence that anyone can read; that of aborted tries at it too, whose entries have the same
+// key.
+void Orchestrator::unseal_merge(StageIndex s) {
+  const Merge& merge = *state_.stages[s].merge;
+  for (const char* kind : {ShardCommitted::kName, ShardRecomputed::kName}) {
+    effects_.publish.push_back(SecretUnsealed{.kind = kind, .id = merge_seal_id(s, merge.target), .key = {}});
+  }
+}
+
+// The merge is over: the stage is at its epoch, and what was secret of it is no longer.
+void Orchestrator::retire_merge(StageIndex s) {
+  StageRecord& stage = state_.stages[s];
+  Merge& merge = *stage.merge;
+  MergeRecord record{.target = merge.target, .participants = merge.participants, .counts = merge.counts, .norms = {},
+                     .cosines = {}, .shards = {}};
+  for (const UploadMeasure& measure : merge.measured) {
+    record.norms.push_back(std::sqrt(std::max(measure.energy, 0.0)));
+    record.cosines.push_back(measure.energy > 0 ? measure.alignment / measure.energy : 0.0);
+  }
+  const auto failed = [](OwnerOutcome outcome) { return outcome == OwnerOutcome::kMissing; };
+  for (const MergeShard& shard : merge.shards) {
+    record.shards.push_back({shard.plan.owner_a, shard.plan.owner_b, shard.outcome_a, shard.outcome_b, shard.sampled,
+                             shard.recomputing});
+    record.lost_without_rescue +=
+        failed(shard.outcome_a) && (failed(shard.outcome_b) || shard.plan.owner_a == shard.plan.owner_b);
+  }
+  stage.merge_records.push_back(std::move(record));
+  if (stage.merge_records.size() > kMaxMergeRecords) stage.merge_records.pop_front();
   stage.epoch = merge.target;
   stage.state = Digest{};
   stage.state_published = false;
@@ -271,6 +243,7 @@ void Orchestrator::complete_merge(StageIndex s) {
   if (merge.final) stage.final_merge_done = true;
   say(fmt::format("stage {} is at epoch {}", s, stage.epoch));
   publish_pairings(s, merge);
+  unseal_merge(s);
   stage.merge.reset();
   boundaries_.insert(s);
   forget_old_merges(stage);
@@ -325,7 +298,7 @@ void Orchestrator::drop_from_merge(MinerIndex index, bool restarted) {
     upload->second.snapshot_step = 0;
   }
   if (const auto owned = index_.stage(s).owned.find(index); owned != index_.stage(s).owned.end()) {
-    for (const uint32_t i : owned->second) accept_if_settled(s, i);
+    for (const uint32_t i : std::vector<uint32_t>(owned->second)) accept_if_settled(s, i);
   }
 }
 

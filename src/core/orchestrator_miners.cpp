@@ -176,6 +176,7 @@ void Orchestrator::on(const StateHeld& event) {
     // The load replaced its masters: the steps before are in them only if they came with the checkpoint.
     if (!miner.resumed) miner.fresh.erase(miner.fresh.begin(), miner.fresh.lower_bound(event.applied.local_step));
     miner.resumed.reset();
+    miner.carries_since = miner.epoch;
     miner.ready = true;
     miner.must_download = false;
     if (miner.assigned_stage == miner.stage) miner.assigned_stage.reset();  // it came back as the same process

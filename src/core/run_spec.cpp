@@ -187,13 +187,18 @@ Status check_training(const TrainingSpec& training) {
 
 Status check_merge(const MergeSpec& merge) {
   TESSERA_RETURN_IF_ERROR(
-      check_whole({{"merge.min_microbatches", merge.min_microbatches, 1, 1000000},
-                   {"merge.max_staleness", merge.max_staleness, 1, 64},
-                   {"merge.block_values", merge.block_values, 256, kMaxBlockValues}}));
-  return check_real(
-      {{"merge.quorum", merge.quorum, 0, 1, Ends::kOpenLow},
-       {"merge.outer_learning_rate", merge.outer_learning_rate, 0, 10, Ends::kOpenLow},
-       {"merge.outer_momentum", merge.outer_momentum, 0, 1, Ends::kOpenHigh}});
+      check_whole({{"merge.min_microbatches", merge.min_microbatches, 1, 1000000}, {"merge.max_staleness", merge.max_staleness, 1, 64},
+                   {"merge.block_values", merge.block_values, 256, kMaxBlockValues},
+                   {"merge.outer_momentum_warmup", merge.outer_momentum_warmup, 0, 1000000}}));
+  if (merge.block_values % 256 != 0) return invalid_argument("merge.block_values: {} is no multiple of 256", merge.block_values);
+  TESSERA_RETURN_IF_ERROR(check_enum("merge.upload_format", merge.upload_format, Codec::kInt4));
+  TESSERA_RETURN_IF_ERROR(check_enum("merge.result_format", merge.result_format, Codec::kInt4));
+  TESSERA_RETURN_IF_ERROR(check_enum("merge.optimizer_moments", merge.optimizer_moments, MergeMoments::kReset));
+  return check_real({{"merge.quorum", merge.quorum, 0, 1, Ends::kOpenLow},
+                     {"merge.outer_learning_rate", merge.outer_learning_rate, 0, 10, Ends::kOpenLow},
+                     {"merge.outer_momentum", merge.outer_momentum, 0, 1, Ends::kOpenHigh},
+                     {"merge.gate_norm_ratio", merge.gate_norm_ratio, 1, 1000000}, {"merge.gate_cosine", merge.gate_cosine, -1, 1},
+                     {"merge.sample_share", merge.sample_share, 0, 1}, {"merge.trim_share", merge.trim_share, 0, 0.49}});
 }
 
 Status check_timeouts(const TimeoutSpec& timeouts) {

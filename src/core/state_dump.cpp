@@ -74,20 +74,20 @@ class Dump {
     fields(a, b, c, d);
   }
   void composite(const MergeShard& v) {
-    const auto& [a, b, c, d, e] = v;
-    fields(a, b, c, d, e);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m);
   }
   void composite(const Merge& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n);
   }
   void composite(const PastMerge& v) {
-    const auto& [a, b, c, d, e, f] = v;
-    fields(a, b, c, d, e, f);
+    const auto& [a, b, c, d, e, f, g, h] = v;
+    fields(a, b, c, d, e, f, g, h);
   }
   void composite(const StageRecord& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t);
   }
   void composite(const Restage& v) {
     const auto& [a, b, c] = v;
@@ -99,8 +99,8 @@ class Dump {
     fields(a, b, c, d, e, f, g, h, i);
   }
   void composite(const MinerRecord& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj);
   }
   void composite(const OrchestratorState& v) {
     const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj, kk] = v;

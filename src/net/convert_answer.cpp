@@ -66,26 +66,43 @@ void to_proto(const core::ShardTask& in, v1::ShardTask* out) {
   out->set_shard(in.shard);
   out->set_first_block(in.first_block);
   out->set_block_count(in.block_count);
+  out->set_token(bytes_of(in.token));
 }
 
 Status from_proto(const v1::ShardTask& in, core::ShardTask* out) {
+  FieldCheck check;
   out->shard = in.shard();
   out->first_block = in.first_block();
   out->block_count = in.block_count();
-  return ok_status();
+  check.bytes32("token", in.token(), &out->token);
+  return check.status();
+}
+
+void to_proto(const core::ResultCopy& in, v1::ResultCopy* out) {
+  out->set_object(bytes_of(in.object));
+  out->set_token(bytes_of(in.token));
+}
+
+Status from_proto(const v1::ResultCopy& in, core::ResultCopy* out) {
+  FieldCheck check;
+  check.bytes32("object", in.object(), &out->object);
+  check.bytes32("token", in.token(), &out->token);
+  return check.status();
 }
 
 void to_proto(const core::ShardResult& in, v1::ShardResult* out) {
   out->set_first_block(in.first_block);
   out->set_block_count(in.block_count);
-  out->set_object(bytes_of(in.object));
+  out->set_result(bytes_of(in.result));
+  for (const core::ResultCopy& copy : in.copies) to_proto(copy, out->add_copies());
 }
 
 Status from_proto(const v1::ShardResult& in, core::ShardResult* out) {
   FieldCheck check;
   out->first_block = in.first_block();
   out->block_count = in.block_count();
-  check.bytes32("object", in.object(), &out->object);
+  check.bytes32("result", in.result(), &out->result);
+  check.list("copies", in.copies(), core::kMaxResultCopies, &out->copies);
   return check.status();
 }
 
@@ -98,6 +115,7 @@ void to_proto(const core::MergeDirective& in, v1::MergeDirective* out) {
   out->set_participant(in.participant);
   out->set_outer_learning_rate(in.outer_learning_rate);
   out->set_outer_momentum(in.outer_momentum);
+  out->set_drop_carry(in.drop_carry);
 }
 
 Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
@@ -110,6 +128,7 @@ Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
   out->participant = in.participant();
   out->outer_learning_rate = in.outer_learning_rate();
   out->outer_momentum = in.outer_momentum();
+  out->drop_carry = in.drop_carry();
   return check.status();
 }
 

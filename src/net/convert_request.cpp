@@ -91,6 +91,7 @@ void to_proto(const core::UploadCommit& in, v1::UploadCommit* out) {
   out->set_object(bytes_of(in.object));
   out->set_snapshot_step(in.snapshot_step);
   out->set_snapshot_version(in.snapshot_version);
+  out->set_signature(in.signature.data(), in.signature.size());
 }
 
 Status from_proto(const v1::UploadCommit& in, core::UploadCommit* out) {
@@ -99,20 +100,41 @@ Status from_proto(const v1::UploadCommit& in, core::UploadCommit* out) {
   check.bytes32("object", in.object(), &out->object);
   out->snapshot_step = in.snapshot_step();
   out->snapshot_version = in.snapshot_version();
+  check.signature("signature", in.signature(), &out->signature);
+  return check.status();
+}
+
+void to_proto(const core::UploadMeasure& in, v1::UploadMeasure* out) {
+  out->set_energy(in.energy);
+  out->set_alignment(in.alignment);
+}
+
+Status from_proto(const v1::UploadMeasure& in, core::UploadMeasure* out) {
+  FieldCheck check;
+  check.finite("energy", in.energy(), &out->energy);
+  check.finite("alignment", in.alignment(), &out->alignment);
   return check.status();
 }
 
 void to_proto(const core::ShardCommit& in, v1::ShardCommit* out) {
   out->set_target(in.target);
   out->set_shard(in.shard);
-  out->set_object(bytes_of(in.object));
+  if (!in.result.is_zero()) out->set_result(bytes_of(in.result));
+  if (!in.object.is_zero()) out->set_object(bytes_of(in.object));
+  if (!in.unavailable.is_zero()) out->set_unavailable(bytes_of(in.unavailable));
+  for (const core::UploadMeasure& measure : in.measures) to_proto(measure, out->add_measures());
+  out->set_signature(in.signature.data(), in.signature.size());
 }
 
 Status from_proto(const v1::ShardCommit& in, core::ShardCommit* out) {
   FieldCheck check;
   out->target = in.target();
   out->shard = in.shard();
-  check.bytes32("object", in.object(), &out->object);
+  check.bytes32_or_empty("result", in.result(), &out->result);
+  check.bytes32_or_empty("object", in.object(), &out->object);
+  check.bytes32_or_empty("unavailable", in.unavailable(), &out->unavailable);
+  check.list("measures", in.measures(), kMaxUploads, &out->measures);
+  check.signature("signature", in.signature(), &out->signature);
   return check.status();
 }
 

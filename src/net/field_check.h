@@ -62,6 +62,10 @@ class FieldCheck {
     if (!std::isfinite(value) || value < 0) return fail(field, "{}, expected a duration", value);
     *out = value;
   }
+  void finite(const char* field, double value, double* out) {
+    if (!std::isfinite(value)) return fail(field, "{}, expected a number", value);
+    *out = value;
+  }
   bool count(const char* field, int size, size_t limit) {
     if (static_cast<size_t>(size) <= limit) return true;
     fail(field, "{} entries, at most {} are allowed", size, limit);

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include "local_checkpoint.h"
+#include "tessera/base/crypto.h"
 #include "tessera/base/log.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/kernels/merge.h"
+#include "tessera/kernels/merge_wire.h"
 #include "tessera/node/merge_reduce.h"
 #include "tessera/node/objects.h"
 
@@ -30,6 +32,8 @@ Status BackgroundJobs::fetch(const core::miner_effect::FetchState& job, StateFet
   snapshot_.reset();
   snapshot_target_ = 0;
   base_.reset();
+  residual_.clear();
+  merge_blobs_.clear();
   const uint64_t values = core::stage_value_count(spec_, assignment.stage);
   if (!assignment.state.is_zero()) {
     TESSERA_ASSIGN_OR_RETURN(const std::string bytes,
@@ -58,6 +62,7 @@ Status BackgroundJobs::fetch(const core::miner_effect::FetchState& job, StateFet
     }
     if (found.state) done->local_state = std::move(found.state);
   }
+  if (done->local_state) residual_ = done->local_state->residual;
   if (base_) write_copy();
   return ok_status();
 }
@@ -79,44 +84,55 @@ void BackgroundJobs::work(core::miner_effect::AdoptBase& job) {
   post_(BaseAdopted{*state});
 }
 
-StatusOr<Digest> BackgroundJobs::upload_delta(const std::vector<float>& snapshot) {
-  std::vector<float> delta(snapshot.size());
-  for (size_t i = 0; i < delta.size(); ++i) delta[i] = (*base_)[i] - snapshot[i];
-  return put_object(blobs_, bytes_of(delta), spec_.merge.block_values * static_cast<uint32_t>(sizeof(float)));
-}
-
 void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
   snapshot_ = job.snapshot;
   snapshot_target_ = job.target;
-  const StatusOr<Digest> object = upload_delta(*job.snapshot);
+  const uint64_t wire = kernels::merge_run_bytes(spec_.merge.upload_format, base_->size(), spec_.merge.block_values);
+  merge_blobs_.begin(3 * wire);  // the upload and, with two participants, as much of results
+  StatusOr<DeltaUpload> upload = upload_delta(merge_blobs_, spec_.merge, *base_, *job.snapshot, residual_);
   DeltaUploaded done;
   done.commit.target = job.target;
   done.commit.snapshot_step = job.snapshot_step;
   done.commit.snapshot_version = job.snapshot_version;
-  done.ok = object.ok();
-  if (object.ok()) {
-    done.commit.object = *object;
+  done.ok = upload.ok();
+  if (upload.ok()) {
+    done.commit.object = upload->object;
+    snapshot_residual_ = std::move(upload->residual);
   } else {
-    done.why = message_of(object.status());
+    done.why = message_of(upload.status());
   }
   post_(std::move(done));
 }
 
+ReduceInputs BackgroundJobs::reduction_of(Epoch target, const std::vector<core::UploadRef>& uploads, uint64_t first_block,
+                                          uint64_t block_count, const Digest& token) const {
+  return {.uploads = uploads,
+          .first_block = first_block,
+          .block_count = block_count,
+          .stage_values = core::stage_value_count(spec_, stage_),
+          .merge = spec_.merge,
+          .rounding_key = core::merge_rounding_key(run_id_, stage_, target),
+          .token = token,
+          .overlap = overlap_};
+}
+
 void BackgroundJobs::work(core::miner_effect::ReduceShard& job) {
-  const StatusOr<Digest> object =
-      reduce_shard(blobs_, {.uploads = job.uploads,
-                            .first_block = job.task.first_block,
-                            .block_count = job.task.block_count,
-                            .block_values = spec_.merge.block_values,
-                            .stage_values = core::stage_value_count(spec_, stage_)});
+  const ReduceInputs inputs =
+      reduction_of(job.target, job.uploads, job.task.first_block, job.task.block_count, job.task.token);
+  StatusOr<Reduction> reduction = reduce_shard(merge_blobs_, inputs);
   ShardReduced done;
   done.commit.target = job.target;
   done.commit.shard = job.task.shard;
-  done.ok = object.ok();
-  if (object.ok()) {
-    done.commit.object = *object;
+  done.ok = reduction.ok();
+  if (reduction.ok()) {
+    done.commit.result = reduction->result;
+    done.commit.object = reduction->object;
+    done.commit.measures = std::move(reduction->measures);
+  } else if (const std::vector<Digest> unreadable = unreadable_uploads(merge_blobs_, inputs); !unreadable.empty()) {
+    done.ok = true;
+    done.commit.unavailable = unreadable.front();
   } else {
-    done.why = message_of(object.status());
+    done.why = message_of(reduction.status());
   }
   post_(std::move(done));
 }
@@ -124,19 +140,17 @@ void BackgroundJobs::work(core::miner_effect::ReduceShard& job) {
 Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BasePrepared* done) {
   if (job.target != epoch_ + 1) return failed_precondition("base is at epoch {}", epoch_);
   const uint64_t values = base_->size();
-  const uint64_t block = spec_.merge.block_values;
-  std::vector<float> delta(values);
-  uint64_t covered = 0;
-  for (const core::ShardResult& result : job.results) {
-    const uint64_t first = result.first_block * block;
-    const uint64_t end = std::min(values, (result.first_block + result.block_count) * block);
-    if (first != covered || end <= first) return data_loss("the merge's shards do not tile the stage");
-    TESSERA_ASSIGN_OR_RETURN(const std::string bytes,
-                             get_object(blobs_, result.object, (end - first) * sizeof(float)));
-    std::memcpy(delta.data() + first, bytes.data(), bytes.size());
-    covered = end;
-  }
-  if (covered != values) return data_loss("the merge's shards cover {} of {} values", covered, values);
+  // Both owners may have stored something else than they committed: whoever needs the shard makes it itself. The name of what
+  // it stores is as good as any: it is nobody's secret any more.
+  const auto remake = [&](const core::ShardResult& shard) -> StatusOr<core::ResultCopy> {
+    const Digest token = digest_of(shard.result.view());
+    TESSERA_ASSIGN_OR_RETURN(const Reduction made,
+                             reduce_shard(merge_blobs_, reduction_of(job.target, job.uploads, shard.first_block,
+                                                                     shard.block_count, token)));
+    return core::ResultCopy{made.object, token};
+  };
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> delta,
+                           fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake));
   const core::Values old_base = base_;
   std::vector<float> base = *base_;
   kernels::outer_step_cpu(base.data(), momentum_.data(), delta.data(), values,
@@ -145,8 +159,12 @@ Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BaseP
   base_ = std::make_shared<const std::vector<float>>(std::move(base));
   epoch_ = job.target;
   done->base = base_;
-  done->reference = job.participant && snapshot_target_ == job.target ? snapshot_ : old_base;
+  const bool took_part = job.participant && snapshot_target_ == job.target;
+  if (took_part) residual_ = std::move(snapshot_residual_);
+  if (!job.drop_carry) done->reference = took_part ? snapshot_ : old_base;
+  snapshot_residual_.clear();
   snapshot_.reset();
+  merge_blobs_.clear();
   TESSERA_ASSIGN_OR_RETURN(done->state, name_stage_state(*base_, momentum_));
   write_copy();
   return ok_status();
@@ -176,7 +194,9 @@ void BackgroundJobs::work(core::miner_effect::PutOutState& job) {
 }
 
 void BackgroundJobs::work(core::miner_effect::UploadLocalState& job) {
-  const StatusOr<Digest> object = put_object(blobs_, encode_local_state(*job.state));
+  core::LocalState state = *job.state;
+  state.residual = residual_;
+  const StatusOr<Digest> object = put_object(blobs_, encode_local_state(state));
   LocalStateUploaded done;
   done.id = job.id;
   done.ok = object.ok();
@@ -189,7 +209,12 @@ void BackgroundJobs::work(core::miner_effect::UploadLocalState& job) {
 }
 
 void BackgroundJobs::work(core::miner_effect::SaveLocalState& job) {
-  const Status status = directory_.empty() ? ok_status() : save_local_checkpoint(directory_, job.about, *job.state);
+  Status status = ok_status();
+  if (!directory_.empty()) {
+    core::LocalState state = *job.state;
+    state.residual = residual_;
+    status = save_local_checkpoint(directory_, job.about, state);
+  }
   post_(core::miner_event::LocalStateSaved{job.about.steps, status.ok(), message_of(status)});
 }
 

@@ -111,9 +111,21 @@ void ComputeJobs::work(core::miner_effect::TakeSnapshot& job) {
 }
 
 void ComputeJobs::work(core::miner_effect::ApplyBase& job) {
-  std::vector<float> masters = engine_->masters();
-  kernels::carry_over_cpu(masters.data(), job.reference->data(), job.base->data(), masters.size());
-  const Status status = engine_->set_masters(masters);
+  std::vector<float> masters = job.reference ? engine_->masters() : *job.base;
+  if (job.reference) {
+    kernels::carry_over_cpu(masters.data(), job.reference->data(), job.base->data(), masters.size());
+  }
+  Status status = ok_status();
+  if (job.reset_moments) {
+    core::LocalState state = engine_->export_state();
+    state.masters = std::move(masters);
+    state.first_moment.assign(state.first_moment.size(), 0.0f);
+    state.second_moment.assign(state.second_moment.size(), 0.0f);
+    state.optimizer_steps = 0;
+    status = engine_->import_state(state);
+  } else {
+    status = engine_->set_masters(masters);
+  }
   if (!status.ok()) {
     fatal_(status);
     return;

@@ -11,14 +11,18 @@ std::vector<Digest> live_objects(const core::OrchestratorState& state) {
     objects.push_back(stage.state);
     objects.push_back(stage.published_state);
     for (const core::PastMerge& past : stage.past) {
-      for (const core::ShardResult& result : past.results) objects.push_back(result.object);
+      for (const core::UploadRef& upload : past.uploads) objects.push_back(upload.object);
+      for (const core::ShardResult& result : past.results) {
+        for (const core::ResultCopy& copy : result.copies) objects.push_back(copy.object);
+      }
     }
     if (!stage.merge) continue;
     for (const auto& [miner, upload] : stage.merge->uploads) objects.push_back(upload.object);
     for (const core::MergeShard& shard : stage.merge->shards) {
-      for (const auto& copy : {shard.copy_a, shard.copy_b, shard.accepted}) {
-        if (copy) objects.push_back(*copy);
+      for (const auto& copy : {shard.copy_a, shard.copy_b}) {
+        if (copy) objects.push_back(copy->object);
       }
+      for (const core::ResultCopy& copy : shard.copies) objects.push_back(copy.object);
     }
   }
   for (const core::MinerRecord& miner : state.miners) {

@@ -177,6 +177,7 @@ Recovery recover_local_state(const std::string& directory, const RecoveryRequest
     saved->state.masters = *request.base;
     saved->state.gradient.clear();
     saved->state.gradient_microbatches = 0;
+    saved->state.residual.clear();
     recovery.about.moments = true;
     recovery.about.text = fmt::format(
         "takes the moments of this miner's own checkpoint; its weights are of epoch {}, the "

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "tessera/base/bytes.h"
+#include "tessera/base/crypto.h"
 
 namespace tessera::node {
 namespace {
@@ -13,21 +14,39 @@ constexpr uint32_t kLocalStateMagic = 0x534c5354;  // "TSLS"
 
 }  // namespace
 
-StatusOr<Digest> put_object(ports::BlobLink& blobs, std::string_view content, uint32_t chunk_bytes) {
-  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, core::make_manifest(content, chunk_bytes));
-  std::vector<std::string> batch;
-  uint64_t batch_bytes = 0;
-  for (size_t i = 0; i < manifest.chunks.size(); ++i) {
-    batch.emplace_back(content.substr(i * size_t{chunk_bytes}, chunk_bytes));
-    batch_bytes += batch.back().size();
-    if (batch_bytes >= kBatchBytes || i + 1 == manifest.chunks.size()) {
-      TESSERA_RETURN_IF_ERROR(blobs.put(batch).status());
-      batch.clear();
-      batch_bytes = 0;
-    }
+Status ObjectWriter::add(std::string chunk) {
+  TESSERA_CHECK(!chunk.empty() && chunk.size() <= manifest_.chunk_bytes);
+  TESSERA_CHECK(manifest_.total_bytes % manifest_.chunk_bytes == 0);  // only the last may be shorter
+  if (manifest_.chunks.size() == core::kMaxChunks) {
+    return error(absl::StatusCode::kResourceExhausted, "an object of more than {} chunks of {} bytes", core::kMaxChunks,
+                 manifest_.chunk_bytes);
   }
-  TESSERA_RETURN_IF_ERROR(blobs.put({manifest.encode()}).status());
-  return manifest.digest();
+  manifest_.chunks.push_back(digest_of(chunk));
+  manifest_.total_bytes += chunk.size();
+  batch_bytes_ += chunk.size();
+  batch_.push_back(std::move(chunk));
+  return batch_bytes_ >= kBatchBytes ? flush() : ok_status();
+}
+
+Status ObjectWriter::flush() {
+  if (!batch_.empty()) TESSERA_RETURN_IF_ERROR(blobs_.put(batch_).status());
+  batch_.clear();
+  batch_bytes_ = 0;
+  return ok_status();
+}
+
+StatusOr<Digest> ObjectWriter::finish() {
+  TESSERA_RETURN_IF_ERROR(flush());
+  TESSERA_RETURN_IF_ERROR(blobs_.put({manifest_.encode()}).status());
+  return manifest_.digest();
+}
+
+StatusOr<Digest> put_object(ports::BlobLink& blobs, std::string_view content, uint32_t chunk_bytes) {
+  ObjectWriter writer(blobs, chunk_bytes);
+  for (size_t at = 0; at < content.size(); at += chunk_bytes) {
+    TESSERA_RETURN_IF_ERROR(writer.add(std::string(content.substr(at, chunk_bytes))));
+  }
+  return writer.finish();
 }
 
 StatusOr<core::ObjectManifest> get_manifest(ports::BlobLink& blobs, const Digest& object) {
@@ -103,12 +122,13 @@ StatusOr<Digest> name_stage_state(const std::vector<float>& base, const std::vec
 std::string encode_local_state(const core::LocalState& state) {
   ByteWriter writer;
   writer.number(kLocalStateMagic);
-  writer.number(uint32_t{1});
+  writer.number(uint32_t{2});
   writer.number(static_cast<uint64_t>(state.masters.size()));
   writer.number(static_cast<uint64_t>(state.gradient.size()));
+  writer.number(static_cast<uint64_t>(state.residual.size()));
   writer.number(state.optimizer_steps);
   writer.number(state.gradient_microbatches);
-  for (const auto* values : {&state.masters, &state.first_moment, &state.second_moment, &state.gradient}) {
+  for (const auto* values : {&state.masters, &state.first_moment, &state.second_moment, &state.gradient, &state.residual}) {
     writer.raw(values->data(), values->size() * sizeof(float));
   }
   return writer.take();
@@ -120,19 +140,22 @@ StatusOr<core::LocalState> decode_local_state(std::string_view bytes) {
   const auto version = reader.number<uint32_t>();
   const auto count = reader.number<uint64_t>();
   const auto gradient_count = reader.number<uint64_t>();
+  const auto residual_count = reader.number<uint64_t>();
   core::LocalState state;
   state.optimizer_steps = reader.number<uint64_t>();
   state.gradient_microbatches = reader.number<uint32_t>();
-  if (!reader.ok() || magic != kLocalStateMagic || version != 1) return data_loss("not a miner's local state of version 1");
+  if (!reader.ok() || magic != kLocalStateMagic || version != 2) return data_loss("not a miner's local state of version 2");
   const uint64_t limit = reader.remaining() / sizeof(float);
   if (count > limit || (gradient_count != 0 && gradient_count != count) ||
-      reader.remaining() != (3 * count + gradient_count) * sizeof(float)) {
+      (residual_count != 0 && residual_count != count) ||
+      reader.remaining() != (3 * count + gradient_count + residual_count) * sizeof(float)) {
     return data_loss("a local state of {} values has {} bytes behind its header", count, reader.remaining());
   }
   state.masters = values_of(reader.raw(count * sizeof(float)));
   state.first_moment = values_of(reader.raw(count * sizeof(float)));
   state.second_moment = values_of(reader.raw(count * sizeof(float)));
   state.gradient = values_of(reader.raw(gradient_count * sizeof(float)));
+  state.residual = values_of(reader.raw(residual_count * sizeof(float)));
   return state;
 }
 

@@ -87,6 +87,12 @@ Status OrchestratorControl::handle_sync(SyncCall& call) {
     spdlog::warn("miner {}: receipt {} is not signed by it or not about it; it is left out", index, receipt.sequence);
     call.request.bad_receipts.push_back(receipt.sequence);
   }
+  // Evidence must hold before third parties: what is not signed by the miner itself is no commitment.
+  std::optional<core::UploadCommit>& upload = call.request.upload;
+  if (upload && !surroundings_.verify(call.caller.node, upload->signed_bytes(run_id, miner->stage), upload->signature)) upload.reset();
+  std::erase_if(call.request.shards, [&](const core::ShardCommit& commit) {
+    return !surroundings_.verify(call.caller.node, commit.signed_bytes(run_id, miner->stage), commit.signature);
+  });
   for (core::Event& event : core_.news_in(call.request)) {
     if (const auto* arrived = std::get_if<core::ReceiptsArrived>(&event)) note_loss(*arrived);
     TESSERA_RETURN_IF_ERROR(apply(std::move(event)));
@@ -117,7 +123,7 @@ Status OrchestratorControl::handle(Call call) {
   if (auto* event = std::get_if<core::Event>(&call)) return apply(std::move(*event));
   if (auto* created = std::get_if<CreatedCall>(&call)) return handle_created(*created);
   auto& query = std::get<QueryCall>(call);
-  StatusOr<std::string> answer = view({core_, statuses_, heard_, monotonic(), loss_}, query.topic);
+  StatusOr<std::string> answer = view({core_, statuses_, heard_, monotonic(), loss_}, query.topic, query.argument);
   answers_.emplace_back([done = std::move(query.done), answer = std::move(answer)]() mutable { done(std::move(answer)); });
   return ok_status();
 }

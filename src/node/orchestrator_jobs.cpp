@@ -28,15 +28,18 @@ core::ShardRecomputed OrchestratorJobs::recompute(const core::RecomputeShard& sh
   const ReduceInputs inputs{.uploads = shard.uploads,
                             .first_block = shard.first_block,
                             .block_count = shard.block_count,
-                            .block_values = shard.block_values,
-                            .stage_values = shard.stage_values};
-  core::ShardRecomputed done{
-      .stage = shard.stage, .commit = {shard.target, shard.shard, Digest{}}, .unreadable = {}};
-  const StatusOr<Digest> object = reduce_shard(blobs_, inputs);
-  if (object.ok()) {
-    done.commit.object = *object;
+                            .stage_values = shard.stage_values,
+                            .merge = shard.merge,
+                            .rounding_key = shard.rounding_key,
+                            .token = shard.token};
+  core::ShardRecomputed done{.stage = shard.stage, .commit = {.target = shard.target, .shard = shard.shard}, .unreadable = {}};
+  StatusOr<Reduction> reduction = reduce_shard(blobs_, inputs);
+  if (reduction.ok()) {
+    done.commit.result = reduction->result;
+    done.commit.object = reduction->object;
+    done.commit.measures = std::move(reduction->measures);
   } else {
-    spdlog::warn("recomputing a shard: {}", message_of(object.status()));
+    spdlog::warn("recomputing a shard: {}", message_of(reduction.status()));
     done.unreadable = unreadable_uploads(blobs_, inputs);
   }
   return done;

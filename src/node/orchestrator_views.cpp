@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "merge_views.h"
 #include "tessera/base/archive.h"
 
 namespace tessera::node {
@@ -167,10 +168,11 @@ std::string miners_view(const ViewSources& sources) {
 
 }  // namespace
 
-StatusOr<std::string> view(const ViewSources& sources, const std::string& topic) {
+StatusOr<std::string> view(const ViewSources& sources, const std::string& topic, const std::string& argument) {
   if (topic == "status") return status_view(sources.core.state(), sources.loss);
   if (topic == "miners") return miners_view(sources);
-  return invalid_argument("unknown topic '{}'; known: status, miners", topic);
+  if (topic == "merges") return merges_view(sources.core.state(), argument);
+  return invalid_argument("unknown topic '{}'; known: status, miners, merges", topic);
 }
 
 }  // namespace tessera::node

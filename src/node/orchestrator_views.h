@@ -18,7 +18,7 @@ struct ViewSources {
   double loss = 0;                                          // the tail's recent one
 };
 
-// Topics: status, miners.
-StatusOr<std::string> view(const ViewSources& sources, const std::string& topic);
+// Topics: status, miners, merges (argument: empty, or one merge).
+StatusOr<std::string> view(const ViewSources& sources, const std::string& topic, const std::string& argument);
 
 }  // namespace tessera::node

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 namespace tessera::sim {
 namespace {
@@ -186,16 +187,19 @@ Status Faults::mend_everything() {
   return orchestrator_.order("resume", "");
 }
 
-void Faults::watch_merges() {
+void Faults::strike_merges() {
   if (!orchestrator_.up()) return;
   const core::OrchestratorState& state = orchestrator_.state();
-  world_.merges.look(state);
-  if (world_.sim.dead_share == 0) return;
-  struck_stages_.resize(state.stages.size(), false);
+  struck_merges_.resize(state.stages.size());
   for (StageIndex s = 0; s < state.stages.size(); ++s) {
+    StruckMerge& struck = struck_merges_[s];
     const auto& merge = state.stages[s].merge;
-    if (struck_stages_[s] || !merge || merge->phase != core::MergePhase::kReduce) continue;
-    struck_stages_[s] = true;
+    if (struck.target > 0) {
+      watch(s, &struck);
+      continue;
+    }
+    if (!merge || merge->phase != core::MergePhase::kReduce) continue;
+    struck.target = merge->target;
     std::vector<MinerIndex> participants = merge->participants;
     world_.random.shuffle(participants);
     participants.resize(static_cast<size_t>(
@@ -204,14 +208,60 @@ void Faults::watch_merges() {
     for (const core::MergeShard& shard : merge->shards) {
       const bool a = dead.contains(merge->participants[shard.plan.owner_a]);
       const bool b = dead.contains(merge->participants[shard.plan.owner_b]);
-      if (a && b) world_.merges.owners_killed();
+      struck.shards += shard.plan.block_count > 0;
+      shards_without_owner_ += shard.plan.block_count > 0 && a && b;
     }
+    struck.lost = struck.shards;
+    if (dead.empty()) continue;
     world_.measures.fault("kill", static_cast<uint32_t>(dead.size()));
     for (const MinerIndex miner : participants) {
       SimulatedMiner& victim = *miners_[node_of_key(state.miners[miner].registration.node) - 1];
       if (victim.alive()) victim.kill(kNever);
     }
   }
+}
+
+void Faults::watch(StageIndex s, StruckMerge* struck) const {
+  const core::OrchestratorState& state = orchestrator_.state();
+  const core::StageRecord& stage = state.stages[s];
+  if (struck->over || stage.epoch < struck->target) return;
+  struck->over = true;
+  for (const core::PastMerge& past : stage.past) {
+    if (past.target != struck->target) continue;
+    uint64_t blocks = (stage.values + world_.spec.merge.block_values - 1) / world_.spec.merge.block_values;
+    for (const auto& result : past.results) blocks -= result.copies.empty() ? 0 : result.block_count;
+    struck->lost = blocks == 0 ? 0 : struck->shards - std::min<uint64_t>(struck->shards, past.results.size());
+  }
+}
+
+bool Faults::cheats(MinerIndex miner, const std::string& kind) const {
+  const uint32_t node = node_of_key(orchestrator_.state().miners[miner].registration.node);
+  if (node > world_.sim.cheaters.size()) return false;
+  return kind.empty() || world_.sim.cheaters[node - 1] == kind;
+}
+
+bool Faults::owned_by_pair(StageIndex s, uint32_t shard) const {
+  if (!orchestrator_.up()) return false;
+  const auto& merge = orchestrator_.state().stages[s].merge;
+  if (!merge || shard - merge->first_shard >= merge->shards.size()) return false;
+  const core::MergeShard& owned = merge->shards[shard - merge->first_shard];
+  return cheats(merge->participants[owned.owner_a], "pair") && cheats(merge->participants[owned.owner_b], "pair");
+}
+
+void Faults::fill(Result* result) const {
+  std::set<uint32_t> accused;
+  for (const core::StageRecord& stage : orchestrator_.state().stages) {
+    for (const core::MergeVerdict& verdict : stage.merge_verdicts) {
+      const uint32_t node = node_of_key(orchestrator_.state().miners[verdict.miner].registration.node);
+      if (accused.insert(node).second) result->falsely_accused += !cheats(verdict.miner, "");
+    }
+  }
+  result->accused.assign(accused.begin(), accused.end());
+  for (const StruckMerge& struck : struck_merges_) {
+    result->shards += struck.shards;
+    result->shards_lost += struck.lost;
+  }
+  result->shards_lost_without_rescue = shards_without_owner_;
 }
 
 }  // namespace tessera::sim

@@ -21,8 +21,12 @@ class Faults {
   // Puts the scenario's faults on the clock.
   void schedule();
   Status handle(const Event& event);
-  // Counts merges, and strikes them with sim.dead_share: to be called after every step of the orchestrator.
-  void watch_merges();
+  // sim.dead_share: to be called after every step of the orchestrator.
+  void strike_merges();
+  // What came of it, and who was accused of what.
+  void fill(Result* result) const;
+  // Whether both owners of a shard of the running merge cheat as a pair.
+  bool owned_by_pair(StageIndex stage, uint32_t shard) const;
   // Miners that join while the run goes on.
   std::function<void()> add_miner;
 
@@ -41,7 +45,17 @@ class Faults {
   SimulatedOrchestrator& orchestrator_;
   std::vector<std::unique_ptr<SimulatedMiner>>& miners_;
   uint64_t masks_in_use_ = 0;
-  std::vector<bool> struck_stages_;
+  // The first merge of a stage.
+  struct StruckMerge {
+    Epoch target = 0;       // 0: there was none yet
+    uint64_t shards = 0;    // that are not empty
+    uint64_t lost = 0;      // in no result; all, until it is over
+    bool over = false;
+  };
+  bool cheats(MinerIndex miner, const std::string& kind) const;
+  void watch(StageIndex stage, StruckMerge* struck) const;
+  std::vector<StruckMerge> struck_merges_;
+  uint64_t shards_without_owner_ = 0;
 };
 
 }  // namespace tessera::sim

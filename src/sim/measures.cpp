@@ -124,6 +124,12 @@ void Measures::sample(uint64_t microbatches_done) {
   samples_.push_back({seconds_of(queue_.now_us()), static_cast<double>(microbatches_done), ideal_});
 }
 
+void Measures::moved_in_merge(bool uploads, uint64_t up, uint64_t down) {
+  merge_uploads_ += uploads;
+  merge_bytes_up_ += up;
+  merge_bytes_down_ += down;
+}
+
 void Measures::fill(Result* result, uint64_t microbatches_done) {
   sample(microbatches_done);
   const auto per_microbatch = static_cast<double>(scenario_.run.spec.tokens_per_microbatch());
@@ -146,6 +152,10 @@ void Measures::fill(Result* result, uint64_t microbatches_done) {
     result->redone_dead_share = redone_dead_ms_ / total_ms_;
   }
   result->faults = faults_;
+  if (merge_uploads_ > 0) {
+    result->bytes_up_per_miner = merge_bytes_up_ / merge_uploads_;
+    result->bytes_down_per_miner = merge_bytes_down_ / merge_uploads_;
+  }
   result->gradients_lost = gradients_lost_;
   result->fault_marks = marks_;
   result->replicas_identical = replicas_identical_;

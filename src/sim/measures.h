@@ -52,6 +52,8 @@ class Measures {
               const std::set<core::MicrobatchKey>& held);
   // The base of a stage at an epoch, as one replica computed it.
   void base_computed(StageIndex stage, Epoch epoch, const Digest& state);
+  // Blobs of one job of a merge; every miner's part in a merge begins with one upload.
+  void moved_in_merge(bool uploads, uint64_t up, uint64_t down);
   void sample(uint64_t microbatches_done);
 
   uint64_t faults() const { return faults_; }
@@ -94,6 +96,9 @@ class Measures {
   uint64_t reroutes_ = 0;
   uint64_t faults_ = 0;
   uint64_t gradients_lost_ = 0;
+  uint64_t merge_uploads_ = 0;
+  uint64_t merge_bytes_up_ = 0;
+  uint64_t merge_bytes_down_ = 0;
   std::vector<FaultMark> marks_;
   std::map<std::pair<StageIndex, Epoch>, Digest> bases_;
   bool replicas_identical_ = true;

@@ -137,7 +137,7 @@ Status SimulatedEngine::set_masters(const std::vector<float>& values) {
 
 core::LocalState SimulatedEngine::export_state() {
   core::LocalState state{masters_, first_moment_, second_moment_, optimizer_steps_,
-                         {},       accumulated_};
+                         {},       accumulated_,  {}};
   if (accumulated_ > 0) state.gradient = gradient_;
   return state;
 }

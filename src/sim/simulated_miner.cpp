@@ -6,7 +6,8 @@
 namespace tessera::sim {
 
 SimulatedMiner::SimulatedMiner(World& world, uint32_t node, MinerProfile profile)
-    : world_(world), node_(node), key_(key_of_node(node)), profile_(profile) {}
+    : world_(world), node_(node), key_(key_of_node(node)), profile_(profile),
+      cheat_(node <= world.sim.cheaters.size() ? world.sim.cheaters[node - 1] : "") {}
 
 void SimulatedMiner::start() {
   TESSERA_CHECK(!control_);

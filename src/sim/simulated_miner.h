@@ -10,6 +10,7 @@
 #include <set>
 #include <unordered_set>
 
+#include "cheat.h"
 #include "tessera/node/background_jobs.h"
 #include "tessera/node/compute_jobs.h"
 #include "tessera/node/miner_control.h"
@@ -110,6 +111,7 @@ class SimulatedMiner final : public node::MinerSurroundings {
   void note_computed(const core::ComputeJob& job);
   void start_background();
   void finish_background();
+  void note_merge(const core::BackgroundJob& job);
   void take_background_event(core::MinerEvent event);
   double layer_count() const;
 
@@ -117,6 +119,7 @@ class SimulatedMiner final : public node::MinerSurroundings {
   const uint32_t node_;
   const NodeId key_;
   const MinerProfile profile_;
+  Cheat cheat_;
   uint32_t generation_ = 0;
   std::optional<StageIndex> stage_;  // of its present process, else of the one before
   TimeUs frozen_until_us_ = 0;
@@ -153,7 +156,6 @@ class SimulatedMiner final : public node::MinerSurroundings {
   bool compute_failed_ = false;
   std::deque<core::BackgroundJob> background_queue_;
   TimeUs background_until_us_ = kNever;
-  bool may_lie_ = false;  // about the job under way
   std::vector<core::MinerEvent> background_events_;
 };
 

@@ -150,13 +150,13 @@ void SimulatedMiner::start_background() {
   background_queue_.pop_front();
   blobs_->bytes_up = blobs_->bytes_down = 0;
   blobs_->failing = world_.fails(world_.sim.job_failures);
-  // A lone owner's copy is taken on trust: nobody could tell, and nobody could go on from a lie.
-  const auto* reduction = std::get_if<core::miner_effect::ReduceShard>(&job);
-  const bool merges = reduction != nullptr ||
-                      std::holds_alternative<core::miner_effect::UploadDelta>(job) ||
-                      std::holds_alternative<core::miner_effect::PrepareBase>(job);
-  may_lie_ = reduction != nullptr && reduction->uploads.size() > 1;
+  if (auto* upload = std::get_if<core::miner_effect::UploadDelta>(&job)) {
+    cheat_.tamper(upload, background_->base(), &world_.random);
+  } else if (const auto* reduction = std::get_if<core::miner_effect::ReduceShard>(&job); reduction != nullptr) {
+    cheat_.sees(reduction->uploads);
+  }
   background_->run(job);
+  note_merge(job);
   double scale = 1;
   if (const auto stage = control_->miner()->stage(); stage && world_.sim.stage_bytes > 0) {
     scale = static_cast<double>(world_.sim.stage_bytes) /
@@ -165,21 +165,28 @@ void SimulatedMiner::start_background() {
   const auto bytes = [&](uint64_t count) {
     return static_cast<uint64_t>(static_cast<double>(count) * scale);
   };
-  if (merges) {
-    world_.merges.transferred(bytes(blobs_->bytes_up), bytes(blobs_->bytes_down),
-                              std::holds_alternative<core::miner_effect::UploadDelta>(job));
-  }
   const TimeUs duration =
       world_.network.bulk_time(bytes(blobs_->bytes_up), bytes(blobs_->bytes_down));
   background_until_us_ = world_.queue.now_us() + std::max(kLeastJobUs, duration);
   world_.queue.push(background_until_us_, EventKind::kBackgroundDone, node_, generation_);
 }
 
+void SimulatedMiner::note_merge(const core::BackgroundJob& job) {
+  const bool uploads = std::holds_alternative<core::miner_effect::UploadDelta>(job);
+  const bool reduces = std::holds_alternative<core::miner_effect::ReduceShard>(job);
+  if (!uploads && !reduces && !std::holds_alternative<core::miner_effect::PrepareBase>(job)) return;
+  world_.measures.moved_in_merge(uploads, blobs_->bytes_up, blobs_->bytes_down);
+}
+
 void SimulatedMiner::take_background_event(core::MinerEvent event) {
+  if (auto* reduced = std::get_if<core::miner_event::ShardReduced>(&event); reduced != nullptr && reduced->ok) {
+    cheat_.tamper(&reduced->commit, world_.owned_by_pair(*stage_, reduced->commit.shard), &world_.random);
+  }
   if (auto* reduced = std::get_if<core::miner_event::ShardReduced>(&event);
-      reduced != nullptr && reduced->ok) {
-    if (may_lie_ && world_.fails(world_.sim.lies)) {
+      reduced != nullptr && reduced->ok && !reduced->commit.result.is_zero()) {
+    if (world_.fails(world_.sim.lies)) {
       const std::string lie = fmt::format("a lie of {} {}", node_, world_.random.next());
+      reduced->commit.result = digest_of(lie);
       reduced->commit.object = node::put_object(world_.blobs, lie).value();
     }
   } else if (auto* upload = std::get_if<core::miner_event::DeltaUploaded>(&event);

@@ -64,6 +64,7 @@ Status Simulation::Swarm::begin(const std::string& trace_path) {
       add_miner(s, number, kBeginUs + us_of_s(spread));
     }
   }
+  world_.owned_by_pair = [this](StageIndex stage, uint32_t shard) { return faults_.owned_by_pair(stage, shard); };
   faults_.add_miner = [this] { add_miner(std::nullopt, joined_++, world_.queue.now_us()); };
   faults_.schedule();
   world_.queue.push(kBeginUs, EventKind::kSample);
@@ -166,7 +167,7 @@ Status Simulation::Swarm::dispatch(const Event& event) {
   if (event.node != kOrchestratorNode) return to_miner(event);
   if (!orchestrator_.up() || orchestrator_.generation() != event.generation) return ok_status();
   TESSERA_RETURN_IF_ERROR(orchestrator_.handle(event));
-  faults_.watch_merges();
+  faults_.strike_merges();
   return ok_status();
 }
 
@@ -209,7 +210,7 @@ Status Simulation::Swarm::deliver(const Event& event) {
     return ok_status();
   }
   TESSERA_RETURN_IF_ERROR(orchestrator_.receive(std::move(message)));
-  faults_.watch_merges();
+  faults_.strike_merges();
   return ok_status();
 }
 
@@ -292,7 +293,7 @@ StatusOr<Result> Simulation::Swarm::result() {
   result.phase = core::name_of(state().phase);
   count(&result);
   world_.measures.fill(&result, state().done);
-  world_.merges.fill(&result);
+  faults_.fill(&result);
   result.events = world_.queue.popped();
   result.journal_entries = orchestrator_.journal().last_sequence();
   result.trace_lines = world_.trace.lines();

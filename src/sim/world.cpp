@@ -79,8 +79,7 @@ World::World(const config::Scenario& wanted)
       random(mix64(wanted.sim.seed)),
       network(scenario.sim, &random),
       trace(queue),
-      measures(scenario, queue),
-      merges(scenario.sim.dead_share > 0) {}
+      measures(scenario, queue) {}
 
 bool World::fails(double share) { return share > 0 && !faults_over && random.uniform() < share; }
 

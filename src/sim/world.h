@@ -2,12 +2,12 @@
 // thread.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "event_queue.h"
 #include "measures.h"
 #include "memory_ports.h"
-#include "merge_watch.h"
 #include "message.h"
 #include "network.h"
 #include "tessera/base/prng.h"
@@ -47,9 +47,10 @@ class World {
   MemoryBlobs blobs;
   Trace trace;
   Measures measures;
-  MergeWatch merges;
   bool faults_over = false;        // nothing random fails any more
   TimeUs faults_over_us = kNever;  // since when
+  // Whether both owners of the shard are cheaters of the kind 'pair': they tell each other what they were told.
+  std::function<bool(StageIndex stage, uint32_t shard)> owned_by_pair = [](StageIndex, uint32_t) { return false; };
   std::string broken;              // the first thing that must never happen and did
 };
 

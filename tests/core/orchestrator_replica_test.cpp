@@ -151,6 +151,10 @@ TEST(Replicas, AReportThatComesLateDoesNotTakeOneBack) {
   swarm.start();
   const core::SyncRequest old = swarm.at(0, 0).report();
   swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return !swarm.world.recomputations.empty(); }));
+  const core::RecomputeShard job = swarm.world.recomputations.front();
+  const core::ShardTask task{job.shard, job.first_block, job.block_count, job.token};
+  swarm.world.step(core::ShardRecomputed{job.stage, reduction(job.target, job.uploads, task), {}});
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.at(0, 0).record().epoch == 1; }));
   core::SyncAnswer answer;
   ASSERT_TRUE(swarm.world.sync(swarm.at(0, 0).node(), old, &answer));

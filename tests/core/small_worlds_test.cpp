@@ -72,7 +72,8 @@ void add_merge_events(const OrchestratorState& state, const core::MinerRecord& m
     return;
   }
   for (uint32_t i = 0; i < merge.shards.size(); ++i) {
-    const core::ShardCommit commit{merge.target, merge.first_shard + i, digest_of("shard")};
+    core::ShardCommit commit{merge.target, merge.first_shard + i, digest_of("shard"), digest_of("copy")};
+    commit.measures.assign(merge.participants.size(), {1.0, 0.5});
     events->push_back(core::ShardCommitted{miner.index, commit});
     if (merge.shards[i].recomputing) events->push_back(core::ShardRecomputed{miner.stage, commit, {}});
   }

@@ -56,7 +56,8 @@ class Reference(unittest.TestCase):
             print(f"losses within {worst:.1e}, weights within {max(errors):.1e}, weights moved {moved:.1e}")
 
     def test_two_miners_a_stage_with_merges_is_the_same_schedule(self):
-        config = merged(TINY, {"pipeline": {"miners_per_stage": 2}, "training": {"steps": 8}})
+        config = merged(TINY, {"pipeline": {"miners_per_stage": 2}, "training": {"steps": 8},
+                               "merge": {"upload_format": "fp32", "result_format": "fp32"}})
         with Swarm(config) as swarm:
             summary = swarm.start("--no-validate").wait()
             self.assertTrue(summary["replicas_identical"])

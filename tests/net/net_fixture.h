@@ -187,7 +187,7 @@ inline core::SyncAnswer filled_sync_answer() {
       "", answer.lease_request)("", answer.leases)("", answer.peers_version)("", answer.peers)(
       "", answer.assignment)("", merge.target)("", merge.phase)("", merge.uploads)("", merge.tasks)(
       "", merge.results)("", merge.participant)("", merge.outer_learning_rate)(
-      "", merge.outer_momentum)("", answer.publish_state)("", answer.checkpoint)("", answer.leave)(
+      "", merge.outer_momentum)("", merge.drop_carry)("", answer.publish_state)("", answer.checkpoint)("", answer.leave)(
       "", answer.drain)("", answer.spec_version)("", answer.run_spec);
   return answer;
 }
@@ -202,7 +202,7 @@ inline std::string bytes_of_answer(const core::SyncAnswer& answer) {
     const core::MergeDirective& merge = *answer.merge;
     encoder("", merge.target)("", merge.phase)("", merge.uploads)("", merge.tasks)(
         "", merge.results)("", merge.participant)("", merge.outer_learning_rate)(
-        "", merge.outer_momentum);
+        "", merge.outer_momentum)("", merge.drop_carry);
   }
   return encoder.take();
 }

@@ -3,68 +3,166 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "support/memory_ports.h"
+#include "tessera/kernels/merge_wire.h"
+#include "tessera/node/merge_transfer.h"
 #include "tessera/node/objects.h"
 
 namespace tessera::node {
 namespace {
 
 constexpr uint32_t kBlock = 256;
-constexpr uint64_t kValues = 5 * kBlock + 17;  // the last block is a short one
+constexpr uint64_t kBlocks = 6;
+constexpr uint64_t kValues = (kBlocks - 1) * kBlock + 17;  // the last block is a short one
 
-std::vector<float> upload_of(float start) {
+std::vector<float> delta_of(float start) {
   std::vector<float> values(kValues);
-  for (size_t i = 0; i < values.size(); ++i) values[i] = start + static_cast<float>(i) / 8;
+  for (size_t i = 0; i < values.size(); ++i) values[i] = start + static_cast<float>(i % 97) / 8;
   return values;
+}
+
+core::MergeSpec merge_of(Codec uploads, Codec results) {
+  core::MergeSpec merge;
+  merge.block_values = kBlock;
+  merge.upload_format = uploads;
+  merge.result_format = results;
+  return merge;
 }
 
 class MergeReduceTest : public testing::Test {
  protected:
-  void SetUp() override {
+  void put_uploads() {
+    uploads_.clear();
+    values_.clear();
     for (const float start : {1.0f, -3.0f, 100.0f}) {
-      const std::vector<float> values = upload_of(start);
-      uploads_.push_back(
-          {*put_object(blobs_, bytes_of(values), kBlock * 4), weights_[uploads_.size()]});
-      values_.push_back(values);
+      values_.push_back(delta_of(start));
+      const std::vector<float> zeros(kValues, 0.0f);
+      const auto upload = upload_delta(blobs_, merge_, values_.back(), zeros, {});
+      uploads_.push_back({upload->object, weights_[uploads_.size()]});
     }
   }
-  ReduceInputs inputs(uint64_t first, uint64_t count) const {
-    return {uploads_, first, count, kBlock, kValues};
+  ReduceInputs inputs(uint64_t first, uint64_t count, const std::string& owner = "a") const {
+    return {.uploads = uploads_, .first_block = first, .block_count = count, .stage_values = kValues,
+            .merge = merge_, .rounding_key = 5, .token = digest_of(owner)};
+  }
+  // The values of a whole reduction, read back as a replica would.
+  std::vector<float> reduced() {
+    const auto reduction = reduce_shard(blobs_, inputs(0, kBlocks));
+    EXPECT_TRUE(reduction.ok()) << reduction.status();
+    KeptBlobs link(blobs_);
+    return *fetch_mean(link, merge_, kValues, {{0, kBlocks, reduction->result, {{reduction->object, digest_of("a")}}}});
   }
 
   const float weights_[3] = {0.25f, 0.5f, 0.25f};
+  core::MergeSpec merge_ = merge_of(Codec::kFp32, Codec::kFp32);
   test::MemoryBlobs blobs_;
   std::vector<core::UploadRef> uploads_;
   std::vector<std::vector<float>> values_;
 };
 
-TEST_F(MergeReduceTest, EveryRangeIsTheWeightedSumInTheManifestsOrder) {
-  for (uint64_t first = 0; first < 6; ++first) {
-    for (uint64_t count = 1; first + count <= 6; ++count) {
-      const StatusOr<Digest> object = reduce_shard(blobs_, inputs(first, count));
-      ASSERT_TRUE(object.ok()) << object.status();
-      const std::vector<float> sum = values_of(*get_object(blobs_, *object, 0));
-      ASSERT_EQ(sum.size(), std::min(kValues, (first + count) * kBlock) - first * kBlock);
-      for (size_t i = 0; i < sum.size(); ++i) {
-        float expected = 0;
-        for (size_t u = 0; u < 3; ++u) expected += weights_[u] * values_[u][first * kBlock + i];
-        ASSERT_EQ(sum[i], expected);
+TEST_F(MergeReduceTest, IsTheWeightedSumInTheManifestsOrder) {
+  put_uploads();
+  const std::vector<float> sum = reduced();
+  for (size_t i = 0; i < kValues; ++i) {
+    float expected = 0;
+    for (size_t u = 0; u < 3; ++u) expected += weights_[u] * values_[u][i];
+    ASSERT_EQ(sum[i], expected);
+  }
+}
+
+TEST_F(MergeReduceTest, OwnersAgreeOnEveryRangeAndShareNoName) {
+  for (const Codec format : {Codec::kFp32, Codec::kBf16, Codec::kInt8, Codec::kInt4}) {
+    merge_ = merge_of(format, format);
+    put_uploads();
+    for (uint64_t first = 0; first < kBlocks; ++first) {
+      for (uint64_t count = 1; first + count <= kBlocks; ++count) {
+        const auto one = reduce_shard(blobs_, inputs(first, count, "a"));
+        ReduceInputs overlapped = inputs(first, count, "b");
+        overlapped.overlap = true;
+        const auto other = reduce_shard(blobs_, overlapped);
+        ASSERT_TRUE(one.ok() && other.ok()) << one.status();
+        EXPECT_EQ(one->result, other->result);
+        EXPECT_EQ(encode(one->measures), encode(other->measures));
+        EXPECT_NE(one->object, other->object);
       }
-      EXPECT_EQ(*object, *reduce_shard(blobs_, inputs(first, count)));  // both owners get one name
     }
   }
 }
 
+// Shards are cut by who takes part; what a block becomes must not depend on it.
+TEST_F(MergeReduceTest, APieceOfTheStageIsReducedLikeTheWhole) {
+  merge_ = merge_of(Codec::kInt8, Codec::kInt8);
+  put_uploads();
+  const std::vector<float> whole = reduced();
+  std::vector<core::ShardResult> results;
+  for (const auto& [first, count] : std::vector<std::pair<uint64_t, uint64_t>>{{0, 1}, {1, 3}, {4, 2}}) {
+    const auto shard = reduce_shard(blobs_, inputs(first, count));
+    results.push_back({first, count, shard->result, {{shard->object, digest_of("a")}}});
+  }
+  KeptBlobs link(blobs_);
+  EXPECT_EQ(*fetch_mean(link, merge_, kValues, results), whole);
+}
+
+TEST_F(MergeReduceTest, MeasuresNormsAndCosinesOfWholeUploads) {
+  put_uploads();
+  std::vector<core::UploadMeasure> sums(3);
+  for (uint64_t block = 0; block < kBlocks; ++block) {
+    const auto shard = reduce_shard(blobs_, inputs(block, 1));
+    for (size_t k = 0; k < 3; ++k) sums[k].add(shard->measures[k]);
+  }
+  for (size_t k = 0; k < 3; ++k) {
+    double energy = 0;
+    for (const float value : values_[k]) energy += double{value} * value;
+    EXPECT_NEAR(sums[k].energy, energy, 1e-9 * energy);
+    EXPECT_LE(std::abs(sums[k].alignment), energy);
+  }
+  EXPECT_GT(sums[0].alignment / sums[0].energy, 0.9);  // all of them point up
+}
+
+TEST_F(MergeReduceTest, AFlippedSignShowsAndScalingDoesNotHideIt) {
+  put_uploads();
+  std::vector<float> flipped = delta_of(2.0f);
+  for (float& value : flipped) value *= -1000;
+  uploads_[1].object = upload_delta(blobs_, merge_, flipped, std::vector<float>(kValues, 0.0f), {})->object;
+  const auto shard = reduce_shard(blobs_, inputs(0, kBlocks));
+  EXPECT_LT(shard->measures[1].alignment / shard->measures[1].energy, -0.9);
+}
+
+TEST_F(MergeReduceTest, AnUploadThatIsNotFiniteIsMarkedAndTouchesNoOther) {
+  for (const Codec format : {Codec::kFp32, Codec::kInt8}) {
+    merge_ = merge_of(format, Codec::kInt8);
+    put_uploads();
+    std::vector<float> bad = delta_of(2.0f);
+    bad[300] = std::nanf("");
+    uploads_[1].object = upload_delta(blobs_, merge_, bad, std::vector<float>(kValues, 0.0f), {})->object;
+    const auto shard = reduce_shard(blobs_, inputs(0, kBlocks));
+    EXPECT_FALSE(shard->measures[1].is_finite());
+    EXPECT_TRUE(shard->measures[0].is_finite());
+    EXPECT_GT(shard->measures[0].alignment / shard->measures[0].energy, 0.8);
+  }
+}
+
+TEST_F(MergeReduceTest, ATrimmedMeanLeavesTheFarthestOut) {
+  merge_.trim_share = 0.34;
+  put_uploads();
+  const std::vector<float> middle = reduced();
+  for (size_t i = 0; i < kValues; ++i) ASSERT_EQ(middle[i], values_[0][i]);
+}
+
 TEST_F(MergeReduceTest, NeverAMeanOfFewer) {
+  put_uploads();
   blobs_.forget(uploads_[1].object);
-  EXPECT_TRUE(absl::IsNotFound(reduce_shard(blobs_, inputs(0, 6)).status()));
-  EXPECT_EQ(unreadable_uploads(blobs_, inputs(0, 6)), (std::vector<Digest>{uploads_[1].object}));
+  EXPECT_TRUE(absl::IsNotFound(reduce_shard(blobs_, inputs(0, kBlocks)).status()));
+  EXPECT_EQ(unreadable_uploads(blobs_, inputs(0, kBlocks)), (std::vector<Digest>{uploads_[1].object}));
   ReduceInputs none = inputs(0, 1);
   none.uploads.clear();
   EXPECT_TRUE(absl::IsInvalidArgument(reduce_shard(blobs_, none).status()));
 }
 
 TEST_F(MergeReduceTest, OnlyTheBlocksOfTheShardAreNeeded) {
+  put_uploads();
   const Digest last_chunk = get_manifest(blobs_, uploads_[2].object)->chunks.back();
   blobs_.forget(last_chunk);
   EXPECT_TRUE(reduce_shard(blobs_, inputs(0, 5)).ok());
@@ -73,21 +171,20 @@ TEST_F(MergeReduceTest, OnlyTheBlocksOfTheShardAreNeeded) {
   EXPECT_EQ(unreadable_uploads(blobs_, inputs(4, 2)), (std::vector<Digest>{uploads_[2].object}));
 }
 
-TEST_F(MergeReduceTest, UploadsOfAnotherSizeOrBlockAreRefused) {
-  const std::vector<float> values = upload_of(0);
-  uploads_[0].object = *put_object(blobs_, bytes_of(values), kBlock * 2);
+TEST_F(MergeReduceTest, UploadsOfAnotherSizeOrFormatAreRefused) {
+  put_uploads();
+  const std::vector<float> values = delta_of(0), zeros(kValues, 0.0f);
+  uploads_[0].object = upload_delta(blobs_, merge_of(Codec::kInt8, Codec::kFp32), values, zeros, {})->object;
   const Status status = reduce_shard(blobs_, inputs(0, 1)).status();
   EXPECT_TRUE(absl::IsDataLoss(status));
-  EXPECT_THAT(message_of(status), testing::HasSubstr("in chunks of 512; this stage has"));
-  uploads_[0].object = *put_object(blobs_, bytes_of(std::vector<float>(kValues - 1)), kBlock * 4);
-  EXPECT_TRUE(absl::IsDataLoss(reduce_shard(blobs_, inputs(0, 1)).status()));
+  EXPECT_THAT(message_of(status), testing::HasSubstr("in chunks of 260; this stage has"));
   EXPECT_EQ(unreadable_uploads(blobs_, inputs(0, 1)), (std::vector<Digest>{uploads_[0].object}));
-  EXPECT_TRUE(absl::IsOutOfRange(reduce_shard(blobs_, inputs(6, 1)).status()) ||
-              absl::IsDataLoss(reduce_shard(blobs_, inputs(6, 1)).status()));
+  EXPECT_TRUE(absl::IsOutOfRange(reduce_shard(blobs_, inputs(kBlocks, 1)).status()));
 }
 
 // A store that is away says nothing about the uploads.
 TEST_F(MergeReduceTest, AStoreThatDoesNotAnswerBlamesNobody) {
+  put_uploads();
   class Away final : public ports::BlobLink {
    public:
     StatusOr<std::vector<Digest>> put(const std::vector<std::string>&) override {
@@ -99,6 +196,76 @@ TEST_F(MergeReduceTest, AStoreThatDoesNotAnswerBlamesNobody) {
   } away;
   EXPECT_TRUE(absl::IsUnavailable(reduce_shard(away, inputs(0, 1)).status()));
   EXPECT_TRUE(unreadable_uploads(away, inputs(0, 1)).empty());
+}
+
+TEST(UploadDelta, WhatOneUploadLeavesOutTheNextOnesBring) {
+  test::MemoryBlobs blobs;
+  const core::MergeSpec merge = merge_of(Codec::kInt4, Codec::kFp32);
+  const std::vector<float> base = delta_of(0.013f), snapshot(kValues, 0.0f);
+  std::vector<float> residual;
+  std::vector<double> sent(kValues, 0.0);
+  constexpr int kRounds = 50;
+  for (int round = 0; round < kRounds; ++round) {
+    const auto upload = upload_delta(blobs, merge, base, snapshot, residual);
+    ASSERT_TRUE(upload.ok());
+    const std::string bytes = *get_object(blobs, upload->object, 0);
+    std::vector<float> values(kValues);
+    kernels::merge_decode_cpu({.run = {Codec::kInt4, kValues, kBlock},
+                               .payload = reinterpret_cast<const uint8_t*>(bytes.data()),
+                               .assign = true,
+                               .sum = values.data()});
+    for (size_t i = 0; i < kValues; ++i) sent[i] += values[i];
+    residual = upload->residual;
+  }
+  for (size_t i = 0; i < kValues; ++i) {
+    // One step of int4 over all rounds together, not one a round.
+    ASSERT_NEAR(sent[i] / kRounds, base[i], 2.1 * 12.2 / 7 / kRounds) << i;
+  }
+}
+
+TEST(UploadDelta, ExactFormatsAndBrokenValuesLeaveNothing) {
+  test::MemoryBlobs blobs;
+  std::vector<float> base = delta_of(1), snapshot(kValues, 0.0f);
+  EXPECT_TRUE(upload_delta(blobs, merge_of(Codec::kFp32, Codec::kFp32), base, snapshot, {})->residual.empty());
+  base[5] = std::nanf("");
+  const auto upload = upload_delta(blobs, merge_of(Codec::kInt8, Codec::kFp32), base, snapshot, {});
+  for (const float value : upload->residual) ASSERT_TRUE(std::isfinite(value));
+}
+
+TEST_F(MergeReduceTest, ACopyThatIsNotWhatWasCommittedIsPassedOver) {
+  put_uploads();
+  const auto shard = reduce_shard(blobs_, inputs(0, kBlocks));
+  const core::ResultCopy good{shard->object, digest_of("a")};
+  const core::ResultCopy sealed_otherwise{shard->object, digest_of("b")};
+  const core::ResultCopy gone{digest_of("nothing"), digest_of("a")};
+  KeptBlobs link(blobs_);
+  const auto fetch = [&](std::vector<core::ResultCopy> copies) {
+    return fetch_mean(link, merge_, kValues, {{0, kBlocks, shard->result, std::move(copies)}});
+  };
+  EXPECT_TRUE(fetch({gone, sealed_otherwise, good}).ok());
+  EXPECT_TRUE(absl::IsDataLoss(fetch({sealed_otherwise}).status()));
+  EXPECT_TRUE(absl::IsNotFound(fetch({gone}).status()));
+  EXPECT_FALSE(fetch({}).ok());
+  const auto remade = fetch_mean(link, merge_, kValues, {{0, kBlocks, shard->result, {sealed_otherwise, gone}}},
+                                 [&](const core::ShardResult&) -> StatusOr<core::ResultCopy> { return good; });
+  EXPECT_EQ(*remade, *fetch({good}));
+  EXPECT_THAT(message_of(fetch_mean(link, merge_, kValues, {{0, 2, shard->result, {good}}}).status()),
+              testing::HasSubstr("a copy of a shard has"));
+  EXPECT_THAT(message_of(fetch_mean(link, merge_, kValues, {{1, 5, shard->result, {good}}}).status()),
+              testing::HasSubstr("do not tile"));
+}
+
+TEST(KeptBlobs, ServesWhatItWasGivenUpToItsLimit) {
+  test::MemoryBlobs store;
+  KeptBlobs kept(store);
+  kept.begin(5);
+  const std::vector<Digest> names = *kept.put({"abc", "de", "f"});
+  EXPECT_TRUE(kept.has(names[0]) && kept.has(names[1]));
+  EXPECT_FALSE(kept.has(names[2]));
+  store.forget(names[0]);
+  EXPECT_EQ(*kept.get(names), (std::vector<std::string>{"abc", "de", "f"}));
+  kept.clear();
+  EXPECT_FALSE(kept.get(names).ok());
 }
 
 }  // namespace

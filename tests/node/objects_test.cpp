@@ -64,9 +64,10 @@ TEST(StageState, IsNamedAsItIsStored) {
 }
 
 TEST(LocalState, EveryTruncationIsRefused) {
-  const core::LocalState state{{1, 2}, {3, 4}, {5, 6}, 7, {8, 9}, 1};
-  const core::LocalState whole{{1, 2}, {3, 4}, {5, 6}, 7, {}, 0};
-  for (const core::LocalState& sent : {state, whole}) {
+  const core::LocalState state{{1, 2}, {3, 4}, {5, 6}, 7, {8, 9}, 1, {}};
+  const core::LocalState whole{{1, 2}, {3, 4}, {5, 6}, 7, {}, 0, {}};
+  const core::LocalState residual{{1, 2}, {3, 4}, {5, 6}, 7, {8, 9}, 1, {0.5f, -0.5f}};
+  for (const core::LocalState& sent : {state, whole, residual}) {
     const std::string bytes = encode_local_state(sent);
     const StatusOr<core::LocalState> back = decode_local_state(bytes);
     ASSERT_TRUE(back.ok()) << back.status();
@@ -76,11 +77,12 @@ TEST(LocalState, EveryTruncationIsRefused) {
     EXPECT_EQ(back->optimizer_steps, 7u);
     EXPECT_EQ(back->gradient, sent.gradient);
     EXPECT_EQ(back->gradient_microbatches, sent.gradient_microbatches);
+    EXPECT_EQ(back->residual, sent.residual);
     for (size_t length = 0; length < bytes.size(); ++length) {
       EXPECT_TRUE(absl::IsDataLoss(decode_local_state(bytes.substr(0, length)).status()));
     }
     EXPECT_FALSE(decode_local_state(bytes + "1234").ok());
-    for (size_t at = 0; at < 24; ++at) {  // magic, version and both counts
+    for (size_t at = 0; at < 32; ++at) {  // magic, version and the counts
       std::string changed = bytes;
       changed[at] = static_cast<char>(changed[at] ^ 0x80);
       EXPECT_FALSE(decode_local_state(changed).ok()) << at;

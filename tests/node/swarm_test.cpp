@@ -214,7 +214,7 @@ TEST(Swarm, PauseAndViews) {
   EXPECT_THAT(status, HasSubstr("\"microbatches_total\":120"));
   EXPECT_THAT(status, HasSubstr("\"miners_live\":2"));
   EXPECT_THAT(swarm.query("miners"), HasSubstr("\"state\":\"ready\""));
-  EXPECT_EQ(swarm.query("weather"), "unknown topic 'weather'; known: status, miners");
+  EXPECT_EQ(swarm.query("weather"), "unknown topic 'weather'; known: status, miners, merges");
   EXPECT_TRUE(absl::IsInvalidArgument(swarm.command(swarm.admin, "dance").status()));
   ASSERT_TRUE(swarm.command(swarm.admin, "checkpoint").ok());
   ASSERT_TRUE(swarm.journal->wait([](const OrchestratorState& state) {

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "tessera/base/log.h"
+#include "tessera/core/stage_layout.h"
 #include "tessera/sim/simulation.h"
 
 namespace tessera::test {
@@ -129,13 +130,42 @@ TEST(Scenario, AMergeSurvivesDeadParticipants) {
       simulate(scenario_of("merge", {"sim.participants=12", "sim.dead_share=0.5"}));
   expect_sound(result);
   EXPECT_GT(result.merges, 1u);
-  // k of N participants are dead: k (k - 1) of the N (N - 1) pairs.
-  EXPECT_EQ(result.shards, 12u * 11 / 2);
-  EXPECT_EQ(result.shards_lost_without_rescue, 6u * 5 / 2);
+  EXPECT_EQ(result.shards, 66u);
+  EXPECT_EQ(result.shards_lost_without_rescue, 15u);  // 6 of 12 are dead: 6 * 5 / 2 pairs
   EXPECT_EQ(result.shards_lost, 0u);
-  EXPECT_GT(result.bytes_up_per_miner, 0);
-  EXPECT_GT(result.bytes_down_per_miner, result.bytes_up_per_miner / 2);
-  EXPECT_GE(result.shards_recomputed, result.shards_lost_without_rescue);
+  EXPECT_EQ(result.falsely_accused, 0u);
+  EXPECT_TRUE(result.accused.empty());  // to be dead is no fault
+}
+
+TEST(Scenario, CheatersInMergesAreNamedAndNobodyElse) {
+  const sim::Result result = simulate(scenario_of(
+      "merge", {"sim.participants=12", "sim.cheaters=[noise, flip, scale, lazy, unavailable]", "sim.duration_s=90"}));
+  expect_sound(result);
+  EXPECT_GT(result.merges, 1u);
+  EXPECT_EQ(result.accused, (std::vector<uint32_t>{1, 2, 3, 4, 5}));
+  EXPECT_EQ(result.falsely_accused, 0u);
+}
+
+TEST(Scenario, APairThatLiesTogetherIsFoundByTheSample) {
+  const sim::Result result = simulate(
+      scenario_of("merge", {"sim.participants=6", "sim.cheaters=[pair, pair]", "merge.sample_share=1", "sim.duration_s=40"}));
+  expect_sound(result);
+  EXPECT_EQ(result.accused, (std::vector<uint32_t>{1, 2}));
+}
+
+// Four copies of the stage on the wire, whatever the number of participants; names and manifests are a little more.
+TEST(Scenario, AMergeMovesTheSameBytesPerMinerHoweverManyThereAre) {
+  for (const uint32_t participants : {4u, 16u}) {
+    const config::Scenario scenario =
+        scenario_of("merge", {fmt::format("sim.participants={}", participants), "merge.block_values=1024", "sim.duration_s=40",
+                              "merge.sample_share=0"});
+    const sim::Result result = simulate(scenario);
+    expect_sound(result);
+    const double wire = 1.02 * static_cast<double>(core::stage_value_count(scenario.run.spec, 0));
+    EXPECT_LT(static_cast<double>(result.bytes_up_per_miner), 1.2 * wire * (1 + 2.0 / participants));
+    EXPECT_LT(static_cast<double>(result.bytes_down_per_miner), 1.2 * wire * 3);
+    EXPECT_GT(static_cast<double>(result.bytes_down_per_miner), 0.5 * wire);
+  }
 }
 
 TEST(Scenario, AThousandMinersTakeTheSameWayInSmall) {

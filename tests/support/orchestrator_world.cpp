@@ -71,12 +71,12 @@ std::string broken_transition(const OrchestratorState& before, const core::Event
   return "";
 }
 
-OrchestratorWorld::OrchestratorWorld(const core::RunSpec& spec) {
+OrchestratorWorld::OrchestratorWorld(const core::RunSpec& spec, uint64_t secret) {
   core::RunCreated created;
   created.run_id = "0123456789abcdef";
   created.run_spec = encode(spec);
   created.data_plan = encode(small_data());
-  created.secret = 7;
+  created.secret = secret;
   for (StageIndex s = 0; s < spec.pipeline.stages; ++s)
     created.stage_values.push_back(core::stage_value_count(spec, s));
   step(created);

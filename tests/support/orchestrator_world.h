@@ -16,7 +16,7 @@ std::string broken_transition(const core::OrchestratorState& before, const core:
 
 class OrchestratorWorld {
  public:
-  explicit OrchestratorWorld(const core::RunSpec& spec);
+  explicit OrchestratorWorld(const core::RunSpec& spec, uint64_t secret = 7);
   // Expects that the state is the replay of the journal, and that of its newest snapshot and the tail.
   ~OrchestratorWorld();
 

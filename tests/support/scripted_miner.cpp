@@ -17,6 +17,13 @@ Digest reduced(const std::vector<core::UploadRef>& uploads, const core::ShardTas
   return digest_of(encode(uploads) + encode(task.first_block) + encode(task.block_count));
 }
 
+core::ShardCommit reduction(Epoch target, const std::vector<core::UploadRef>& uploads, const core::ShardTask& task) {
+  core::ShardCommit commit{.target = target, .shard = task.shard, .result = reduced(uploads, task)};
+  commit.object = digest_of(commit.result.hex() + task.token.hex());
+  commit.measures.assign(uploads.size(), {1.0, 0.5});
+  return commit;
+}
+
 ScriptedMiner::ScriptedMiner(OrchestratorWorld& world, uint64_t number,
                              std::optional<StageIndex> stage)
     : world_(world) {
@@ -148,9 +155,13 @@ void ScriptedMiner::take_part(const core::MergeDirective& merge) {
     case core::MergePhase::kReduce: {
       if (!habits.reduces) break;
       for (const core::ShardTask& task : merge.tasks) {
-        Digest object = reduced(merge.uploads, task);
-        if (habits.lies) object = digest_of("a lie of " + object.hex());
-        shards_.push_back({merge.target, task.shard, object});
+        core::ShardCommit commit = reduction(merge.target, merge.uploads, task);
+        if (habits.lies) commit.result = digest_of("a lie of " + registration_.node.hex() + commit.result.hex());
+        if (habits.cannot_read) {
+          commit = {.target = merge.target, .shard = task.shard,
+                    .unavailable = merge.uploads.at(*habits.cannot_read).object};
+        }
+        shards_.push_back(commit);
       }
       break;
     }

@@ -14,6 +14,8 @@ namespace tessera::test {
 Digest seed_state(StageIndex stage);
 Digest state_after(const Digest& before, const std::vector<core::ShardResult>& results);
 Digest reduced(const std::vector<core::UploadRef>& uploads, const core::ShardTask& task);
+// An honest owner's word on the shard.
+core::ShardCommit reduction(Epoch target, const std::vector<core::UploadRef>& uploads, const core::ShardTask& task);
 
 class ScriptedMiner {
  public:
@@ -25,6 +27,7 @@ class ScriptedMiner {
     bool uploads = true;
     bool reduces = true;
     bool lies = false;  // commits a wrong reduction
+    std::optional<size_t> cannot_read = std::nullopt;  // says so of this upload of every manifest
     bool applies = true;
     bool publishes = true;
     bool checkpoints = true;

@@ -12,7 +12,7 @@ namespace tessera::test {
 class ScriptedSwarm {
  public:
   // Miner `replica` of stage `s` is number s * 100 + replica + 1.
-  explicit ScriptedSwarm(const core::RunSpec& spec) : world(spec) {
+  explicit ScriptedSwarm(const core::RunSpec& spec, uint64_t secret = 7) : world(spec, secret) {
     for (StageIndex s = 0; s < spec.pipeline.stages; ++s) {
       for (uint32_t replica = 0; replica < spec.pipeline.miners_per_stage; ++replica) {
         miners.push_back(std::make_unique<ScriptedMiner>(world, s * 100 + replica + 1, s));

@@ -32,6 +32,7 @@ inline core::RunSpec small_spec(uint32_t stages, uint32_t miners_per_stage) {
   spec.boundary.rank = 4;
   spec.merge.min_microbatches = 4;
   spec.merge.block_values = 256;
+  spec.merge.sample_share = 0;  // tests of it turn it on
   spec.timeouts = {
       .lease_ms = 1000, .miner_lost_ms = 300, .peer_ms = 100, .merge_phase_ms = 500, .sync_ms = 10};
   const Status status = core::validate(&spec);

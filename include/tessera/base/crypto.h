@@ -70,6 +70,11 @@ bool verify(const NodeId& signer, std::string_view message, const Signature& sig
 // 32 secret bytes from the file, or new ones put there with file mode 0600. Refuses a file others can read.
 StatusOr<std::string> load_or_create_secret(const std::string& path);
 
+// Encrypts or decrypts in place: XChaCha20 under `key` with the message number `nonce`. A key must
+// not be used for two messages with one number. Says nothing about who wrote the bytes: names and
+// hashes do that.
+void apply_keystream(const Digest& key, uint64_t nonce, std::string* bytes);
+
 // Cryptographically random bytes from the system.
 std::string random_bytes(size_t size);
 uint64_t random_u64();

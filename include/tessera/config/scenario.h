@@ -71,6 +71,7 @@ struct SimSpec {
   double job_failures = 0;
   double lies = 0;
   double lost_uploads = 0;
+  std::vector<std::string> cheaters = {};
   std::vector<Fault> faults;
   double faults_until_s = 0;
   bool check = true;

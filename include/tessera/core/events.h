@@ -132,21 +132,28 @@ struct UploadCommitted {
     a("miner", miner)("commit", commit);
   }
 };
+// Equal results would tell who shares a shard with whom: sealed until the merge is over.
 struct ShardCommitted {
   static constexpr const char* kName = "shard_committed";
+  static constexpr bool kSealed = true;
   MinerIndex miner = kNoMiner;
   ShardCommit commit;
+  StageIndex stage = 0;
+  uint64_t seal_id() const { return merge_seal_id(stage, commit.target); }
   template <class A>
   void fields(A& a) {
-    a("miner", miner)("commit", commit);
+    a("miner", miner)("commit", commit)("stage", stage);
   }
 };
-// The orchestrator's own reduction of a shard whose owners disagree or are gone. Zero object: inputs are missing.
+// The orchestrator's own reduction of a shard: its owners disagree or are gone, or it is in the secret sample. Zero result:
+// inputs are missing.
 struct ShardRecomputed {
   static constexpr const char* kName = "shard_recomputed";
+  static constexpr bool kSealed = true;
   StageIndex stage = 0;
   ShardCommit commit;
   std::vector<Digest> unreadable;  // uploads that are not in the blob store, or are not of this stage
+  uint64_t seal_id() const { return merge_seal_id(stage, commit.target); }
   template <class A>
   void fields(A& a) {
     a("stage", stage)("commit", commit)("unreadable", unreadable);

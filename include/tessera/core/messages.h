@@ -11,6 +11,7 @@
 #include "tessera/base/archive.h"
 #include "tessera/base/clock.h"
 #include "tessera/base/ids.h"
+#include "tessera/core/merge_messages.h"
 #include "tessera/core/run_spec.h"
 
 namespace tessera::core {
@@ -128,83 +129,6 @@ struct Receipt {
     const_cast<Receipt*>(this)->content(encoder);
     return encoder.take();
   }
-};
-
-// ---- merge ----------------------------------------------------------------------------------------------------------
-
-// A participant's promise: the object of its pseudo-gradient (base - snapshot, fp32), and where it took the snapshot.
-struct UploadCommit {
-  Epoch target = 0;             // the epoch the merge leads to
-  Digest object;
-  uint64_t snapshot_step = 0;   // local steps done when the snapshot was taken
-  uint64_t snapshot_version = 0;
-  template <class A>
-  void fields(A& a) {
-    a("target", target)("object", object)("snapshot_step", snapshot_step)(
-        "snapshot_version", snapshot_version);
-  }
-};
-
-struct ShardCommit {
-  Epoch target = 0;
-  uint32_t shard = 0;
-  Digest object;                // of the reduced shard
-  template <class A>
-  void fields(A& a) {
-    a("target", target)("shard", shard)("object", object);
-  }
-};
-
-struct MergeApplied {
-  Epoch epoch = 0;
-  Digest state;                 // object name of base | momentum after the outer step
-  uint64_t version_after = 0;   // the weight version that the carry-over made
-  uint64_t local_step = 0;      // local steps done before it
-  template <class A>
-  void fields(A& a) {
-    a("epoch", epoch)("state", state)("version_after", version_after)("local_step", local_step);
-  }
-};
-
-enum class MergePhase : uint8_t { kSnapshot = 0, kReduce = 1, kApply = 2 };
-
-struct UploadRef {
-  Digest object;
-  float weight = 0;             // B_m / sum of B
-  template <class A>
-  void fields(A& a) {
-    a("object", object)("weight", weight);
-  }
-};
-struct ShardTask {
-  uint32_t shard = 0;           // names the shard and the attempt at the merge: a merge that is begun again has other numbers
-  uint64_t first_block = 0;
-  uint64_t block_count = 0;
-  template <class A>
-  void fields(A& a) {
-    a("shard", shard)("first_block", first_block)("block_count", block_count);
-  }
-};
-struct ShardResult {
-  uint64_t first_block = 0;
-  uint64_t block_count = 0;
-  Digest object;
-  template <class A>
-  void fields(A& a) {
-    a("first_block", first_block)("block_count", block_count)("object", object);
-  }
-};
-
-// What a miner shall do for its stage's merge now. Repeated in every answer until it is done, so a lost one costs nothing.
-struct MergeDirective {
-  Epoch target = 0;
-  MergePhase phase = MergePhase::kSnapshot;
-  std::vector<UploadRef> uploads;      // kReduce: the manifest, in its order
-  std::vector<ShardTask> tasks;        // kReduce: this miner's shards only
-  std::vector<ShardResult> results;    // kApply: all shards
-  bool participant = false;            // kApply: this miner's upload was in the manifest
-  double outer_learning_rate = 0;      // kApply: of this merge, the same for every replica whenever it applies it
-  double outer_momentum = 0;
 };
 
 // ---- the miner's report and its answer ------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ struct BasePrepared {  // the outer step is computed
   bool ok = true;
   std::string why;
   Values base;
-  Values reference;  // what local progress is measured from: the snapshot, or the old base
+  Values reference;  // what local progress is measured from: the snapshot, or the old base; null: it is dropped
   Digest state;
 };
 struct BaseApplied {
@@ -203,6 +203,7 @@ struct ApplyBase {
   Epoch target = 0;
   Values base;
   Values reference;
+  bool reset_moments = false;
 };
 struct ExportLocalState {
   uint64_t id = 0;  // of the run's checkpoint; 0: for this miner's own
@@ -228,10 +229,12 @@ struct ReduceShard {
 };
 struct PrepareBase {
   Epoch target = 0;
+  std::vector<UploadRef> uploads;
   std::vector<ShardResult> results;
   bool participant = false;
   double outer_learning_rate = 0;
   double outer_momentum = 0;
+  bool drop_carry = false;
 };
 struct PutOutState {
   Epoch epoch = 0;

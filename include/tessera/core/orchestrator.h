@@ -34,8 +34,10 @@ struct RecomputeShard {
   uint64_t first_block = 0;
   uint64_t block_count = 0;
   std::vector<UploadRef> uploads;
+  Digest token;                // of its own copy
   uint64_t stage_values = 0;
-  uint32_t block_values = 0;
+  MergeSpec merge;             // formats, blocks, robustness
+  uint64_t rounding_key = 0;
 };
 struct WriteCheckpoint {
   uint64_t id = 0;
@@ -55,6 +57,9 @@ struct Effects {
   std::vector<Decision> decisions;
   std::vector<Event> publish;  // to be stepped next, in the same transaction: secrets whose time is over
 };
+
+// The shards of the running merge of its stage that this miner owns and has not committed.
+std::vector<ShardTask> open_tasks(const OrchestratorState& state, const StageSummary& summary, const MinerRecord& miner);
 
 class Orchestrator {
  public:
@@ -177,20 +182,30 @@ class Orchestrator {
   void note_time(MinerRecord& miner, const Receipt& receipt);
   void expire_leases();
 
-  // orchestrator_merge.cpp
+  // orchestrator_merge.cpp: the course of a merge
   void consider_merges();
   void start_merge(StageIndex stage, std::set<MinerIndex> invited);
   void freeze_if_complete(StageIndex stage);
   void freeze(StageIndex stage);
-  void settle_shards(StageIndex stage);
-  void accept_if_settled(StageIndex stage, uint32_t shard);
-  void accept(StageIndex stage, uint32_t shard, const Digest& object);
-  void recompute(StageIndex stage, uint32_t shard, const char* reason);
-  RecomputeShard recomputation_of(StageIndex stage, uint32_t shard) const;
+  void plan_shards(StageIndex stage);
+  bool gate(StageIndex stage);
   void complete_merge(StageIndex stage);
+  void retire_merge(StageIndex stage);
+  void unseal_merge(StageIndex stage);
   void forget_old_merges(StageRecord& stage);
   void abort_merge(StageIndex stage, const std::string& reason);
   void drop_from_merge(MinerIndex miner, bool restarted);
+  // orchestrator_shards.cpp: the decision on each shard
+  void settle_shards(StageIndex stage);
+  void accept_if_settled(StageIndex stage, uint32_t shard);
+  void accept(StageIndex stage, uint32_t shard, const Digest& result, const std::vector<UploadMeasure>& measures,
+              std::optional<ResultCopy> recomputed);
+  void recompute(StageIndex stage, uint32_t shard, const char* reason);
+  bool replace_owner(StageIndex stage, uint32_t shard, bool second);
+  void abort_unreadable(StageIndex stage, uint32_t shard, const std::vector<Digest>& unreadable);
+  void judge(StageIndex stage, uint32_t shard, const ShardCopy& copy, const Digest& expected);
+  void record_verdict(StageIndex stage, MergeVerdict verdict);
+  RecomputeShard recomputation_of(StageIndex stage, uint32_t shard) const;
 
   // orchestrator_ledger.cpp
   void note_random_lease(MicrobatchId id, const OpenMicrobatch& microbatch);

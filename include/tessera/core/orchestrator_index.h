@@ -90,6 +90,7 @@ class OrchestratorIndex {
 
   // The stage's merge entered its reduce phase, or left it.
   void update_shards(const OrchestratorState& state, StageIndex stage);
+  void shard_moved(StageIndex stage, uint32_t shard, MinerIndex from, MinerIndex to);
   void shard_recomputing(StageIndex stage) { stages_[stage].unsettled--; }
   void shard_accepted(StageIndex stage, bool recomputing) {
     stages_[stage].undecided--;

@@ -14,6 +14,7 @@
 #include "tessera/core/butterfly.h"
 #include "tessera/core/data_plan.h"
 #include "tessera/core/events.h"
+#include "tessera/core/merge_state.h"
 #include "tessera/core/orchestrator_index.h"
 #include "tessera/core/recent_times.h"
 #include "tessera/core/run_spec.h"
@@ -43,6 +44,7 @@ struct MinerRecord {
   uint64_t checkpoint_done = 0;            // id of the last checkpoint it committed to
   std::optional<CheckpointCommit> checkpoint;
   std::optional<Digest> upload;            // of the merge to come: an aborted one is begun again with the same uploads
+  Epoch carries_since = 0;                 // epoch whose base its oldest unmerged work began on
   Epoch spoiled_merge = 0;                 // target of the merge that its upload could not be read in; 0: none
   uint64_t retired_incarnation = 0;        // the process that was registered when the run was resumed; 0: none
   std::string why;                         // of its present state, for people
@@ -66,7 +68,7 @@ struct MinerRecord {
         "must_download", must_download)("epoch", epoch)("receipts_through", receipts_through)(
         "receipts_rejected", receipts_rejected)("lease_request", lease_request)("granted", granted)("fresh", fresh)("local_steps", local_steps)(
         "counted", counted)("in_flight", in_flight)("own_times", own_times)("microbatch_us", microbatch_us)("place", place)(
-        "resumed", resumed)("checkpoint_done", checkpoint_done)("checkpoint", checkpoint)("upload", upload)(
+        "resumed", resumed)("checkpoint_done", checkpoint_done)("checkpoint", checkpoint)("upload", upload)("carries_since", carries_since)(
         "spoiled_merge", spoiled_merge)("retired_incarnation", retired_incarnation)("why", why)(
         "placed", placed)("ticket", ticket)("lost_at", lost_at)("pending_stage", pending_stage)(
         "assigned_stage", assigned_stage)("moving_until", moving_until)("pinned", pinned)("drain", drain)("failed_verdicts", failed_verdicts);
@@ -91,53 +93,8 @@ struct OpenMicrobatch {
   }
 };
 
-struct MergeShard {
-  PlannedShard plan;
-  std::optional<Digest> copy_a;
-  std::optional<Digest> copy_b;
-  bool recomputing = false;
-  std::optional<Digest> accepted;
-  template <class A>
-  void fields(A& a) {
-    a("plan", plan)("copy_a", copy_a)("copy_b", copy_b)("recomputing", recomputing)("accepted", accepted);
-  }
-};
-
-struct Merge {
-  Epoch target = 0;
-  MergePhase phase = MergePhase::kSnapshot;
-  TimeMs deadline = 0;
-  bool final = false;                      // the run's last: begun when no work was left
-  std::set<MinerIndex> invited;
-  std::map<MinerIndex, UploadCommit> uploads;
-  // From the freeze on: the manifest, ordered by miner.
-  std::vector<MinerIndex> participants;
-  std::vector<uint32_t> counts;            // B_m
-  std::vector<float> weights;
-  uint32_t first_shard = 0;                // number of shards[0]; another one in every attempt, so that what comes late
-                                           // from an aborted one fits nothing
-  std::vector<MergeShard> shards;
-  template <class A>
-  void fields(A& a) {
-    a("target", target)("phase", phase)("deadline", deadline)("final", final)("invited", invited)(
-        "uploads", uploads)("participants", participants)("counts", counts)("weights", weights)(
-        "first_shard", first_shard)("shards", shards);
-  }
-};
-
-struct PastMerge {
-  Epoch target = 0;
-  Digest from;                             // the stage's state before it
-  std::vector<MinerIndex> participants;
-  std::vector<ShardResult> results;
-  double outer_learning_rate = 0;          // as the run had them when it was complete
-  double outer_momentum = 0;
-  template <class A>
-  void fields(A& a) {
-    a("target", target)("from", from)("participants", participants)("results", results)(
-        "outer_learning_rate", outer_learning_rate)("outer_momentum", outer_momentum);
-  }
-};
+inline constexpr size_t kMaxMergeRecords = 8;
+inline constexpr size_t kMaxMergeVerdicts = 256;
 
 struct StageRecord {
   uint64_t values = 0;
@@ -151,6 +108,9 @@ struct StageRecord {
   uint64_t merges = 0;
   uint64_t merges_aborted = 0;
   uint64_t shards_recomputed = 0;
+  uint64_t shards_rescued = 0;             // given to another participant: an owner was gone or late
+  std::deque<MergeRecord> merge_records;   // of the last kMaxMergeRecords merges
+  std::deque<MergeVerdict> merge_verdicts; // the last kMaxMergeVerdicts
   uint64_t replica_mismatches = 0;
   bool final_merge_done = false;
   std::vector<uint64_t> peers_changed{0};  // by neighbourhood: the peers_version of the last change of its miners
@@ -164,6 +124,7 @@ struct StageRecord {
     a("values", values)("epoch", epoch)("state", state)("state_published", state_published)(
         "published_epoch", published_epoch)("published_state", published_state)("merge", merge)("past", past)(
         "merges", merges)("merges_aborted", merges_aborted)("shards_recomputed", shards_recomputed)(
+        "shards_rescued", shards_rescued)("merge_records", merge_records)("merge_verdicts", merge_verdicts)(
         "replica_mismatches", replica_mismatches)("final_merge_done", final_merge_done)(
         "peers_changed", peers_changed)("cooled_at", cooled_at)("need_cpu_bytes", need_cpu_bytes)(
         "need_gpu_bytes", need_gpu_bytes);

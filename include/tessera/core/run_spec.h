@@ -108,6 +108,9 @@ struct BoundarySpec {
   }
 };
 
+// What becomes of a miner's optimizer moments at a merge.
+enum class MergeMoments : uint8_t { kLocal = 0, kReset = 1 };
+
 struct MergeSpec {
   bool enabled = true;
   uint32_t min_microbatches = 32;     // B_min of a miner since its last merge
@@ -115,12 +118,23 @@ struct MergeSpec {
   double outer_learning_rate = 0.7;
   double outer_momentum = 0.9;
   uint32_t max_staleness = 4;         // epochs
-  uint32_t block_values = 16384;      // fp32 values of one transfer block
+  uint32_t block_values = 16384;      // values of one transfer block
+  Codec upload_format = Codec::kInt8; // of pseudo-gradients: to nearest, with error feedback
+  Codec result_format = Codec::kInt8; // of reduced shards: rounded stochastically
+  uint32_t outer_momentum_warmup = 0; // merges over which the outer momentum grows to its value
+  double gate_norm_ratio = 8;         // an upload's norm may be this many times, or one such part of, the median
+  double gate_cosine = -0.1;          // least cosine between an upload and the mean of the others
+  double sample_share = 0.05;         // of the shards on which both owners agree: recomputed all the same
+  double trim_share = 0;              // of the uploads, left out at either end of every value; 0: the weighted mean
+  MergeMoments optimizer_moments = MergeMoments::kLocal;
   template <class A>
   void fields(A& a) {
     a("enabled", enabled)("min_microbatches", min_microbatches)("quorum", quorum)(
         "outer_learning_rate", outer_learning_rate)("outer_momentum", outer_momentum)(
-        "max_staleness", max_staleness)("block_values", block_values);
+        "max_staleness", max_staleness)("block_values", block_values)("upload_format", upload_format)(
+        "result_format", result_format)("outer_momentum_warmup", outer_momentum_warmup)(
+        "gate_norm_ratio", gate_norm_ratio)("gate_cosine", gate_cosine)("sample_share", sample_share)(
+        "trim_share", trim_share)("optimizer_moments", optimizer_moments);
   }
 };
 

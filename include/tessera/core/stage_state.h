@@ -31,6 +31,7 @@ struct LocalState {
   uint64_t optimizer_steps = 0;       // age of the moments (bias correction)
   std::vector<float> gradient;        // accumulated since the last step; empty if there is none
   uint32_t gradient_microbatches = 0;
+  std::vector<float> residual;        // of the merge's uploads: what their rounding left out; empty: nothing
 };
 
 // What a miner's own checkpoint says of the LocalState in it: enough to know whether it fits the stage's state that the next

@@ -10,17 +10,22 @@
 #include "tessera/base/status.h"
 #include "tessera/core/miner_events.h"
 #include "tessera/core/run_spec.h"
+#include "tessera/node/merge_reduce.h"
+#include "tessera/node/merge_transfer.h"
 #include "tessera/ports/links.h"
 
 namespace tessera::node {
 
 class BackgroundJobs {
  public:
-  // `directory`: this miner's folder; empty: nothing is written or recovered.
+  // `directory`: this miner's folder; empty: nothing is written or recovered. `overlap`: transfers of a reduction may go on
+  // in another thread meanwhile; `blobs` must allow it.
   BackgroundJobs(const core::RunSpec& spec, ports::BlobLink& blobs, std::string directory, std::string run_id,
-                 std::function<void(core::MinerEvent)> post)
+                 std::function<void(core::MinerEvent)> post, bool overlap = false)
       : spec_(spec),
         blobs_(blobs),
+        merge_blobs_(blobs),
+        overlap_(overlap),
         directory_(std::move(directory)),
         run_id_(std::move(run_id)),
         post_(std::move(post)) {}
@@ -41,13 +46,16 @@ class BackgroundJobs {
   void work(core::miner_effect::UploadLocalState& job);
   void work(core::miner_effect::SaveLocalState& job);
   Status fetch(const core::miner_effect::FetchState& job, core::miner_event::StateFetched* done);
-  StatusOr<Digest> upload_delta(const std::vector<float>& snapshot);
+  ReduceInputs reduction_of(Epoch target, const std::vector<core::UploadRef>& uploads, uint64_t first_block,
+                            uint64_t block_count, const Digest& token) const;
   Status prepare(const core::miner_effect::PrepareBase& job, core::miner_event::BasePrepared* done);
   // The base this replica holds, as a file that others can read and compare.
   void write_copy();
 
   const core::RunSpec spec_;
   ports::BlobLink& blobs_;
+  KeptBlobs merge_blobs_;  // the running merge's transfers go through it
+  const bool overlap_;
   const std::string directory_;
   const std::string run_id_;
   const std::function<void(core::MinerEvent)> post_;
@@ -57,6 +65,8 @@ class BackgroundJobs {
   std::vector<float> momentum_;
   Epoch snapshot_target_ = 0;
   core::Values snapshot_;
+  std::vector<float> residual_;           // what the uploads so far left out; empty: nothing
+  std::vector<float> snapshot_residual_;  // what it becomes if the snapshot's upload is in the manifest
 };
 
 }  // namespace tessera::node

@@ -14,6 +14,23 @@
 
 namespace tessera::node {
 
+// Stores an object chunk by chunk: the whole of it never lies in memory. Every chunk but the last has `chunk_bytes`.
+class ObjectWriter {
+ public:
+  ObjectWriter(ports::BlobLink& blobs, uint32_t chunk_bytes) : blobs_(blobs) { manifest_.chunk_bytes = chunk_bytes; }
+  Status add(std::string chunk);
+  // Stores the manifest and returns the object's name.
+  StatusOr<Digest> finish();
+
+ private:
+  Status flush();
+
+  ports::BlobLink& blobs_;
+  core::ObjectManifest manifest_;
+  std::vector<std::string> batch_;
+  uint64_t batch_bytes_ = 0;
+};
+
 // Stores every chunk and the manifest; returns the object's name.
 StatusOr<Digest> put_object(ports::BlobLink& blobs, std::string_view content,
                             uint32_t chunk_bytes = core::kMaxChunkBytes);

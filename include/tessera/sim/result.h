@@ -54,12 +54,14 @@ struct Result {
   uint64_t merges = 0;
   uint64_t merges_aborted = 0;
   uint64_t shards_recomputed = 0;
-  // Of merges whose shards were handed out and that are over; with sim.dead_share of every stage's first only.
+  // Of the first merge of every stage, which sim.dead_share strikes:
   uint64_t shards = 0;
-  uint64_t shards_lost_without_rescue = 0;  // both owners were killed with sim.dead_share
-  uint64_t shards_lost = 0;                 // of merges that were aborted
-  double bytes_up_per_miner = 0;            // for merges, for each delta that was uploaded
-  double bytes_down_per_miner = 0;
+  uint64_t shards_lost_without_rescue = 0;  // both owners were killed
+  uint64_t shards_lost = 0;                 // in no result
+  uint64_t bytes_up_per_miner = 0;          // of a merge's blobs, per upload
+  uint64_t bytes_down_per_miner = 0;
+  std::vector<uint32_t> accused;            // nodes with a verdict
+  uint64_t falsely_accused = 0;             // of them those that do not cheat
   uint64_t replica_mismatches = 0;
   bool replicas_identical = true;
   bool state_is_replay = true;  // also if there was nothing to replay

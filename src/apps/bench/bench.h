@@ -18,6 +18,8 @@ Status write_report(const std::string& path, const nlohmann::json& result);
 void on_call(CLI::App* command, std::function<Status()> work);
 
 // Each adds its subcommand.
+void add_merge_bench(CLI::App* app);
+void add_merge_peer_bench(CLI::App* app);
 void add_orchestrator_bench(CLI::App* app);
 #ifdef TESSERA_BENCH_TORCH
 void add_step_bench(CLI::App* app);

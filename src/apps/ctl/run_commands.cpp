@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
+#include "merge_print.h"
 #include "common/daemon.h"
 #include "tessera/base/files.h"
 #include "tessera/config/run_config.h"
@@ -80,18 +81,23 @@ int failed(const Flags& flags, const Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ? kExitRestart : kExitFailure;
 }
 
-int ask(const Flags& flags, const std::string& topic) {
+void print_answer(const std::string& topic, const std::string& argument, const nlohmann::json& value) {
+  if (topic == "miners") return print_miners(value);
+  if (topic == "status") return print_status(value);
+  argument.empty() ? print_merges(value) : print_merge(value);
+}
+
+int ask(const Flags& flags, const std::string& topic, const std::string& argument = "") {
   const auto link = connect(flags);
   if (!link.ok()) return failed(flags, link.status());
-  const auto answer = (*link)->query(topic, "");
+  const auto answer = (*link)->query(topic, argument);
   if (!answer.ok()) return failed(flags, answer.status());
   if (flags.json) {
     fmt::print("{}\n", *answer);
     return kExitOk;
   }
   try {
-    const nlohmann::json value = nlohmann::json::parse(*answer);
-    topic == "miners" ? print_miners(value) : print_status(value);
+    print_answer(topic, argument, nlohmann::json::parse(*answer));
   } catch (const nlohmann::json::exception& error) {
     return failed(flags, data_loss("the orchestrator's answer can't be read: {}", error.what()));
   }
@@ -206,6 +212,15 @@ void add_run_commands(CLI::App& app, Action& action) {
   const auto miners_flags = add_flags(miners, false);
   miners->callback([&action, miners_flags] { action = [=] { return ask(*miners_flags, "miners"); }; });
   add_miner_orders(app, action);
+  CLI::App* merges = app.add_subcommand("merges", "The last merges of every stage");
+  const auto merges_flags = std::make_shared<Flags>();
+  const auto which = std::make_shared<std::string>();
+  merges->add_option("--orchestrator", merges_flags->orchestrator, "host:port")->envname("TESSERA_ORCHESTRATOR")->required();
+  merges->add_flag("--json", merges_flags->json, "Answer as JSON, errors too");
+  CLI::App* show = merges->add_subcommand("show", "One merge: who agreed with whom");
+  show->add_option("id", *which, "STAGE/EPOCH, as 'tesseractl merges' shows it")->required();
+  show->fallthrough();
+  merges->callback([=, &action] { action = [=] { return ask(*merges_flags, "merges", *which); }; });
 }
 
 }  // namespace tessera::apps
