@@ -16,8 +16,27 @@ bool on_gpu(const std::string& device) { return device.rfind("cuda", 0) == 0; }
 // Values that a layer's forward pass keeps for its backward, of one token.
 double kept_values(const ModelSpec& model, bool gpu) {
   const double kv = static_cast<double>(model.kv_heads) * (model.width / model.heads);
-  const double attention = gpu ? 0 : static_cast<double>(model.heads) * model.context;
-  return 10.0 * model.width + 2 * kv + 4.0 * model.ffn_width + attention;
+  if (gpu) return 6.0 * model.width + 2 * kv + 2.0 * model.ffn_width;
+  return 10.0 * model.width + 2 * kv + 4.0 * model.ffn_width + static_cast<double>(model.heads) * model.context;
+}
+
+// Values of one token: of a microbatch between its forward and its backward, and of the one in its backward.
+struct TokenValues {
+  double waiting = 0;
+  double working = 0;
+};
+
+TokenValues token_values(const RunSpec& spec, double layers, bool gpu) {
+  const double layer = kept_values(spec.model, gpu), boundary = 2.0 * spec.model.width;
+  const double gradients = gpu ? 4.0 * spec.model.width + 3.0 * spec.model.ffn_width : 0;
+  const double all = layers * layer + boundary;
+  const double inputs = layers * spec.model.width + boundary;
+  switch (spec.training.recompute) {
+    case Recompute::kOff: return {all, all + gradients};
+    case Recompute::kBlock: return {inputs, inputs + layer + gradients};
+    case Recompute::kFull: return {boundary, all + gradients};
+  }
+  return {};
 }
 
 // Speeds of miners, each in the stage it holds; what is not measured counts as the median of the measured.
@@ -59,9 +78,9 @@ uint64_t stage_memory_bytes(const RunSpec& spec, StageIndex stage, const std::st
   const auto values = static_cast<double>(stage_value_count(spec, stage));
   const double tokens = spec.tokens_per_microbatch();
   const LayerRange range = layers_of(spec, stage);
-  const double layers = range.end - range.begin;
-  const double microbatch = compute_bytes * tokens * (layers * kept_values(spec.model, gpu) + 2.0 * spec.model.width);
-  double bytes = values * (16 + 2 * compute_bytes) + (spec.pipeline.max_in_flight + 1.0) * microbatch;
+  const TokenValues token = token_values(spec, range.end - range.begin, gpu);
+  double bytes = values * (16 + 2 * compute_bytes) +
+                 compute_bytes * tokens * (spec.pipeline.max_in_flight * token.waiting + token.working);
   if (stage + 1 == spec.pipeline.stages) bytes += 12 * tokens * spec.model.vocab;
   return static_cast<uint64_t>(bytes * (1 + kWorkspaceShare));
 }
@@ -72,11 +91,17 @@ bool fits(const RunSpec& spec, StageIndex stage, const std::string& device, uint
 
 std::string misfit(const RunSpec& spec, StageIndex stage, const std::string& device, uint64_t memory_bytes) {
   constexpr double kMiB = 1 << 20;
+  RunSpec by_block = spec;
+  by_block.training.recompute = Recompute::kBlock;
+  const bool block_fits = spec.training.recompute != Recompute::kBlock && fits(by_block, stage, device, memory_bytes);
   return fmt::format(
       "stage {} needs {:.0f} MiB of device memory and this miner announces {:.0f} MiB; a larger device (or memory_bytes in "
-      "the miner's YAML) would do, or a smaller pipeline.max_in_flight in the run, or fewer layers in the stage "
+      "the miner's YAML) would do, {}or a smaller pipeline.max_in_flight in the run, or fewer layers in the stage "
       "(tesseractl run stages)",
-      stage, static_cast<double>(stage_memory_bytes(spec, stage, device)) / kMiB, static_cast<double>(memory_bytes) / kMiB);
+      stage, static_cast<double>(stage_memory_bytes(spec, stage, device)) / kMiB, static_cast<double>(memory_bytes) / kMiB,
+      block_fits ? fmt::format("or training.recompute: block in the run ({:.0f} MiB), ",
+                               static_cast<double>(stage_memory_bytes(by_block, stage, device)) / kMiB)
+                 : "");
 }
 
 double stage_work(const RunSpec& spec, StageIndex stage) {

@@ -16,25 +16,13 @@ std::optional<Event> decode_as(std::string_view name, std::string_view body) {
   }
 }
 
-// Who commits to which shard shows who shares it: sealed until the merge is over, each participant's of a merge under one key.
-template <class E>
-constexpr bool kIsSealed = SealedEvent<E> || std::is_same_v<E, ShardCommitted>;
-
-uint64_t seal_id_of(const ShardCommitted& event) {
-  return uint64_t{event.miner} << 32 | static_cast<uint32_t>(event.commit.target);
-}
-template <SealedEvent E>
-uint64_t seal_id_of(const E& event) {
-  return event.seal_id();
-}
-
 template <size_t I = 0>
 bool sealed_name(std::string_view name) {
   if constexpr (I == std::variant_size_v<Event>) {
     return false;
   } else {
     using T = std::variant_alternative_t<I, Event>;
-    if constexpr (kIsSealed<T>) {
+    if constexpr (SealedEvent<T>) {
       if (name == T::kName) return true;
     }
     return sealed_name<I + 1>(name);
@@ -55,8 +43,8 @@ std::string event_json(const Event& event) {
 std::optional<uint64_t> seal_id(const Event& event) {
   return std::visit(
       [](const auto& e) -> std::optional<uint64_t> {
-        if constexpr (kIsSealed<std::decay_t<decltype(e)>>) {
-          return seal_id_of(e);
+        if constexpr (SealedEvent<std::decay_t<decltype(e)>>) {
+          return e.seal_id();
         } else {
           return std::nullopt;
         }

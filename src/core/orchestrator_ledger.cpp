@@ -40,10 +40,6 @@ void Orchestrator::publish_pairings(StageIndex stage, const Merge& merge) {
                                   .owner_b = merge.participants[plan.owner_b]});
   }
   effects_.publish.push_back(std::move(published));
-  for (const MinerIndex owner : merge.participants) {
-    const ShardCommitted commit{.miner = owner, .commit = {.target = merge.target, .shard = 0, .object = {}}};
-    effects_.publish.push_back(SecretUnsealed{ShardCommitted::kName, *seal_id(Event(commit)), {}});
-  }
   if (stage == 0) publish_random_leases();
 }
 

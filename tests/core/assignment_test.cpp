@@ -51,6 +51,37 @@ TEST(StageMemory, FollowsItsFormula) {
   EXPECT_FALSE(core::fits(spec, 0, "cpu", 1000));
 }
 
+// An H200 with a middle stage of 4 layers, 243 M values, 16 x 1024 tokens, one microbatch in backward and three waiting took
+// 20.35 GiB, and with recomputation by block 7.57 GiB (docs/performance.md).
+TEST(StageMemory, IsWhatAGpuTook) {
+  core::RunSpec spec;
+  spec.pipeline.stages = 3;
+  spec.model = {.layers = 12, .width = 2048, .heads = 32, .kv_heads = 8, .ffn_width = 8192, .vocab = 50304, .context = 1024};
+  spec.training.microbatch_size = 16;
+  spec.pipeline.max_in_flight = 3;
+  spec.boundary.kind = core::BoundaryKind::kNone;
+  spec.boundary.codec = Codec::kBf16;
+  ASSERT_TRUE(core::validate(&spec).ok());
+  constexpr double kGiB = 1 << 30;
+  const auto needed = [&] { return static_cast<double>(core::stage_memory_bytes(spec, 1, "cuda:0")) / kGiB; };
+  EXPECT_GT(needed(), 20.35);
+  EXPECT_LT(needed(), 20.35 * 1.2);
+  spec.training.recompute = core::Recompute::kBlock;
+  EXPECT_GT(needed(), 7.57);
+  EXPECT_LT(needed(), 7.57 * 1.3);
+  spec.training.recompute = core::Recompute::kFull;
+  EXPECT_GT(needed(), 9.64);
+  EXPECT_LT(needed(), 9.64 * 1.3);
+}
+
+TEST(StageMemory, SaysWhichRecomputationWouldFit) {
+  core::RunSpec spec = small_spec(2, 1);
+  spec.pipeline.max_in_flight = 100;
+  const uint64_t needed = core::stage_memory_bytes(spec, 0, "cpu");
+  EXPECT_NE(core::misfit(spec, 0, "cpu", needed - 1).find("training.recompute: block"), std::string::npos);
+  EXPECT_EQ(core::misfit(spec, 0, "cpu", 1000).find("training.recompute"), std::string::npos);
+}
+
 TEST(StageMemory, SaysWhatIsMissing) {
   const std::string text = core::misfit(small_spec(2, 1), 1, "cpu", 1 << 20);
   EXPECT_NE(text.find("stage 1 needs"), std::string::npos);

@@ -3,9 +3,13 @@
 // Memory that a stage needs on a miner's device, P = its values, c = bytes of a compute value (2 on CUDA, 4 on the CPU):
 //   values       4 P masters + 8 P AdamW moments + 4 P gradients + 2 c P compute weights (the newest version and one that
 //                microbatches in flight keep)
-//   activations  (pipeline.max_in_flight + 1) microbatches of n = B T tokens, each
-//                c n (layers (10 d + 2 kv + 4 f + h T) + 2 d), kept from the forward to the backward; h T, the attention
-//                weights, only on the CPU, which has no fused kernel for them
+//   waiting      pipeline.max_in_flight microbatches of n = B T tokens between forward and backward, by training.recompute:
+//                  off    c n (layers a + 2 d), a = 6 d + 2 kv + 2 f on CUDA, 10 d + 2 kv + 4 f + h T on the CPU, which
+//                         differentiates by autograd and has no fused attention
+//                  block  c n (layers d + 2 d)
+//                  full   c n 2 d
+//   working      one in its backward pass: c n (layers a + 2 d), block c n (layers d + a + 2 d), and on CUDA
+//                c n (4 d + 3 f) of gradients. docs/performance.md has measurements beside it
 //   tail         12 n V for the logits of one microbatch, their softmax and its gradient in fp32
 // 15 % are added for workspaces and fragmentation.
 #pragma once
