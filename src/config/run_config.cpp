@@ -197,8 +197,8 @@ void add_merge(core::MergeSpec* merge, FieldTable* table) {
                 "of the outer Nesterov step"),
           field("merge.max_staleness", &merge->max_staleness, "1 to 64",
                 "epochs after which work that missed its merges is dropped"),
-          field("merge.block_values", &merge->block_values, "256 to 262144, a multiple of 256",
-                "values of one transfer block"),
+          field("merge.block_values", &merge->block_values, "256 to 262144",
+                "values of one transfer block; a multiple of 256"),
           merge_format("merge.upload_format", &merge->upload_format,
                        "number format of pseudo-gradients; int8 and int4 have one scale for 256 values, and what rounding "
                        "leaves out goes into the next upload"),

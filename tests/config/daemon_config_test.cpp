@@ -166,7 +166,7 @@ const Refusal kMinerRefusals[] = {
     {"run_config: x\n",
      "c.yaml:1: run_config: unknown key; the keys here are: orchestrator, listen, advertise, "
      "directory, "
-     "key_file, device, threads, compute, memory_bytes, wanted_stage, log"},
+     "key_file, device, gpus, zero_stage, threads, compute, memory_bytes, wanted_stage, log"},
 };
 TEST(MinerConfig, RefusalsSayWhereAndWhat) {
   for (const Refusal& refusal : kMinerRefusals) {

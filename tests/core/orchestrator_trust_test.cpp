@@ -289,7 +289,9 @@ TEST(MergeTrust, EveryVerdictIsAnEventOfTheLedger) {
     EXPECT_EQ(recorded->verdict.miner, core::voids_epoch(recorded->verdict) ? 1u : 2u);
     (core::voids_epoch(recorded->verdict) ? fraud : infrastructure)++;
   }
-  EXPECT_EQ(fraud, 3u);
+  // The liar's third shard is its with the one that can't read: the orchestrator's own reduction settles it first, and what is
+  // committed after that is not looked at.
+  EXPECT_EQ(fraud, 2u);
   EXPECT_EQ(infrastructure, 3u);
 }
 
