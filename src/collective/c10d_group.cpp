@@ -153,6 +153,8 @@ void prepare_process() {
   ::setenv("TORCH_NCCL_ENABLE_MONITORING", "0", kKeep);
   ::setenv("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0", kKeep);
   ::setenv("TORCH_NCCL_DUMP_ON_TIMEOUT", "0", kKeep);
+  // Nobody reads its record of the last operations, which it keeps for each and frees never.
+  ::setenv("TORCH_FR_BUFFER_SIZE", "0", kKeep);
   // c10d logs every group it makes as a warning or below.
   ::setenv("TORCH_CPP_LOG_LEVEL", "ERROR", kKeep);
 }

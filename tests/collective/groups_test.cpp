@@ -16,6 +16,9 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kPatience{60000};
 
+// Before any thread begins, as the programs do it.
+[[maybe_unused]] const bool kPrepared = (prepare_process(), true);
+
 using Groups = std::vector<std::unique_ptr<CollectiveGroup>>;
 
 Groups groups_of(size_t workers, milliseconds timeout = kPatience) {

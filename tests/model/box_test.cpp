@@ -29,6 +29,9 @@ double relative_distance(const std::vector<float>& a, const std::vector<float>& 
 
 using Groups = std::vector<std::shared_ptr<ports::CollectiveGroup>>;
 
+// Before any thread begins, as the programs do it.
+[[maybe_unused]] const bool kPrepared = (collective::prepare_process(), true);
+
 Groups gloo_groups(size_t workers) {
   auto made = collective::make_groups(std::vector<std::string>(workers, "cpu"), std::chrono::seconds(60));
   EXPECT_TRUE(made.ok()) << made.status();
