@@ -34,7 +34,7 @@ class MemoryJournal final : public ports::Journal {
 
   using Condition = std::function<bool(const core::OrchestratorState&)>;
   // False if it does not come true in time.
-  bool wait(const Condition& condition, std::chrono::seconds limit = std::chrono::seconds(60));
+  bool wait(const Condition& condition, std::chrono::seconds limit = std::chrono::seconds(200));
   core::OrchestratorState state() const;
   std::vector<core::Event> events() const;
   void write_garbage();
