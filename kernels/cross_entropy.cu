@@ -12,7 +12,6 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr int kAhead = 4;  // chunks a thread has in flight
-constexpr int kSumThreads = 1024;
 
 template <class T>
 __device__ __forceinline__ float exponential(float value) {
@@ -132,21 +131,6 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(const CrossEntr
   });
 }
 
-__global__ void __launch_bounds__(kSumThreads) sum_losses_kernel(const LossSumParams params) {
-  __shared__ double sums[kSumThreads];
-  double sum = 0.0;
-#pragma unroll 8
-  for (int64_t row = threadIdx.x; row < params.rows; row += kSumThreads) {
-    sum += static_cast<double>(params.losses[row]);
-  }
-  sums[threadIdx.x] = sum;
-  for (int half = kSumThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-  }
-  if (threadIdx.x == 0) *params.total = (params.accumulate ? *params.total : 0.0) + sums[0];
-}
-
 }  // namespace
 
 int cross_entropy_cuda(const CrossEntropyParams& params, void* stream_handle) {
@@ -163,14 +147,6 @@ int cross_entropy_cuda(const CrossEntropyParams& params, void* stream_handle) {
           params.rows, kThreads, static_cast<cudaStream_t>(stream_handle), params);
     });
   });
-}
-
-int sum_losses_cuda(const LossSumParams& params, void* stream_handle) {
-  if (params.rows < 0 || params.total == nullptr || (params.rows > 0 && params.losses == nullptr)) {
-    return cudaErrorInvalidValue;
-  }
-  return launch(sum_losses_kernel, 1, kSumThreads, static_cast<cudaStream_t>(stream_handle),
-                params);
 }
 
 }  // namespace tessera::kernels

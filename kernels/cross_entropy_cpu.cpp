@@ -49,12 +49,4 @@ void cross_entropy_cpu(const CrossEntropyParams& params) {
   }
 }
 
-void sum_losses_cpu(const LossSumParams& params) {
-  TESSERA_CHECK(params.rows >= 0 && params.total != nullptr);
-  TESSERA_CHECK(params.rows == 0 || params.losses != nullptr);
-  double sum = params.accumulate ? *params.total : 0.0;
-  for (int64_t row = 0; row < params.rows; ++row) sum += params.losses[row];
-  *params.total = sum;
-}
-
 }  // namespace tessera::kernels

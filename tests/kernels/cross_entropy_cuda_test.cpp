@@ -111,31 +111,12 @@ TEST_F(CrossEntropyCuda, BadTargetsCountAsNanAndDoNoHarm) {
   expect_agreement(c, numbers);
 }
 
-TEST_F(CrossEntropyCuda, SumsLosses) {
-  for (const int64_t rows : {0, 1, 5, 1023, 1024, 1025, 50'000}) {
-    const std::vector<float> losses = random_rows(rows, 1, 9);
-    for (const bool accumulate : {false, true}) {
-      double expected = 3.0;
-      sum_losses_cpu({losses.data(), rows, accumulate, &expected});
-      Array<DeviceBytes, float> device_losses(losses);
-      Array<DeviceBytes, double> total(std::vector<double>{3.0});
-      const LossSumParams params = {device_losses.data(), rows, accumulate, total.data()};
-      EXPECT_EQ(sum_losses_cuda(params, stream_), cudaSuccess);
-      EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-      double magnitude = 3.0;
-      for (const float loss : losses) magnitude += std::abs(loss);
-      EXPECT_NEAR(total.values()[0], expected, 0x1p-36 * magnitude);
-    }
-  }
-}
-
 TEST_F(CrossEntropyCuda, NoRowsAndBrokenSizes) {
   EXPECT_EQ(cross_entropy_cuda({.rows = 0, .vocabulary = 8, .columns = 8}, stream_), cudaSuccess);
   EXPECT_EQ(cross_entropy_cuda({.rows = 1, .vocabulary = 9, .columns = 8}, stream_),
             cudaErrorInvalidValue);
   EXPECT_EQ(cross_entropy_cuda({.rows = 1, .vocabulary = 8, .columns = 8}, stream_),
             cudaErrorInvalidValue);
-  EXPECT_EQ(sum_losses_cuda({}, stream_), cudaErrorInvalidValue);
 }
 
 }  // namespace

@@ -75,21 +75,9 @@ TEST(CrossEntropy, InfinitiesAndNan) {
   for (int row = 1; row < 4; ++row) EXPECT_TRUE(std::isnan(result.losses[row])) << row;
 }
 
-TEST(CrossEntropy, SumsLosses) {
-  const std::vector<float> losses = {1.0f, 2.5f, 0x1p-30f};
-  double total = 4.0;
-  sum_losses_cpu({losses.data(), 3, true, &total});
-  EXPECT_EQ(total, 7.5 + 0x1p-30);
-  sum_losses_cpu({losses.data(), 2, false, &total});
-  EXPECT_EQ(total, 3.5);
-  sum_losses_cpu({nullptr, 0, false, &total});
-  EXPECT_EQ(total, 0.0);
-}
-
 TEST(CrossEntropyDeathTest, BrokenSizesAbort) {
   EXPECT_DEATH(cross_entropy_cpu({.rows = 1, .vocabulary = 9, .columns = 8}), "");
   EXPECT_DEATH(cross_entropy_cpu({.rows = 1, .vocabulary = 8, .columns = 8}), "");
-  EXPECT_DEATH(sum_losses_cpu({}), "");
 }
 
 }  // namespace

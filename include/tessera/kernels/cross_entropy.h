@@ -30,19 +30,9 @@ inline bool are_cross_entropy_sizes(const CrossEntropyParams& params) {
          params.columns <= int64_t{1} << 30;
 }
 
-// total = (or +=) the sum of `losses`, in fp64 and a fixed order.
-struct LossSumParams {
-  const float* losses = nullptr;  // [rows]
-  int64_t rows = 0;
-  bool accumulate = false;
-  double* total = nullptr;  // one number
-};
-
 void cross_entropy_cpu(const CrossEntropyParams& params);
-void sum_losses_cpu(const LossSumParams& params);
 
 // `stream_handle` is a cudaStream_t; returns a cudaError_t.
 int cross_entropy_cuda(const CrossEntropyParams& params, void* stream_handle);
-int sum_losses_cuda(const LossSumParams& params, void* stream_handle);
 
 }  // namespace tessera::kernels

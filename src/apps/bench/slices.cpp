@@ -1,6 +1,9 @@
 #include "apps/bench/slices.h"
 
 #include <algorithm>
+#include <cstdio>
+
+#include "apps/bench/bench.h"
 
 namespace tessera::apps {
 namespace {
@@ -17,6 +20,30 @@ constexpr Slice kSlices[] = {
     {"tiny-whole", 4, 256, 4, 4, 704, 8, 128, 256, true},
 };
 
+const std::map<std::string, core::Recompute> kRecomputeNames = {
+    {"off", core::Recompute::kOff}, {"block", core::Recompute::kBlock}, {"full", core::Recompute::kFull}};
+const std::map<std::string, core::OptimizerKind> kOptimizerNames = {{"adamw", core::OptimizerKind::kAdamW},
+                                                                    {"nadam", core::OptimizerKind::kNAdam},
+                                                                    {"muon", core::OptimizerKind::kMuon}};
+
+template <typename Enum>
+std::string name_in(const std::map<std::string, Enum>& names, Enum value) {
+  for (const auto& [name, named] : names) {
+    if (named == value) return name;
+  }
+  return "?";
+}
+
+std::vector<Slice> chosen_slices(const SliceBenchOptions& options, const std::string& device) {
+  std::vector<Slice> chosen;
+  for (const Slice& slice : kSlices) {
+    const bool named = std::find(options.slices.begin(), options.slices.end(), slice.name) != options.slices.end();
+    const bool fits = slice.on_cpu == (device == "cpu") && (options.with_whole || !slice.is_whole());
+    if (options.slices.empty() ? fits : named) chosen.push_back(slice);
+  }
+  return chosen;
+}
+
 }  // namespace
 
 std::span<const Slice> all_slices() { return kSlices; }
@@ -27,15 +54,43 @@ std::string names_of_slices() {
   return names;
 }
 
-std::vector<Slice> chosen_slices(const std::vector<std::string>& names, const std::string& device, bool with_whole) {
-  std::vector<Slice> chosen;
-  for (const Slice& slice : kSlices) {
-    const bool named = std::find(names.begin(), names.end(), slice.name) != names.end();
-    const bool fits = slice.on_cpu == (device == "cpu") && (with_whole || !slice.is_whole());
-    if (names.empty() ? fits : named) chosen.push_back(slice);
-  }
-  return chosen;
+void add_slice_options(CLI::App* command, SliceBenchOptions* options) {
+  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  command->add_option("--slice", options->slices, "Only these; several may be given:" + names_of_slices());
+  command
+      ->add_option("--steps", options->measure.steps,
+                   "Of a timed block; the best of " + std::to_string(options->measure.blocks) + " counts")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command->add_option("--json", options->json, "Write the table there");
 }
+
+Status run_over_slices(const SliceBenchOptions& options, const std::string& header,
+                       const std::function<Status(const Slice&, const BenchDevice&, nlohmann::json* rows)>& measure) {
+  BenchDevice device;
+  TESSERA_ASSIGN_OR_RETURN(device.name, model::choose_device(options.device));
+  const std::vector<Slice> slices = chosen_slices(options, device.name);
+  if (slices.empty()) return invalid_argument("no slice of that name; they are{}", names_of_slices());
+  TESSERA_ASSIGN_OR_RETURN(device.ceilings, model::measure_ceilings(device.name));
+  std::printf("%s: matrix product %.3g TFLOP/s, copy %.3g GB/s\n%s\n", device.name.c_str(),
+              device.ceilings.operations_per_second / 1e12, device.ceilings.bytes_per_second / 1e9, header.c_str());
+  nlohmann::json rows = nlohmann::json::array();
+  for (const Slice& slice : slices) {
+    TESSERA_RETURN_IF_ERROR(measure(slice, device, &rows));
+    std::fflush(stdout);
+  }
+  return write_report(options.json, rows);
+}
+
+CLI::Option* add_recompute_option(CLI::App* command, core::Recompute* recompute) {
+  return command->add_option("--recompute", *recompute, "As training.recompute")
+      ->transform(CLI::CheckedTransformer(kRecomputeNames))
+      ->default_str(name_of_recompute(*recompute));
+}
+
+const std::map<std::string, core::OptimizerKind>& optimizer_names() { return kOptimizerNames; }
+std::string name_of_recompute(core::Recompute recompute) { return name_in(kRecomputeNames, recompute); }
+std::string name_of_optimizer(core::OptimizerKind kind) { return name_in(kOptimizerNames, kind); }
 
 core::RunSpec spec_of(const Slice& slice) {
   core::RunSpec spec;

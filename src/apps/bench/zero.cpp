@@ -18,7 +18,9 @@ constexpr double kGigabyte = 1e9;
 constexpr std::chrono::milliseconds kPatience{120000};
 
 struct ZeroBenchOptions {
-  std::string device = "auto", json, recompute = "off", slice = "8b-L2-d4096", optimizer = "adamw";
+  std::string device = "auto", json, slice = "8b-L2-d4096";
+  core::Recompute recompute = core::Recompute::kOff;
+  core::OptimizerKind optimizer = core::OptimizerKind::kAdamW;
   std::vector<uint32_t> stages{0, 1, 2, 3};
   uint32_t gpus = 2;
   model::MeasureOptions measure;
@@ -30,12 +32,8 @@ StatusOr<core::RunSpec> run_of(const ZeroBenchOptions& options, uint32_t gpus) {
   if (slice == known.end()) return invalid_argument("no slice is called {}; --help lists them", options.slice);
   core::RunSpec spec = spec_of(*slice);
   spec.training.microbatch_size *= gpus;
-  spec.training.recompute = options.recompute == "block"  ? core::Recompute::kBlock
-                            : options.recompute == "full" ? core::Recompute::kFull
-                                                          : core::Recompute::kOff;
-  spec.training.optimizer = options.optimizer == "muon"    ? core::OptimizerKind::kMuon
-                            : options.optimizer == "nadam" ? core::OptimizerKind::kNAdam
-                                                           : core::OptimizerKind::kAdamW;
+  spec.training.recompute = options.recompute;
+  spec.training.optimizer = options.optimizer;
   TESSERA_RETURN_IF_ERROR(core::validate(&spec));
   return spec;
 }
@@ -83,7 +81,7 @@ StatusOr<nlohmann::json> measure_stage(const ZeroBenchOptions& options, const st
               static_cast<double>(first.allocator) / kGigabyte);
   std::fflush(stdout);
   return nlohmann::json{{"slice", options.slice}, {"device", device}, {"gpus", options.gpus}, {"zero", zero_stage},
-                        {"recompute", options.recompute}, {"optimizer", options.optimizer},
+                        {"recompute", name_of_recompute(options.recompute)}, {"optimizer", name_of_optimizer(options.optimizer)},
                         {"parameters", measured.parameters}, {"tokens_per_s", rate}, {"speedup", rate / single_rate},
                         {"step_ms", measured.seconds * 1e3}, {"exposed_gather_ms", measured.stalled_milliseconds},
                         {"bytes_per_gpu", workers}, {"formula_bytes_per_gpu", planned}};
@@ -98,20 +96,20 @@ Status run_zero_bench(const ZeroBenchOptions& options) {
   // One device, without any of the box's machinery: what a second GPU has to double.
   model::StepCase single;
   single.name = options.slice;
-    single.pass = model::PassKind::kFused;
+  single.pass = model::PassKind::kFused;
   TESSERA_ASSIGN_OR_RETURN(single.spec, run_of(options, 1));
   single.stage = single.spec.pipeline.stages == 1 ? 0 : 1;
   TESSERA_ASSIGN_OR_RETURN(const model::StepMeasurement alone, model::measure_step(single, device, options.measure));
   const double single_rate = static_cast<double>(alone.tokens) / alone.seconds;
   std::printf("%s, recompute %s, %s, on %s; bytes in GB: live tensors (formula)\n", options.slice.c_str(),
-              options.recompute.c_str(), options.optimizer.c_str(), device.c_str());
+              name_of_recompute(options.recompute).c_str(), name_of_optimizer(options.optimizer).c_str(), device.c_str());
   std::printf("%4s %4s %12s %8s %9s %9s  %14s %14s %14s %8s %8s %8s\n", "gpus", "zero", "tokens/s", "speedup", "step ms",
               "stall ms", "weights", "gradients", "optimizer", "buckets", "activ.", "alloc.");
   std::printf("%4u %4s %12.0f %8.2f %9.2f\n", 1, "-", single_rate, 1.0, alone.seconds * 1e3);
   nlohmann::json rows = nlohmann::json::array();
   rows.push_back({{"slice", options.slice}, {"device", device}, {"gpus", 1}, {"tokens_per_s", single_rate},
-                  {"step_ms", alone.seconds * 1e3}, {"parameters", alone.parameters}, {"optimizer", options.optimizer},
-                  {"recompute", options.recompute}, {"peak_memory_bytes", alone.peak_memory_bytes}});
+                  {"step_ms", alone.seconds * 1e3}, {"parameters", alone.parameters}, {"optimizer", name_of_optimizer(options.optimizer)},
+                  {"recompute", name_of_recompute(options.recompute)}, {"peak_memory_bytes", alone.peak_memory_bytes}});
   for (const uint32_t stage : options.stages) {
     TESSERA_ASSIGN_OR_RETURN(nlohmann::json row, measure_stage(options, device, stage, single_rate));
     rows.push_back(std::move(row));
@@ -131,12 +129,10 @@ void add_zero_bench(CLI::App* app) {
   command->add_option("--gpus", options->gpus)->check(CLI::Range(2u, core::kMostGpusOfBox))->capture_default_str();
   command->add_option("--zero", options->stages, "Only these stages; several may be given")->check(CLI::Range(0, 3));
   command->add_option("--slice", options->slice)->capture_default_str();
-  command->add_option("--recompute", options->recompute, "As training.recompute")
-      ->check(CLI::IsMember({"off", "block", "full"}))
-      ->capture_default_str();
-  command->add_option("--optimizer", options->optimizer)
-      ->check(CLI::IsMember({"adamw", "nadam", "muon"}))
-      ->capture_default_str();
+  add_recompute_option(command, &options->recompute);
+  command->add_option("--optimizer", options->optimizer, "As training.optimizer")
+      ->transform(CLI::CheckedTransformer(optimizer_names()))
+      ->default_str(name_of_optimizer(options->optimizer));
   command->add_option("--warmup", options->measure.warmup_steps)->capture_default_str();
   command->add_option("--steps", options->measure.steps, "Of a timed block")->capture_default_str();
   command->add_option("--blocks", options->measure.blocks, "The best one counts")->capture_default_str();
