@@ -15,7 +15,7 @@ namespace {
 
 struct OptimizerBenchOptions {
   SliceBenchOptions over;
-  std::vector<core::OptimizerKind> kinds;  // none: all
+  std::vector<std::string> kinds;  // none: all
 };
 
 nlohmann::json row_of(const std::string& slice, const std::string& kind, const BenchDevice& device,
@@ -40,7 +40,7 @@ Status measure_slice(const OptimizerBenchOptions& options, const Slice& slice, c
                      nlohmann::json* rows) {
   for (const auto& [name, kind] : optimizer_names()) {
     const auto& kinds = options.kinds;
-    if (!kinds.empty() && std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) continue;
+    if (!kinds.empty() && std::find(kinds.begin(), kinds.end(), name) == kinds.end()) continue;
     core::RunSpec spec = spec_of(slice);
     spec.training.optimizer = kind;
     TESSERA_RETURN_IF_ERROR(core::validate(&spec));
@@ -75,7 +75,7 @@ void add_optimizer_bench(CLI::App* app) {
       "operators and a copy of the same bytes, in the same run");
   add_slice_options(command, &options->over);
   command->add_option("--optimizer", options->kinds, "Only these; several may be given")
-      ->transform(CLI::CheckedTransformer(optimizer_names()));
+      ->check(CLI::IsMember(optimizer_names()));
   on_call(command, [options] { return run_optimizer_bench(*options); });
 }
 

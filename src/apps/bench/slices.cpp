@@ -34,6 +34,16 @@ std::string name_in(const std::map<std::string, Enum>& names, Enum value) {
   return "?";
 }
 
+template <typename Enum>
+void add_enum_option(CLI::App* command, const std::string& name, const std::map<std::string, Enum>& names, Enum* value,
+                     const std::string& description) {
+  command
+      ->add_option_function<std::string>(name, [&names, value](const std::string& given) { *value = names.at(given); },
+                                         description)
+      ->check(CLI::IsMember(names))
+      ->default_str(name_in(names, *value));
+}
+
 std::vector<Slice> chosen_slices(const SliceBenchOptions& options, const std::string& device) {
   std::vector<Slice> chosen;
   for (const Slice& slice : kSlices) {
@@ -82,10 +92,11 @@ Status run_over_slices(const SliceBenchOptions& options, const std::string& head
   return write_report(options.json, rows);
 }
 
-CLI::Option* add_recompute_option(CLI::App* command, core::Recompute* recompute) {
-  return command->add_option("--recompute", *recompute, "As training.recompute")
-      ->transform(CLI::CheckedTransformer(kRecomputeNames))
-      ->default_str(name_of_recompute(*recompute));
+void add_recompute_option(CLI::App* command, core::Recompute* recompute) {
+  add_enum_option(command, "--recompute", kRecomputeNames, recompute, "As training.recompute");
+}
+void add_optimizer_option(CLI::App* command, core::OptimizerKind* kind) {
+  add_enum_option(command, "--optimizer", kOptimizerNames, kind, "As training.optimizer");
 }
 
 const std::map<std::string, core::OptimizerKind>& optimizer_names() { return kOptimizerNames; }

@@ -48,7 +48,8 @@ Status run_over_slices(const SliceBenchOptions& options, const std::string& head
                        const std::function<Status(const Slice&, const BenchDevice&, nlohmann::json* rows)>& measure);
 
 // Options with the names and values of training.recompute and training.optimizer.
-CLI::Option* add_recompute_option(CLI::App* command, core::Recompute* recompute);
+void add_recompute_option(CLI::App* command, core::Recompute* recompute);
+void add_optimizer_option(CLI::App* command, core::OptimizerKind* kind);
 const std::map<std::string, core::OptimizerKind>& optimizer_names();
 std::string name_of_recompute(core::Recompute recompute);
 std::string name_of_optimizer(core::OptimizerKind kind);

@@ -130,9 +130,7 @@ void add_zero_bench(CLI::App* app) {
   command->add_option("--zero", options->stages, "Only these stages; several may be given")->check(CLI::Range(0, 3));
   command->add_option("--slice", options->slice)->capture_default_str();
   add_recompute_option(command, &options->recompute);
-  command->add_option("--optimizer", options->optimizer, "As training.optimizer")
-      ->transform(CLI::CheckedTransformer(optimizer_names()))
-      ->default_str(name_of_optimizer(options->optimizer));
+  add_optimizer_option(command, &options->optimizer);
   command->add_option("--warmup", options->measure.warmup_steps)->capture_default_str();
   command->add_option("--steps", options->measure.steps, "Of a timed block")->capture_default_str();
   command->add_option("--blocks", options->measure.blocks, "The best one counts")->capture_default_str();
