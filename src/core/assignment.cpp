@@ -148,8 +148,10 @@ std::optional<StageMove> choose_move(const std::vector<PlacedMiner>& miners, con
     const PlacedMiner& miner = miners[m];
     const StageIndex from = miner.stage;
     if (from == to || !miner.movable || !miner.fits[to] || counts[from] < 2) continue;
-    if (!urgent && !stages[from].gives) continue;
-    StageMove move{miner.miner, from, to, throughputs[to], 0, urgent};
+    // A swarm that is small everywhere has nothing to give: its stages would only take turns at being the smallest.
+    const bool hurries = urgent && (counts[to] == 0 || counts[from] - 1 > counts[to]);
+    if (!hurries && !stages[from].gives) continue;
+    StageMove move{miner.miner, from, to, throughputs[to], 0, hurries};
     move.after = std::min(throughputs[from] - speeds[m], throughputs[to] + speeds[m] * stages[from].work / stages[to].work);
     if (const double others = least_but(throughputs, from, to); others >= 0) move.after = std::min(move.after, others);
     const bool worth = counts[to] == 0 || move.after > move.before * (1 + gain);
@@ -171,7 +173,7 @@ std::string wrong_with(const StageMove& move, const std::vector<PlacedMiner>& be
   if (!stages[move.to].takes) return "the new stage takes nobody";
   const std::vector<uint32_t> counts = counts_of(before, stages.size());
   if (counts[move.from] < 2) return "it empties a stage";
-  const bool nearly_empty = counts[move.to] == 0 || 2 * counts[move.to] < needed;
+  const bool nearly_empty = counts[move.to] == 0 || (2 * counts[move.to] < needed && counts[move.from] - 1 > counts[move.to]);
   if (!stages[move.from].gives && !nearly_empty) return "it does not wait for the boundary";
   const std::vector<double> speeds = speeds_of(before);
   const std::vector<double> then = stage_throughputs(before, stages.size());

@@ -210,6 +210,7 @@ void Orchestrator::on(const CheckpointCommitted& event) {
     return;
   }
   MinerRecord& miner = state_.miners[event.miner];
+  if (!miner.placed || !miner.ready || miner.epoch != state_.stages[miner.stage].epoch) return;
   miner.checkpoint = event.commit;
   miner.checkpoint_done = event.commit.id;
   index_.update(state_, event.miner);
@@ -232,6 +233,10 @@ void Orchestrator::on(const CheckpointWritten& event) {
 void Orchestrator::on(const Ticked&) {
   expire_leases();
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
+    if (publisher_is_late(s, now_)) {
+      state_.stages[s].publisher_turn++;
+      state_.stages[s].publisher_asked_at = now_;
+    }
     auto& merge = state_.stages[s].merge;
     if (!merge || now_ < merge->deadline) continue;
     if (merge->phase == MergePhase::kSnapshot) {
@@ -278,11 +283,19 @@ void Orchestrator::on(const Commanded& event) {
   }
 }
 
+// The miner that was asked to put the stage's state into the blob store has not, in the time of a merge's phase.
+bool Orchestrator::publisher_is_late(StageIndex s, TimeMs now) const {
+  const StageRecord& stage = state_.stages[s];
+  return !stage.state_published && !stage.state.is_zero() && index_.stage(s).current.size() > 1 &&
+         now - stage.publisher_asked_at >= state_.spec.timeouts.merge_phase_ms;
+}
+
 bool Orchestrator::due(TimeMs now) const {
   if (!state_.created || (state_.restage && state_.restage->writing)) return false;
   if (state_.phase_deadline > 0 && now >= state_.phase_deadline && !state_.checkpoint_writing) return true;
   if (!index_.deadlines().empty() && now >= index_.deadlines().begin()->first) return true;
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
+    if (publisher_is_late(s, now)) return true;
     const auto& merge = state_.stages[s].merge;
     if (!merge || now < merge->deadline) continue;
     if (merge->phase == MergePhase::kSnapshot || index_.stage(s).unsettled > 0) return true;

@@ -66,10 +66,11 @@ std::optional<Assignment> assignment_for(const OrchestratorState& state, const M
   return assignment;
 }
 
-// The lowest-numbered live miner that is at the stage's epoch puts the stage's state into the blob store.
+// One live miner that is at the stage's epoch puts the stage's state into the blob store: the lowest-numbered, and if that is
+// late, the next.
 bool publishes(const StageRecord& stage, const StageSummary& summary, const MinerRecord& miner) {
-  return !stage.state_published && !stage.state.is_zero() && !summary.current.empty() &&
-         *summary.current.begin() == miner.index;
+  if (stage.state_published || stage.state.is_zero() || summary.current.count(miner.index) == 0) return false;
+  return *std::next(summary.current.begin(), stage.publisher_turn % summary.current.size()) == miner.index;
 }
 
 }  // namespace
@@ -110,6 +111,19 @@ RegisterAnswer Orchestrator::refusal_for(const Registration& registration) const
   return answer;
 }
 
+std::vector<ShardCommit> Orchestrator::owed_commits(const SyncRequest& request) const {
+  std::vector<ShardCommit> owed;
+  const MinerRecord& miner = state_.miners[request.miner];
+  const StageRecord& stage = state_.stages[miner.stage];
+  if (request.shards.empty() || !stage.merge || stage.merge->phase != MergePhase::kReduce) return owed;
+  std::set<uint32_t> open;
+  for (const ShardTask& task : open_tasks(state_, index_.stage(miner.stage), miner)) open.insert(task.shard);
+  for (const ShardCommit& commit : request.shards) {
+    if (commit.target == stage.merge->target && open.erase(commit.shard) > 0) owed.push_back(commit);
+  }
+  return owed;
+}
+
 std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
   std::vector<Event> news;
   const MinerRecord& miner = state_.miners[request.miner];
@@ -138,21 +152,13 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
       stage.merge->uploads.count(miner.index) == 0) {
     news.emplace_back(UploadCommitted{miner.index, *request.upload});
   }
-  if (stage.merge && stage.merge->phase == MergePhase::kReduce) {
-    const std::vector<ShardTask> owed = open_tasks(state_, index_.stage(miner.stage), miner);
-    for (const ShardCommit& commit : request.shards) {
-      if (commit.target != stage.merge->target) continue;
-      if (std::any_of(owed.begin(), owed.end(), [&](const ShardTask& task) { return task.shard == commit.shard; })) {
-        news.emplace_back(ShardCommitted{miner.index, commit, miner.stage});
-      }
-    }
-  }
-  if (request.published_state && !stage.state_published && request.status.epoch == stage.epoch &&
+  for (ShardCommit& commit : owed_commits(request)) news.emplace_back(ShardCommitted{miner.index, std::move(commit), miner.stage});
+  if (request.published_state && miner.placed && miner.ready && !stage.state_published && request.status.epoch == stage.epoch &&
       *request.published_state == stage.state) {
     news.emplace_back(StatePublished{miner.index, stage.epoch, stage.state});
   }
   if (request.checkpoint && state_.phase == RunPhase::kCheckpointing && request.checkpoint->id == state_.checkpoint_id &&
-      !miner.checkpoint) {
+      !miner.checkpoint && miner.placed && miner.ready && miner.epoch == stage.epoch) {
     news.emplace_back(CheckpointCommitted{miner.index, *request.checkpoint});
   }
   return news;

@@ -218,6 +218,18 @@ void Orchestrator::move_now(MinerRecord& miner, StageIndex stage, const std::str
   say(fmt::format("miner {} moves from stage {} to stage {}: {}", miner.index, miner.stage, stage, reason));
 }
 
+// Measured times follow the machines' other load, and asked often enough they will say once that a move pays. What says so
+// at every boundary for a while is believed.
+void Orchestrator::note_poorest() {
+  std::vector<StageSituation> all_give = situations();
+  for (StageSituation& stage : all_give) stage.gives = true;
+  const auto& pipeline = state_.spec.pipeline;
+  const auto move = choose_move(placed_miners(true), all_give, pipeline.rebalance_gain, pipeline.miners_per_stage);
+  const std::optional<StageIndex> wanted = move ? std::optional(move->to) : std::nullopt;
+  state_.poorest_boundaries = !wanted ? 0 : wanted == state_.poorest ? state_.poorest_boundaries + 1 : 1;
+  state_.poorest = wanted;
+}
+
 void Orchestrator::consider_moves() {
   if (boundaries_.empty() && !members_changed_) return;
   place_waiting();
@@ -232,12 +244,18 @@ void Orchestrator::consider_moves() {
     if (!move) break;
     move_now(state_.miners[move->miner], move->to, fmt::format("the run waits for a miner of stage {}", move->to));
   }
-  for (size_t i = 0; i < state_.stages.size() && state_.phase == RunPhase::kRunning && pipeline.rebalance_gain > 0; ++i) {
+  const bool may_move = state_.phase == RunPhase::kRunning && pipeline.rebalance_gain > 0;
+  if (may_move && !boundaries_.empty()) note_poorest();
+  for (size_t i = 0; may_move && i < state_.stages.size(); ++i) {
     const auto move = choose_move(placed_miners(true), situations(), pipeline.rebalance_gain, pipeline.miners_per_stage);
     if (!move) break;
     StageRecord& from = state_.stages[move->from];
     StageRecord& to = state_.stages[move->to];
-    if (!move->urgent && to.epoch < to.cooled_at) break;
+    if (!move->urgent && (to.epoch < to.cooled_at || state_.poorest != move->to ||
+                          state_.poorest_boundaries < pipeline.rebalance_patience)) {
+      break;
+    }
+    state_.poorest.reset();  // the next routine move is judged by what comes after this one
     from.cooled_at = from.epoch + kCooldownEpochs;
     to.cooled_at = to.epoch + kCooldownEpochs;
     move_now(state_.miners[move->miner], move->to,

@@ -211,6 +211,9 @@ void Orchestrator::on(const StagesChanged& event) {
   state_.spec.pipeline.stage_layers = state_.restage->stage_layers;
   state_.spec_version++;
   state_.restage.reset();
+  // Local states from a checkpoint are of the old layers.
+  state_.resumable.clear();
+  for (MinerRecord& miner : state_.miners) miner.resumed.reset();
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
     StageRecord& stage = state_.stages[s];
     stage.values = event.stage_values[s];

@@ -194,23 +194,22 @@ void Orchestrator::on(const ReceiptsArrived& event) {
     if (receipt.sequence != miner.receipts_through + 1) continue;  // seen already, or out of order: it will be repeated
     miner.receipts_through = receipt.sequence;
     miner.local_steps = std::max(miner.local_steps, receipt.local_step);
-    note_time(miner, receipt);
     count_receipt(miner, receipt);
     pass_over_rejected();
   }
   index_.update(state_, miner.index);
 }
 
-// The receipt's own word on how long the microbatch took; what no computer can have needed is cut off.
+// The receipt's own word on how long a counted microbatch took; what no computer can have needed is cut off.
 void Orchestrator::note_time(MinerRecord& miner, const Receipt& receipt) {
   const double ms = static_cast<double>(receipt.forward_ms) + static_cast<double>(receipt.backward_ms);
-  if (!receipt.accumulated || !(ms > 0)) return;
+  if (!(ms > 0)) return;
   miner.own_times.add(static_cast<uint32_t>(std::clamp(ms, kShortestMs, kLongestMs) * 1000));
   miner.microbatch_us = miner.own_times.typical();
 }
 
 void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
-  if (!receipt.accumulated) return;
+  if (!receipt.accumulated || !miner.placed) return;
   if (receipt.microbatch >= state_.next_microbatch) {
     say(fmt::format("miner {} sent a receipt for microbatch {}, which was never leased", miner.index,
                     receipt.microbatch), true);
@@ -237,6 +236,7 @@ void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
     miner.fresh[receipt.local_step]++;
   }
   miner.counted++;
+  note_time(miner, receipt);
   const uint64_t all = state_.stages.size() == 64 ? ~uint64_t{0} : (uint64_t{1} << state_.stages.size()) - 1;
   if (open->second.counted_stages == all) {
     release(receipt.microbatch, open->second);

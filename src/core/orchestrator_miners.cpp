@@ -163,7 +163,11 @@ void Orchestrator::on(const StateHeld& event) {
   MinerRecord& miner = state_.miners[event.miner];
   if (!miner.live || !is_news(miner, event.applied)) return;  // one that leaves is not waited for any more
   StageRecord& stage = state_.stages[miner.stage];
-  if (event.applied.epoch == stage.epoch && stage.state.is_zero()) stage.state = event.applied.state;
+  if (event.applied.epoch == stage.epoch && stage.state.is_zero()) {
+    stage.state = event.applied.state;
+    stage.publisher_turn = 0;
+    stage.publisher_asked_at = now_;
+  }
   if (*stage.state_at(event.applied.epoch) != event.applied.state) {
     stage.replica_mismatches++;
     must_load(miner, fmt::format("its base at epoch {} differs from the stage's", event.applied.epoch));

@@ -20,6 +20,7 @@ std::vector<Changeable> changeable(RunSpec* spec) {
   return {{"pipeline.max_in_flight", &spec->pipeline.max_in_flight},
           {"pipeline.random_pathway_share", &spec->pipeline.random_pathway_share},
           {"pipeline.rebalance_gain", &spec->pipeline.rebalance_gain},
+          {"pipeline.rebalance_patience", &spec->pipeline.rebalance_patience},
           {"training.learning_rate", &spec->training.learning_rate},
           {"training.min_learning_rate_ratio", &spec->training.min_learning_rate_ratio},
           {"training.warmup_steps", &spec->training.warmup_steps},

@@ -127,7 +127,8 @@ Status check_pipeline(const PipelineSpec& pipeline, uint32_t layers) {
       check_whole({{"pipeline.stages", pipeline.stages, 1, kMaxStages},
                    {"pipeline.miners_per_stage", pipeline.miners_per_stage, 1, 1024},
                    {"pipeline.max_in_flight", pipeline.max_in_flight, 1, 1024},
-                   {"pipeline.peers_per_miner", pipeline.peers_per_miner, 4, 100000}}));
+                   {"pipeline.peers_per_miner", pipeline.peers_per_miner, 4, 100000},
+                   {"pipeline.rebalance_patience", pipeline.rebalance_patience, 1, 10000}}));
   TESSERA_RETURN_IF_ERROR(
       check_real({{"pipeline.random_pathway_share", pipeline.random_pathway_share, 0, 1},
                   {"pipeline.rebalance_gain", pipeline.rebalance_gain, 0, 100}}));

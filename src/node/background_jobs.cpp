@@ -33,6 +33,7 @@ Status BackgroundJobs::fetch(const core::miner_effect::FetchState& job, StateFet
   snapshot_target_ = 0;
   base_.reset();
   residual_.clear();
+  recovered_.reset();
   merge_blobs_.clear();
   const uint64_t values = core::stage_value_count(spec_, assignment.stage);
   if (!assignment.state.is_zero()) {
@@ -45,11 +46,7 @@ Status BackgroundJobs::fetch(const core::miner_effect::FetchState& job, StateFet
     done->state = assignment.state;
   }
   if (!assignment.local_state.is_zero()) {
-    TESSERA_ASSIGN_OR_RETURN(const std::string bytes, get_object(blobs_, assignment.local_state, 0));
-    TESSERA_ASSIGN_OR_RETURN(core::LocalState state, decode_local_state(bytes));
-    if (state.masters.size() != values) {
-      return data_loss("the miner's own state has {} values, its stage has {}", state.masters.size(), values);
-    }
+    TESSERA_ASSIGN_OR_RETURN(core::LocalState state, get_local_state(blobs_, assignment.local_state, values));
     done->local_state = std::make_shared<const core::LocalState>(std::move(state));
   }
   if (job.recover && !directory_.empty()) {
@@ -60,7 +57,10 @@ Status BackgroundJobs::fetch(const core::miner_effect::FetchState& job, StateFet
       momentum_ = std::move(found.momentum);
       done->state = found.base_name;
     }
-    if (found.state) done->local_state = std::move(found.state);
+    if (found.state) {
+      done->local_state = std::move(found.state);
+      recovered_ = std::shared_ptr<const std::vector<float>>(done->local_state, &done->local_state->masters);
+    }
   }
   if (done->local_state) residual_ = done->local_state->residual;
   if (base_) write_copy();
@@ -161,7 +161,14 @@ Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BaseP
   done->base = base_;
   const bool took_part = job.participant && snapshot_target_ == job.target;
   if (took_part) residual_ = std::move(snapshot_residual_);
-  if (!job.drop_carry) done->reference = took_part ? snapshot_ : old_base;
+  core::Values reference = took_part ? snapshot_ : old_base;
+  if (job.participant && !took_part && recovered_) {
+    // A process before this one gave what was recovered to the merge, its residual too: only the work since is carried over.
+    reference = recovered_;
+    residual_.clear();
+  }
+  recovered_.reset();
+  if (!job.drop_carry) done->reference = std::move(reference);
   snapshot_residual_.clear();
   snapshot_.reset();
   merge_blobs_.clear();

@@ -137,7 +137,9 @@ StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec&
     };
     StatusOr<std::string> bytes = data_loss("a shard without copies");
     for (size_t i = 0; i < copies.size() && !bytes.ok(); ++i) bytes = open(copies[i]);
-    const bool is_bad = absl::IsDataLoss(bytes.status()) || absl::IsNotFound(bytes.status());
+    // Or what its name leads to is no list of chunks, or too short a one.
+    const bool is_bad = absl::IsDataLoss(bytes.status()) || absl::IsNotFound(bytes.status()) ||
+                        absl::IsInvalidArgument(bytes.status()) || absl::IsOutOfRange(bytes.status());
     if (is_bad && remake) {
       TESSERA_ASSIGN_OR_RETURN(const core::ResultCopy made, remake(result));
       bytes = open(made);

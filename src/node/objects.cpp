@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint64_t kBatchBytes = 4u << 20;  // of chunks in memory twice during a transfer
 constexpr uint32_t kLocalStateMagic = 0x534c5354;  // "TSLS"
+constexpr uint64_t kLocalStateHeaderBytes = 44;
 
 }  // namespace
 
@@ -95,6 +96,19 @@ StatusOr<std::string> get_object(ports::BlobLink& blobs, const Digest& object, u
   return get_chunks(blobs, manifest, 0, manifest.chunks.size());
 }
 
+Status check_object(ports::BlobLink& blobs, const Digest& object, uint64_t expected_bytes) {
+  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, get_manifest(blobs, object));
+  if (manifest.total_bytes != expected_bytes) {
+    return data_loss("object {} has {} bytes, expected {}", object.brief(), manifest.total_bytes, expected_bytes);
+  }
+  const uint64_t per_batch = std::max<uint64_t>(1, kBatchBytes / manifest.chunk_bytes);
+  for (uint64_t at = 0; at < manifest.chunks.size(); at += per_batch) {
+    TESSERA_RETURN_IF_ERROR(
+        get_chunks(blobs, manifest, at, std::min<uint64_t>(per_batch, manifest.chunks.size() - at)).status());
+  }
+  return ok_status();
+}
+
 std::string_view bytes_of(const std::vector<float>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
 }
@@ -156,6 +170,20 @@ StatusOr<core::LocalState> decode_local_state(std::string_view bytes) {
   state.second_moment = values_of(reader.raw(count * sizeof(float)));
   state.gradient = values_of(reader.raw(gradient_count * sizeof(float)));
   state.residual = values_of(reader.raw(residual_count * sizeof(float)));
+  return state;
+}
+
+StatusOr<core::LocalState> get_local_state(ports::BlobLink& blobs, const Digest& object, uint64_t values) {
+  const uint64_t longest = kLocalStateHeaderBytes + 5 * values * sizeof(float);
+  TESSERA_ASSIGN_OR_RETURN(const std::string bytes, get_object(blobs, object, 0, longest));
+  TESSERA_ASSIGN_OR_RETURN(core::LocalState state, decode_local_state(bytes));
+  if (state.masters.size() != values) {
+    return data_loss("the miner's own state has {} values, its stage has {}", state.masters.size(), values);
+  }
+  if (state.gradient.empty() != (state.gradient_microbatches == 0)) {
+    return data_loss("the miner's own state has {} values of a gradient of {} microbatches", state.gradient.size(),
+                     state.gradient_microbatches);
+  }
   return state;
 }
 

@@ -1,6 +1,8 @@
 // What miners, administrators and the curious ask of an orchestrator.
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "orchestrator_views.h"
 #include "tessera/base/log.h"
 #include "tessera/node/orchestrator_control.h"
@@ -8,7 +10,8 @@
 namespace tessera::node {
 namespace {
 
-constexpr double kLossWeight = 0.05;  // of the newest loss in the moving average
+constexpr double kLossWeight = 0.05;        // of the newest loss in the moving average
+constexpr TimeMs kPublishedCheckMs = 10000;  // between two looks at what one miner says it has published
 
 }  // namespace
 
@@ -90,10 +93,15 @@ Status OrchestratorControl::handle_sync(SyncCall& call) {
   // Evidence must hold before third parties: what is not signed by the miner itself is no commitment.
   std::optional<core::UploadCommit>& upload = call.request.upload;
   if (upload && !surroundings_.verify(call.caller.node, upload->signed_bytes(run_id, miner->stage), upload->signature)) upload.reset();
+  call.request.shards = core_.owed_commits(call.request);
   std::erase_if(call.request.shards, [&](const core::ShardCommit& commit) {
     return !surroundings_.verify(call.caller.node, commit.signed_bytes(run_id, miner->stage), commit.signature);
   });
   for (core::Event& event : core_.news_in(call.request)) {
+    if (const auto* published = std::get_if<core::StatePublished>(&event)) {
+      check_published(*published);
+      continue;
+    }
     if (const auto* arrived = std::get_if<core::ReceiptsArrived>(&event)) note_loss(*arrived);
     TESSERA_RETURN_IF_ERROR(apply(std::move(event)));
   }
@@ -109,9 +117,29 @@ Status OrchestratorControl::handle_sync(SyncCall& call) {
   return ok_status();
 }
 
+// A miner's word that the stage's state lies in the blob store lets the merges before it be forgotten: it is believed when
+// all of it was read. What is asked again in every report is looked at now and then.
+void OrchestratorControl::check_published(const core::StatePublished& claim) {
+  const auto [last, is_first] = published_checked_.try_emplace(claim.miner, 0);
+  if (!is_first && monotonic() - last->second < kPublishedCheckMs) return;
+  last->second = monotonic();
+  const core::StageRecord& stage = core_.state().stages[core_.state().miners[claim.miner].stage];
+  surroundings_.start(PublishedJob{claim, stage.values});
+}
+
+Status OrchestratorControl::handle_published(const PublishedCall& call) {
+  if (call.status.ok()) {
+    published_checked_.erase(call.claim.miner);
+    return apply(call.claim);
+  }
+  spdlog::warn("miner {} says that the state of epoch {} is in the blob store, but it can't be read: {}", call.claim.miner,
+               call.claim.epoch, message_of(call.status));
+  return ok_status();
+}
+
 void OrchestratorControl::note_loss(const core::ReceiptsArrived& arrived) {
   for (const core::Receipt& receipt : arrived.receipts) {
-    if (receipt.stage + 1 != core_.state().stages.size()) continue;
+    if (receipt.stage + 1 != core_.state().stages.size() || !std::isfinite(receipt.loss)) continue;
     loss_ = loss_ == 0 ? receipt.loss : loss_ + kLossWeight * (receipt.loss - loss_);
   }
 }
@@ -122,6 +150,7 @@ Status OrchestratorControl::handle(Call call) {
   if (auto* command = std::get_if<CommandCall>(&call)) return handle_command(*command);
   if (auto* event = std::get_if<core::Event>(&call)) return apply(std::move(*event));
   if (auto* created = std::get_if<CreatedCall>(&call)) return handle_created(*created);
+  if (auto* published = std::get_if<PublishedCall>(&call)) return handle_published(*published);
   auto& query = std::get<QueryCall>(call);
   StatusOr<std::string> answer = view({core_, statuses_, heard_, monotonic(), loss_}, query.topic, query.argument);
   answers_.emplace_back([done = std::move(query.done), answer = std::move(answer)]() mutable { done(std::move(answer)); });

@@ -1,5 +1,6 @@
 #include "tessera/node/orchestrator_checkpoint.h"
 
+#include "tessera/base/log.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/node/objects.h"
 
@@ -39,9 +40,17 @@ CheckpointJob make_checkpoint_job(const core::OrchestratorState& state) {
 StatusOr<std::string> write_checkpoint(ports::BlobLink& blobs, ports::CheckpointStore& checkpoints,
                                        const CheckpointJob& job) {
   ports::Checkpoint checkpoint = job.counters;
-  for (size_t m = 0; m < checkpoint.miners.size(); ++m) {
-    TESSERA_ASSIGN_OR_RETURN(const std::string bytes, get_object(blobs, job.local_states[m], 0));
-    TESSERA_ASSIGN_OR_RETURN(checkpoint.miners[m].state, decode_local_state(bytes));
+  checkpoint.miners.clear();
+  for (size_t m = 0; m < job.counters.miners.size(); ++m) {
+    ports::CheckpointMiner miner = job.counters.miners[m];
+    StatusOr<core::LocalState> state =
+        get_local_state(blobs, job.local_states[m], core::stage_value_count(checkpoint.spec, miner.stage));
+    if (!state.ok()) {  // whatever a miner committed: the others' checkpoint does not fail for it
+      spdlog::warn("checkpoint {}: without the state of miner {}: {}", job.id, miner.node.brief(), message_of(state.status()));
+      continue;
+    }
+    miner.state = *std::move(state);
+    checkpoint.miners.push_back(std::move(miner));
   }
   for (StageIndex s = 0; s < checkpoint.stages.size(); ++s) {
     ports::CheckpointStage& stage = checkpoint.stages[s];

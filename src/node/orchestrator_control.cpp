@@ -20,6 +20,11 @@ constexpr TimeMs kGoodbyeMs = 2000;  // for the miners to hear that the run is o
 Status check_block_count(const core::RunSpec& spec) {
   for (StageIndex s = 0; s < spec.pipeline.stages; ++s) {
     const uint64_t values = core::stage_value_count(spec, s);
+    const uint64_t most = uint64_t{core::kMaxChunks} * core::kMaxChunkBytes / (5 * sizeof(float));
+    if (values > most) {
+      return invalid_argument("stage {} has {} values, and a miner's state of at most {} fits into an object: the run needs more "
+                              "stages", s, values, most);
+    }
     const uint64_t needed = (values + core::kMaxChunks - 1) / core::kMaxChunks;
     if (needed > spec.merge.block_values) {
       return invalid_argument("stage {} has {} values: merge.block_values must be at least {}, or the run needs more stages",

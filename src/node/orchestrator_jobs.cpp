@@ -3,6 +3,7 @@
 #include "live_blobs.h"
 #include "tessera/base/log.h"
 #include "tessera/node/merge_reduce.h"
+#include "tessera/node/objects.h"
 
 namespace tessera::node {
 
@@ -20,6 +21,10 @@ std::optional<OrchestratorJobResult> OrchestratorJobs::run(const OrchestratorJob
   if (const auto* checkpoint = std::get_if<CheckpointJob>(&job)) return core::Event(write(*checkpoint));
   if (const auto* stages = std::get_if<RestageJob>(&job)) return core::Event(restage(blobs_, *stages));
   if (const auto* wanted = std::get_if<CreateJob>(&job)) return CreatedCall{prepare_run_(wanted->yaml), wanted->done};
+  if (const auto* published = std::get_if<PublishedJob>(&job)) {
+    return PublishedCall{published->claim,
+                         check_object(blobs_, published->claim.state, 2 * published->stage_values * sizeof(float))};
+  }
   sweep(std::get<SweepJob>(job));
   return std::nullopt;
 }

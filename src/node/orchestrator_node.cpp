@@ -93,6 +93,8 @@ void OrchestratorNode::Shell::background_loop() {
     if (!result) continue;
     if (auto* event = std::get_if<core::Event>(&*result)) {
       calls_.push(std::move(*event));
+    } else if (auto* published = std::get_if<PublishedCall>(&*result)) {
+      calls_.push(std::move(*published));
     } else {
       enqueue(std::move(std::get<CreatedCall>(*result)));
     }

@@ -81,6 +81,7 @@ std::vector<Source> sources_of(const core::LocalState& state) {
                                  {"first_moment.", &state.first_moment},
                                  {"second_moment.", &state.second_moment}};
   if (!state.gradient.empty()) sources.push_back({"gradient.", &state.gradient});
+  if (!state.residual.empty()) sources.push_back({"residual.", &state.residual});
   return sources;
 }
 
@@ -192,7 +193,7 @@ Status take_counter(const SafetensorsFile& file, const char* name, const std::st
 Status read_state(const std::string& folder, const StoredFile& stored,
                   const std::vector<TensorLayout>& layout, core::LocalState* state) {
   const std::string path = folder + "/" + stored.name;
-  const uint64_t data_bytes = 4 * value_count(layout) * sizeof(float);
+  const uint64_t data_bytes = 5 * value_count(layout) * sizeof(float);
   TESSERA_ASSIGN_OR_RETURN(const auto file, read_stored(folder, stored, data_bytes));
   TESSERA_RETURN_IF_ERROR(take_counter(*file, kOptimizerSteps, path, &state->optimizer_steps));
   TESSERA_RETURN_IF_ERROR(
@@ -201,6 +202,7 @@ Status read_state(const std::string& folder, const StoredFile& stored,
                                  {"first_moment.", &state->first_moment},
                                  {"second_moment.", &state->second_moment}};
   if (state->gradient_microbatches > 0) targets.push_back({"gradient.", &state->gradient});
+  if (file->tensors.size() == layout.size() * (targets.size() + 1)) targets.push_back({"residual.", &state->residual});
   return take_all(*file, layout, targets, path);
 }
 
@@ -238,6 +240,7 @@ Status check_values(const ports::Checkpoint& checkpoint) {
     TESSERA_RETURN_IF_ERROR(check_size(owner, "second moment", state.second_moment.size(), count));
     TESSERA_RETURN_IF_ERROR(check_size(owner, "gradient", state.gradient.size(),
                                        state.gradient_microbatches > 0 ? count : 0));
+    if (!state.residual.empty()) TESSERA_RETURN_IF_ERROR(check_size(owner, "residual", state.residual.size(), count));
   }
   return ok_status();
 }

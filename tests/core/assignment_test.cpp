@@ -178,6 +178,19 @@ TEST(Move, FillsAnEmptyStageAtOnce) {
   EXPECT_FALSE(core::choose_move({at(0, 0, 10, 2)}, stages, 0.15, 1).has_value());  // it would empty the other
 }
 
+TEST(Move, ASwarmThatIsSmallEverywhereIsInNoHurry) {
+  std::vector<StageSituation> stages(2);
+  const auto miner = [](MinerIndex index, StageIndex stage, double ms) {
+    return PlacedMiner{.miner = index, .stage = stage, .microbatch_ms = ms, .movable = true, .fits = {true, true}};
+  };
+  // Both have less than half of six; the giver would have no more than the other.
+  const std::vector<PlacedMiner> even = {miner(0, 0, 10), miner(1, 0, 10), miner(2, 1, 40), miner(3, 1, 40)};
+  EXPECT_FALSE(choose_move(even, stages, 0.15, 6));
+  stages[0].gives = true;
+  const auto routine = choose_move(even, stages, 0.15, 6);
+  EXPECT_TRUE(!routine || !routine->urgent);
+}
+
 TEST(Move, NeedsTheGain) {
   // 300 against 100: after the move of one of 100, 200 against 200.
   const std::vector<PlacedMiner> miners = {at(0, 0, 10, 2), at(1, 0, 10, 2), at(2, 0, 10, 2), at(3, 1, 10, 2)};

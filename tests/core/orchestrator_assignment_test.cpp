@@ -91,6 +91,23 @@ TEST(Queue, KeepsEverybodysPlaceThroughCrashesAndRestarts) {
   EXPECT_TRUE(swarm.world.state().waiting.empty());
 }
 
+TEST(Queue, WhoWaitsForAStageCountsNoGradients) {
+  ScriptedSwarm swarm(admin_spec(2, 1));
+  swarm.start();
+  ScriptedMiner& head = swarm.at(0, 0);
+  for (int i = 0; i < 3 && head.leases.empty(); ++i) head.sync();
+  ASSERT_FALSE(head.leases.empty());
+  const MicrobatchId microbatch = head.leases.front().microbatch;
+  swarm.world.step(Commanded{Command::kPause});
+  ScriptedMiner late(swarm.world, 900);
+  late.join();
+  ASSERT_FALSE(late.record().placed);
+  late.receipt(microbatch);
+  late.sync();
+  EXPECT_EQ(late.record().counted, 0u);
+  EXPECT_EQ(swarm.world.state().open.at(microbatch).counted_stages, 0u);
+}
+
 TEST(Queue, APlaceLapsesAfterTenMinutesOfSilence) {
   ScriptedSwarm swarm(admin_spec(2, 1));
   swarm.start();
@@ -138,6 +155,7 @@ struct LopsidedSwarm {
   static core::RunSpec spec() {
     core::RunSpec spec = admin_spec(2, 1);
     spec.pipeline.max_in_flight = 8;
+    spec.pipeline.rebalance_patience = 1;
     return spec;
   }
   void sync_all() {
@@ -184,6 +202,21 @@ TEST(Rebalancing, MovesAMinerAtTheEpochBoundaryAndThenCoolsDown) {
   EXPECT_TRUE((*moved)->record().ready);
   EXPECT_FALSE((*moved)->record().assigned_stage.has_value());
   EXPECT_EQ(swarm.world.state().moves, 1u);
+}
+
+TEST(Rebalancing, WaitsUntilEnoughBoundariesInARowAgree) {
+  for (const uint64_t patience : {1, 3, 6}) {
+    LopsidedSwarm swarm;
+    obey(swarm.world, swarm.world.core().spec_order("pipeline.rebalance_patience", std::to_string(patience)));
+    for (int i = 0; i < 200 && swarm.world.state().moves == 0; ++i) {
+      for (size_t head : {0, 1, 2}) swarm.train_one(head);
+    }
+    EXPECT_EQ(swarm.world.state().moves, 1u);
+    // Moves are looked at when the giver is at its boundary: that may be one boundary of the other stage later.
+    const uint64_t boundaries = swarm.world.stage(0).epoch + swarm.world.stage(1).epoch;
+    EXPECT_GE(boundaries, patience);
+    EXPECT_LE(boundaries, patience + 2);
+  }
 }
 
 TEST(Rebalancing, IsOffWithoutAGain) {

@@ -106,6 +106,24 @@ TEST(Merge, AnOwnerSeesOnlyItsOwnShards) {
   EXPECT_EQ(owners, (std::map<uint32_t, int>{{first, 2}, {first + 1, 2}, {first + 2, 2}}));
 }
 
+TEST(Merge, OnlyOwedCommitmentsAreNewsAndEachOnce) {
+  ScriptedSwarm swarm(one_stage(3));
+  swarm.start();
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return !swarm.at(0, 0).report().shards.empty(); }));
+  core::SyncRequest request = swarm.at(0, 0).report();
+  const std::vector<core::ShardCommit> owed = swarm.world.core().owed_commits(request);
+  ASSERT_FALSE(owed.empty());
+  request.shards.insert(request.shards.end(), owed.begin(), owed.end());
+  core::ShardCommit stray = owed.front();
+  stray.shard += 1000;
+  request.shards.push_back(stray);
+  stray = owed.front();
+  stray.target++;
+  request.shards.push_back(stray);
+  EXPECT_EQ(swarm.world.core().owed_commits(request).size(), owed.size());
+}
+
 TEST(Merge, WeightsAreTheCountedMicrobatchesUpToTheSnapshot) {
   core::RunSpec spec = one_stage(2);
   spec.merge.quorum = 0.5;

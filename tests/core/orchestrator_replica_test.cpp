@@ -172,6 +172,17 @@ TEST(Publishing, IsAskedOfTheFirstReadyMinerOnly) {
   EXPECT_TRUE(swarm.at(0, 1).sync().publish_state);
 }
 
+TEST(Publishing, WhoNeverDoesIsPassedOver) {
+  ScriptedSwarm swarm(one_stage(2));
+  for (const auto& miner : swarm.miners) miner->habits.publishes = false;
+  swarm.start();
+  swarm.world.pass(swarm.world.state().spec.timeouts.merge_phase_ms);
+  EXPECT_FALSE(swarm.at(0, 0).sync().publish_state);
+  EXPECT_TRUE(swarm.at(0, 1).sync().publish_state);
+  swarm.world.pass(swarm.world.state().spec.timeouts.merge_phase_ms);
+  EXPECT_TRUE(swarm.at(0, 0).sync().publish_state);
+}
+
 TEST(Replicas, OneWhoseStateDiffersLoadsAgainAndIsCountedOnce) {
   ScriptedSwarm swarm(one_stage(2));
   swarm.at(0, 1).spoiled_state = digest_of("another seed");

@@ -54,6 +54,31 @@ TEST(Objects, ChunksOfOtherLengthsAreRefused) {
   EXPECT_FALSE(get_object(blobs, not_a_manifest, 0).ok());
 }
 
+TEST(Objects, AreCheckedWithoutBeingKept) {
+  test::MemoryBlobs blobs;
+  const Digest name = *put_object(blobs, "twelve bytes", 5);
+  EXPECT_TRUE(check_object(blobs, name, 12).ok());
+  EXPECT_TRUE(absl::IsDataLoss(check_object(blobs, name, 13)));
+  blobs.forget(digest_of("es"));
+  EXPECT_TRUE(absl::IsNotFound(check_object(blobs, name, 12)));
+}
+
+// One blob, named thirty thousand times, would be 29 GiB.
+TEST(LocalState, ALongerOneThanTheStageCanHaveIsNotFetched) {
+  test::MemoryBlobs blobs;
+  core::ObjectManifest manifest;
+  manifest.chunks.assign(core::kMaxChunks, digest_of("not there"));
+  manifest.total_bytes = uint64_t{core::kMaxChunks} * manifest.chunk_bytes;
+  ASSERT_TRUE(blobs.put({manifest.encode()}).ok());
+  EXPECT_TRUE(absl::IsDataLoss(get_local_state(blobs, manifest.digest(), 10).status()));
+  core::LocalState state{.masters = {1, 2}, .first_moment = {3, 4}, .second_moment = {5, 6}};
+  const Digest name = *put_object(blobs, encode_local_state(state));
+  EXPECT_EQ(get_local_state(blobs, name, 2)->masters, state.masters);
+  EXPECT_TRUE(absl::IsDataLoss(get_local_state(blobs, name, 3).status()));
+  state.gradient_microbatches = 1;
+  EXPECT_TRUE(absl::IsDataLoss(get_local_state(blobs, *put_object(blobs, encode_local_state(state)), 2).status()));
+}
+
 TEST(StageState, IsNamedAsItIsStored) {
   test::MemoryBlobs blobs;
   const std::vector<float> base{1, -2, 3.5f}, momentum{0, 1e-30f, -0.0f};

@@ -57,6 +57,7 @@ inline ports::CheckpointMiner miner_of(const core::RunSpec& spec, NodeId id, Sta
   if (with_gradient) {
     miner.state.gradient = values(count, seed + 3);
     miner.state.gradient_microbatches = 3;
+    miner.state.residual = values(count, seed + 4);
   }
   return miner;
 }

@@ -96,6 +96,7 @@ TEST(CheckpointTest, WritesNothingThatContradictsItself) {
   refused([](auto& c) { c.miners[0].stage = 2; }, "of stage 2");
   refused([](auto& c) { c.miners[1].node = c.miners[0].node; }, "there twice");
   refused([](auto& c) { c.miners[0].state.gradient_microbatches = 1; }, "gradient of 0");
+  refused([](auto& c) { c.miners[2].state.residual = {1.0f}; }, "residual of 1");
   refused([](auto& c) { c.miners[2].state.first_moment.clear(); }, "first moment of 0");
   refused([](auto& c) { c.spec.pipeline.stage_layers.clear(); }, "derived values");
   refused([](auto& c) { c.open[0].microbatch = 10; }, "not below next_microbatch");

@@ -84,6 +84,8 @@ class Orchestrator {
   RegisterAnswer refusal_for(const Registration& registration) const;  // kNone: would be admitted
   // The events that are news in a report, in order (receipts already checked by the shell).
   std::vector<Event> news_in(const SyncRequest& request) const;
+  // Of a report's commitments to shards those that are news, each once: a shell checks only their signatures.
+  std::vector<ShardCommit> owed_commits(const SyncRequest& request) const;
   // The request for leases in a report, if it can be met now: asked after the report's other news was stepped, which may
   // have made room.
   std::optional<Event> lease_request_in(const SyncRequest& request) const;
@@ -152,6 +154,7 @@ class Orchestrator {
   void enqueue(MinerRecord& miner, const std::string& reason);
   void leave_queue(MinerRecord& miner);
   void place_waiting();
+  void note_poorest();
   void consider_moves();
   void move_now(MinerRecord& miner, StageIndex stage, const std::string& reason);
   // orchestrator_commands.cpp
@@ -164,6 +167,7 @@ class Orchestrator {
   void advance_phase();
   void begin_checkpoint(RunPhase after);
   void try_write_checkpoint();
+  bool publisher_is_late(StageIndex stage, TimeMs now) const;
   bool stages_settled() const;
 
   // orchestrator_leases.cpp

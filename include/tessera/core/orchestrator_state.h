@@ -100,6 +100,8 @@ struct StageRecord {
   uint64_t values = 0;
   Epoch epoch = 0;
   Digest state;                            // object name of base | momentum at `epoch`; zero until someone holds it
+  uint32_t publisher_turn = 0;             // which of the current miners is asked to publish it
+  TimeMs publisher_asked_at = 0;           // since when
   bool state_published = false;
   Epoch published_epoch = 0;               // the newest state in the blob store; a newcomer goes on from it through `past`
   Digest published_state;                  // zero: none yet
@@ -121,7 +123,8 @@ struct StageRecord {
   std::optional<Digest> state_at(Epoch at) const;
   template <class A>
   void fields(A& a) {
-    a("values", values)("epoch", epoch)("state", state)("state_published", state_published)(
+    a("values", values)("epoch", epoch)("state", state)("publisher_turn", publisher_turn)(
+        "publisher_asked_at", publisher_asked_at)("state_published", state_published)(
         "published_epoch", published_epoch)("published_state", published_state)("merge", merge)("past", past)(
         "merges", merges)("merges_aborted", merges_aborted)("shards_recomputed", shards_recomputed)(
         "shards_rescued", shards_rescued)("merge_records", merge_records)("merge_verdicts", merge_verdicts)(
@@ -178,6 +181,8 @@ struct OrchestratorState {
   std::optional<Restage> restage;
   uint64_t restage_id = 0;                 // of the last one ordered
   uint64_t moves = 0;                      // of miners to other stages
+  std::optional<StageIndex> poorest;       // the stage that a routine move would go to, at the last boundary
+  uint32_t poorest_boundaries = 0;         // in a row at which it was that stage
   std::vector<RandomLease> unpublished;    // random pathways of complete microbatches, until the head stage's next merge
   template <class A>
   void fields(A& a) {
@@ -190,7 +195,8 @@ struct OrchestratorState {
         "next_microbatch", next_microbatch)("done", done)("leased", leased)("reissued", reissued)(
         "repaired", repaired)("double_counted", double_counted)("lost", lost)("completion_ms", completion_ms)(
         "spec_version", spec_version)("file_spec", file_spec)("waiting", waiting)("next_ticket", next_ticket)(
-        "restage", restage)("restage_id", restage_id)("moves", moves)("unpublished", unpublished);
+        "restage", restage)("restage_id", restage_id)("moves", moves)("poorest", poorest)(
+        "poorest_boundaries", poorest_boundaries)("unpublished", unpublished);
   }
 };
 

@@ -42,11 +42,12 @@ struct PipelineSpec {
   double random_pathway_share = 0.1;   // leases whose proposed pathway is uniform random
   uint32_t peers_per_miner = 64;       // miners of a neighbouring stage that one is told of, about
   double rebalance_gain = 0.15;        // a miner changes its stage only for a larger gain of throughput; 0: never
+  uint32_t rebalance_patience = 20;    // and only when so many epoch boundaries in a row wanted a miner for the same stage
   template <class A>
   void fields(A& a) {
     a("stages", stages)("miners_per_stage", miners_per_stage)("stage_layers", stage_layers)(
         "max_in_flight", max_in_flight)("random_pathway_share", random_pathway_share)("peers_per_miner", peers_per_miner)(
-        "rebalance_gain", rebalance_gain);
+        "rebalance_gain", rebalance_gain)("rebalance_patience", rebalance_patience);
   }
 };
 

@@ -67,6 +67,7 @@ class BackgroundJobs {
   core::Values snapshot_;
   std::vector<float> residual_;           // what the uploads so far left out; empty: nothing
   std::vector<float> snapshot_residual_;  // what it becomes if the snapshot's upload is in the manifest
+  core::Values recovered_;  // masters of a process before this one, until the next merge
 };
 
 }  // namespace tessera::node

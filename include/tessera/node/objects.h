@@ -42,6 +42,9 @@ StatusOr<std::string> get_chunks(ports::BlobLink& blobs, const core::ObjectManif
 StatusOr<std::string> get_object(ports::BlobLink& blobs, const Digest& object, uint64_t expected_bytes,
                                  uint64_t limit_bytes = uint64_t{1} << 36);
 
+// Reads the whole object and keeps nothing: an error if any of it is missing or broken, or if it is not `expected_bytes` long.
+Status check_object(ports::BlobLink& blobs, const Digest& object, uint64_t expected_bytes);
+
 std::string_view bytes_of(const std::vector<float>& values);
 std::vector<float> values_of(std::string_view bytes);  // size is a multiple of 4
 
@@ -52,5 +55,7 @@ StatusOr<Digest> name_stage_state(const std::vector<float>& base, const std::vec
 // "TSLS", version, sizes, then masters, moments, gradient as raw fp32.
 std::string encode_local_state(const core::LocalState& state);
 StatusOr<core::LocalState> decode_local_state(std::string_view bytes);
+// A miner's local state of a stage of `values` values: refused before its chunks are fetched if it is longer than that can be.
+StatusOr<core::LocalState> get_local_state(ports::BlobLink& blobs, const Digest& object, uint64_t values);
 
 }  // namespace tessera::node

@@ -58,7 +58,7 @@ struct CommandCall {
   std::string argument;
   std::function<void(StatusOr<std::string>)> done;
 };
-using Call = std::variant<RegisterCall, SyncCall, QueryCall, CommandCall, CreatedCall, core::Event>;
+using Call = std::variant<RegisterCall, SyncCall, QueryCall, CommandCall, CreatedCall, PublishedCall, core::Event>;
 
 // What differs between a daemon and a simulation.
 struct OrchestratorSurroundings {
@@ -109,6 +109,8 @@ class OrchestratorControl {
   Status handle_command(CommandCall& call);
   Status handle_create(CommandCall& call);
   Status handle_created(CreatedCall& call);
+  void check_published(const core::StatePublished& claim);
+  Status handle_published(const PublishedCall& call);
   struct Order {
     std::optional<core::Event> event;
     std::string text;
@@ -132,6 +134,7 @@ class OrchestratorControl {
   std::map<MinerIndex, TimeMs> taken_over_at_;  // by another process with the same key
   std::map<MinerIndex, core::MinerStatus> statuses_;
   std::map<MinerIndex, bool> told_to_leave_;
+  std::map<MinerIndex, TimeMs> published_checked_;  // when a miner's claim to have published was last given to a check
   double loss_ = 0;                       // moving average of the tail's losses since this process began; 0: none yet
   TimeMs last_time_ = 0;
   TimeMs over_since_ = 0;

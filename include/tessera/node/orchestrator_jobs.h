@@ -33,15 +33,24 @@ struct CreateJob {
   std::string yaml;
   std::function<void(StatusOr<std::string>)> done;
 };
-using OrchestratorJob = std::variant<core::RecomputeShard, CheckpointJob, SweepJob, RestageJob, CreateJob>;
+// Whether a state that a miner says it has put into the blob store is there, whole.
+struct PublishedJob {
+  core::StatePublished claim;
+  uint64_t stage_values = 0;
+};
+using OrchestratorJob = std::variant<core::RecomputeShard, CheckpointJob, SweepJob, RestageJob, CreateJob, PublishedJob>;
 
 // The run that an administrator wants is prepared, or could not be.
 struct CreatedCall {
   StatusOr<NewRun> run;
   std::function<void(StatusOr<std::string>)> done;
 };
+struct PublishedCall {
+  core::StatePublished claim;
+  Status status;  // of reading all of it
+};
 // What the control thread is to be told of a job that is done.
-using OrchestratorJobResult = std::variant<core::Event, CreatedCall>;
+using OrchestratorJobResult = std::variant<core::Event, CreatedCall, PublishedCall>;
 
 class OrchestratorJobs {
  public:
