@@ -196,6 +196,7 @@ void Orchestrator::on(const ReceiptsArrived& event) {
     miner.local_steps = std::max(miner.local_steps, receipt.local_step);
     note_time(miner, receipt);
     count_receipt(miner, receipt);
+    audits().receipt(miner.index, receipt);
     pass_over_rejected();
   }
   index_.update(state_, miner.index);

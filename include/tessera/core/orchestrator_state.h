@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tessera/base/clock.h"
+#include "tessera/core/audit_board.h"
 #include "tessera/core/butterfly.h"
 #include "tessera/core/data_plan.h"
 #include "tessera/core/events.h"
@@ -179,6 +180,7 @@ struct OrchestratorState {
   uint64_t restage_id = 0;                 // of the last one ordered
   uint64_t moves = 0;                      // of miners to other stages
   std::vector<RandomLease> unpublished;    // random pathways of complete microbatches, until the head stage's next merge
+  AuditState audits;
   template <class A>
   void fields(A& a) {
     a("created", created)("run_id", run_id)("spec", spec)("data", data)("secret", secret)("phase", phase)(
@@ -190,7 +192,7 @@ struct OrchestratorState {
         "next_microbatch", next_microbatch)("done", done)("leased", leased)("reissued", reissued)(
         "repaired", repaired)("double_counted", double_counted)("lost", lost)("completion_ms", completion_ms)(
         "spec_version", spec_version)("file_spec", file_spec)("waiting", waiting)("next_ticket", next_ticket)(
-        "restage", restage)("restage_id", restage_id)("moves", moves)("unpublished", unpublished);
+        "restage", restage)("restage_id", restage_id)("moves", moves)("unpublished", unpublished)("audits", audits);
   }
 };
 
