@@ -167,12 +167,13 @@ void add_config_commands(CLI::App& app, Action& action) {
 
   CLI::App* reference = config->add_subcommand("reference", "All keys with defaults, as Markdown");
   const auto kind = std::make_shared<std::string>("run");
-  reference->add_option("kind", *kind, "run, orchestrator, miner or scenario")
-      ->check(CLI::IsMember({"run", "orchestrator", "miner", "scenario"}));
+  reference->add_option("kind", *kind, "run, orchestrator, miner, validator or scenario")
+      ->check(CLI::IsMember({"run", "orchestrator", "miner", "validator", "scenario"}));
   reference->callback([&action, kind] {
     action = [kind] {
       fmt::print("{}", *kind == "run" ? config::run_config_reference_markdown()
                        : *kind == "scenario" ? config::scenario_reference_markdown()
+                       : *kind == "validator" ? config::validator_config_reference_markdown()
                        : *kind == "miner" ? config::miner_config_reference_markdown()
                                           : config::orchestrator_config_reference_markdown());
       return kExitOk;

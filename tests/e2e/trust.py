@@ -1,0 +1,75 @@
+"""A local swarm with validators and one miner that cheats, and what its ledger says of everybody."""
+
+import json
+import os
+import signal
+import subprocess
+
+from swarm import BIN, Swarm, merged
+
+AUDITED = {
+    "model": {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "ffn_width": 96, "vocab": 256, "context": 16},
+    "pipeline": {"stages": 3, "miners_per_stage": 2, "max_in_flight": 4, "rebalance_gain": 0},
+    "training": {"seed": 7, "steps": 40, "microbatch_size": 2, "microbatches_per_step": 2, "learning_rate": 0.003,
+                 "warmup_steps": 2, "local_checkpoint_steps": 0},
+    "boundary": {"kind": "anchored", "codec": "int8", "compression": 8},
+    "merge": {"min_microbatches": 16, "quorum": 1.0, "block_values": 1024},
+    "timeouts": {"sync_ms": 20, "miner_lost_ms": 2000, "peer_ms": 2000, "lease_ms": 10000, "merge_phase_ms": 5000},
+    "audit": {"enabled": True, "share": 1.0, "segment_steps": 2},
+}
+
+
+class TrustSwarm(Swarm):
+    """Honest miners but for one, which is started beside the swarm with its own binary."""
+
+    def __init__(self, changes=None, **arguments):
+        super().__init__(merged(AUDITED, changes or {}), **arguments)
+        self.adversary = None
+        self.adversary_key = None
+        self.adversary_log = None
+
+    def __exit__(self, *reason):
+        if self.adversary and self.adversary.poll() is None:
+            self.adversary.send_signal(signal.SIGKILL)
+            self.adversary.wait()
+        if self.adversary_log:
+            self.adversary_log.close()
+        super().__exit__(*reason)
+
+    def start_with(self, cheat, stage, share=1.0, seed=1, validators=1):
+        pipeline = self.config["pipeline"]
+        miners = pipeline["stages"] * pipeline["miners_per_stage"]
+        self.start("--miners", str(miners - (1 if cheat else 0)), "--validators", str(validators), "--no-validate")
+        if not cheat:
+            return self
+        self.until(lambda: (self.out / "orchestrator.json").exists(), "the orchestrator")
+        address = json.loads((self.out / "orchestrator.json").read_text())["address"]
+        folder = self.out / "adversary"
+        self.adversary_log = open(self.folder / "adversary.log", "ab")
+        environment = dict(os.environ, TESSERA_CHEAT=cheat, TESSERA_CHEAT_SHARE=str(share), TESSERA_CHEAT_SEED=str(seed))
+        settings = [f"orchestrator={address}", f"directory={folder}", "device=cpu", "threads=1", f"wanted_stage={stage}"]
+        command = [BIN / "tessera-test-adversary", *(part for setting in settings for part in ("--set", setting))]
+        self.adversary = subprocess.Popen([str(word) for word in command], env=environment, stdout=self.adversary_log,
+                                          stderr=subprocess.STDOUT)
+        self.until(lambda: (folder / "miner.json").exists(), "the adversary")
+        self.adversary_key = json.loads((folder / "miner.json").read_text())["node"]
+        return self
+
+    def verdicts(self):
+        """The ledger's verdicts of audits, in order."""
+        return [event["verdict"] for _, _, event in self.events("verdict")]
+
+    def number_of(self, key):
+        keys = []
+        for _, _, event in self.events("miner_registered"):
+            node = event["registration"]["node"]
+            if node not in keys:
+                keys.append(node)
+        return keys.index(key)
+
+    def failed(self):
+        return [verdict for verdict in self.verdicts() if not verdict["passed"] and verdict["kind"] != 5]
+
+    def adversary_named(self):
+        number = self.number_of(self.adversary_key)
+        return [verdict for verdict in self.failed() if verdict["miner"] == number]
