@@ -145,11 +145,13 @@ TEST(MinerAudit, AMergeEndsASegmentExactly) {
 
 TEST(MinerAudit, AMergeThatComesTooSoonIsSaid) {
   MinerHarness lone(audited_spec(100), 0);
-  started(lone);  // its first commitment is not known yet
+  started(lone);
+  StoreSegment slow = lone.take_background<StoreSegment>();  // its first commitment is not known yet
   train(lone, 0);
   merge(lone, 1);
   EXPECT_FALSE(lone.next_job_is<ExportSegment>());
-  stored(lone);
+  slow.commit.state = digest_of("state");
+  lone.step(core::miner_event::SegmentStored{slow.commit});
   acknowledge(lone, 1);
   while (!lone.jobs.empty()) lone.finish_job();
   EXPECT_FALSE(stored(lone).whole);
