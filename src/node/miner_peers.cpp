@@ -38,7 +38,7 @@ void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
   // in.
   const bool forward = event.frame.direction == core::Direction::kForward;
   if (forward && inputs->size() >= kFrameQueueLimit) return done(core::Admission::kFull);
-  event.payload_hash = core::name_of({event.frame.exponent, event.frame.payload});
+  event.payload_hash = core::name_of(core::BoundaryPayload{event.frame.exponent, event.frame.payload});
   event.sender = caller.node;
   {
     std::lock_guard lock(mutex_);

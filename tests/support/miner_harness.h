@@ -124,7 +124,7 @@ class MinerHarness {
   }
   core::Admission arrive(core::Frame frame, MinerIndex from) {
     core::miner_event::FrameArrived event;
-    event.payload_hash = core::name_of({frame.exponent, frame.payload});
+    event.payload_hash = core::name_of(core::BoundaryPayload{frame.exponent, frame.payload});
     event.frame = std::move(frame);
     event.sender = node_of(from);
     event.reply = ++last_reply;
