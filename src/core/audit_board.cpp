@@ -191,7 +191,7 @@ void AuditBoard::take_back(uint64_t number, const std::string& why, std::vector<
     return;
   }
   state_.given_up++;
-  notes->push_back({fmt::format("audit {} is given up after {} attempts: {}", number, audit.attempts, why), true});
+  notes->push_back({fmt::format("audit {} is given up after {} attempts: {}", number, audit.attempts, why), true, number});
   state_.open.erase(number);
 }
 
@@ -246,11 +246,12 @@ void AuditBoard::finish(const AuditFinished& event, std::vector<AuditNote>* note
                       : event.result.finding == AuditFinding::kUnreadable ? state_.unreadable
                                                                           : state_.failed;
   counter++;
-  if (event.result.finding != AuditFinding::kNone) {
-    notes->push_back({fmt::format("audit {}: miner {} of stage {}, segment {} in epoch {}: {}: {}", task.audit, task.miner, task.stage,
-                                  task.begin.number, task.begin.epoch, name_of(event.result.finding), event.result.reason),
-                      true});
-  }
+  const bool passed = event.result.finding == AuditFinding::kNone;
+  notes->push_back({passed ? std::string()
+                           : fmt::format("audit {}: miner {} of stage {}, segment {} in epoch {}: {}: {}", task.audit, task.miner,
+                                         task.stage, task.begin.number, task.begin.epoch, name_of(event.result.finding),
+                                         event.result.reason),
+                    !passed, task.audit});
   state_.open.erase(event.result.audit);
 }
 

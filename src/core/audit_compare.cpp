@@ -80,11 +80,12 @@ DeviationLimits tensor_limits(const AuditSpec& audit, double allowance) {
           .greatest_norm_ratio = 1 + audit.norm_deviation + squared};
 }
 
-DeviationLimits delta_limits(const AuditSpec& audit) {
+DeviationLimits delta_limits(const AuditSpec& audit, double allowance) {
+  const double squared = allowance * allowance;
   return {.relative_error = HUGE_VAL,
-          .cosine = audit.delta_cosine,
-          .least_norm_ratio = 1 - audit.delta_norm_deviation,
-          .greatest_norm_ratio = 1 + audit.delta_norm_deviation};
+          .cosine = audit.delta_cosine - squared / 2,
+          .least_norm_ratio = 1 - audit.delta_norm_deviation - squared,
+          .greatest_norm_ratio = 1 + audit.delta_norm_deviation + squared};
 }
 
 std::string loss_excess(const AuditSpec& audit, double expected, double claimed) {

@@ -20,12 +20,22 @@ const AuditBoard Orchestrator::audits() const {
 }
 
 void Orchestrator::say(const std::vector<AuditNote>& notes) {
-  for (const AuditNote& note : notes) say(note.text, note.warning);
+  for (const AuditNote& note : notes) {
+    if (!note.text.empty()) say(note.text, note.warning);
+    if (note.over != 0) unseal_audit(note.over);
+  }
+}
+
+void Orchestrator::unseal_audit(uint64_t audit) {
+  effects_.publish.push_back(SecretUnsealed{.kind = AuditLeased::kName, .id = audit, .key = {}});
 }
 
 // Of work that was forgotten, or that another layout of the stages did.
 void Orchestrator::forget_audits() {
   state_.audits.given_up += state_.audits.open.size();
+  for (const auto& [number, audit] : state_.audits.open) {
+    if (audit.attempts > 0) unseal_audit(number);
+  }
   state_.audits.open.clear();
   state_.audits.under_way.clear();
 }

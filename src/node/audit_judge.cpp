@@ -12,13 +12,13 @@ namespace {
 
 using core::AuditFinding;
 
+}  // namespace
+
 std::vector<float> difference(const std::vector<float>& from, const std::vector<float>& to) {
   std::vector<float> delta(from.size());
   for (size_t i = 0; i < delta.size(); ++i) delta[i] = to[i] - from[i];
   return delta;
 }
-
-}  // namespace
 
 void AuditJudge::Extremes::add(const core::Deviation& deviation) {
   relative_error = std::max(relative_error, deviation.relative_error);
@@ -78,13 +78,14 @@ StatusOr<std::optional<AuditFault>> AuditJudge::microbatch(const core::Receipt& 
 }
 
 std::optional<AuditFault> AuditJudge::delta(AuditFinding finding, const char* what, const std::vector<float>& start,
-                                            const std::vector<float>& expected, const std::vector<float>& claimed) {
+                                            const std::vector<float>& expected, const std::vector<float>& claimed,
+                                            double allowance) {
   if (start.size() != expected.size() || start.size() != claimed.size()) {
     return AuditFault{finding, fmt::format("{}: {} values, the stage has {}", what, claimed.size(), expected.size())};
   }
   const core::Deviation deviation = core::deviation_of(difference(start, expected), difference(start, claimed));
   if (deviation.comparable) deltas_.add(deviation);
-  const std::string excess = core::excess_of(deviation, core::delta_limits(spec_.audit));
+  const std::string excess = core::excess_of(deviation, core::delta_limits(spec_.audit, allowance));
   if (excess.empty()) return std::nullopt;
   return AuditFault{finding, fmt::format("{}: {}", what, excess)};
 }

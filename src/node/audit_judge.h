@@ -20,6 +20,9 @@ struct AuditFault {
   std::string reason;
 };
 
+// Element by element; both have the same size.
+std::vector<float> difference(const std::vector<float>& from, const std::vector<float>& to);
+
 class AuditJudge {
  public:
   // `claimed` finds a payload by the name in a receipt.
@@ -28,9 +31,11 @@ class AuditJudge {
 
   // The first fault of this microbatch, if any. An error: a payload could not be had.
   StatusOr<std::optional<AuditFault>> microbatch(const core::Receipt& receipt, const ReplayedMicrobatch& replayed);
-  // The change of the weights: from `start` to `expected` by the replay, to `claimed` by the miner.
+  // The change of the weights: from `start` to `expected` by the replay, to `claimed` by the miner. `allowance`: how far the
+  // format of what was claimed may have moved it, relative to the change.
   std::optional<AuditFault> delta(core::AuditFinding finding, const char* what, const std::vector<float>& start,
-                                  const std::vector<float>& expected, const std::vector<float>& claimed);
+                                  const std::vector<float>& expected, const std::vector<float>& claimed,
+                                  double allowance = 0);
 
   uint32_t judged() const { return judged_; }
   nlohmann::json evidence() const;

@@ -8,6 +8,7 @@
 #include "tessera/base/log.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/node/audit_store.h"
+#include "tessera/node/merge_transfer.h"
 #include "tessera/node/objects.h"
 
 namespace tessera::node {
@@ -16,6 +17,9 @@ namespace {
 using core::AuditFinding;
 
 constexpr double kScheduleTolerance = 1e-9;
+// An upload is off by what its own rounding leaves out and by what earlier ones left out and it made up for. Both together,
+// against the rounding alone.
+constexpr double kErrorFeedback = 2;
 
 }  // namespace
 
@@ -183,15 +187,16 @@ class Auditor::Case final : public ReplayInputs {
       notes_["upload"] = "not judged: the epoch's base is not in the blob store any more";
       return ok_status();
     }
-    const auto bytes = get_object(auditor_.blobs_, task_.upload->object, start.size() * sizeof(float));
-    if (!bytes.ok()) {
-      notes_["upload"] = "not judged: " + message_of(bytes.status());
+    const auto delta = fetch_upload(auditor_.blobs_, spec_.merge, start.size(), task_.upload->object);
+    if (!delta.ok()) {
+      notes_["upload"] = "not judged: " + message_of(delta.status());
       return ok_status();
     }
-    std::vector<float> claimed = *base;  // the masters that the upload stands for: base - delta
-    const std::vector<float> delta = values_of(*bytes);
-    for (size_t i = 0; i < claimed.size(); ++i) claimed[i] -= delta[i];
-    const auto fault = judge_.delta(AuditFinding::kUpload, "the upload's delta", *base, snapshot->second, claimed);
+    // The masters that the upload stands for.
+    std::vector<float> claimed = *base;
+    for (size_t i = 0; i < claimed.size(); ++i) claimed[i] -= (*delta)[i];
+    const double allowance = kErrorFeedback * upload_rounding(spec_.merge, difference(*base, snapshot->second));
+    const auto fault = judge_.delta(AuditFinding::kUpload, "the upload's delta", *base, snapshot->second, claimed, allowance);
     return fault ? blame(fault->finding, fault->reason) : ok_status();
   }
 

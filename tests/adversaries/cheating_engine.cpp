@@ -13,7 +13,7 @@ namespace {
 using core::BoundaryPayload;
 using core::MicrobatchKey;
 
-constexpr std::array<std::pair<Cheat, const char*>, 9> kNames = {{
+constexpr std::array<std::pair<Cheat, const char*>, 10> kNames = {{
     {Cheat::kNone, "none"},
     {Cheat::kNoise, "noise"},
     {Cheat::kReturnInput, "return-input"},
@@ -23,6 +23,7 @@ constexpr std::array<std::pair<Cheat, const char*>, 9> kNames = {{
     {Cheat::kWrongLoss, "wrong-loss"},
     {Cheat::kFrozenWeights, "frozen-weights"},
     {Cheat::kPoisonedWeights, "poisoned-weights"},
+    {Cheat::kUnchangedUpload, "unchanged-upload"},
 }};
 
 constexpr float kScale = 4;
@@ -81,13 +82,23 @@ class CheatingEngine final : public ports::StageEngine {
   // The state machine asks for the masters when it takes the snapshot that is uploaded, and when a merge is applied.
   std::vector<float> masters() override {
     std::vector<float> values = engine_->masters();
+    if (options_.cheat == Cheat::kUnchangedUpload) {
+      if (given_.empty()) given_ = values;
+      return given_;
+    }
     if (options_.cheat != Cheat::kPoisonedWeights) return values;
     for (float& value : values) value += 0.02f * (static_cast<float>(random_.uniform()) - 0.5f);
     return values;
   }
-  Status set_masters(const std::vector<float>& values) override { return engine_->set_masters(values); }
+  Status set_masters(const std::vector<float>& values) override {
+    if (options_.cheat == Cheat::kUnchangedUpload) given_ = values;
+    return engine_->set_masters(values);
+  }
   core::LocalState export_state() override { return engine_->export_state(); }
-  Status import_state(const core::LocalState& state) override { return engine_->import_state(state); }
+  Status import_state(const core::LocalState& state) override {
+    if (options_.cheat == Cheat::kUnchangedUpload) given_ = state.masters;
+    return engine_->import_state(state);
+  }
   StatusOr<std::vector<ports::WeightVersion>> older_weights() override { return engine_->older_weights(); }
 
  private:
@@ -137,6 +148,7 @@ class CheatingEngine final : public ports::StageEngine {
   const CheatOptions options_;
   Prng random_;
   BoundaryPayload repeated_;
+  std::vector<float> given_;  // the masters that were last set
 };
 
 }  // namespace

@@ -21,13 +21,14 @@ enum class Cheat {
   kWrongLoss,         // the tail says it does better than it does
   kFrozenWeights,     // correct answers, but its weights never change: it says that steps were taken
   kPoisonedWeights,   // correct answers, but what it uploads is not where its steps led
+  kUnchangedUpload,   // correct answers, but what it uploads are the weights that the merge before gave it
 };
 const char* name_of(Cheat cheat);
 std::optional<Cheat> cheat_named(const std::string& name);
 
 struct CheatOptions {
   Cheat cheat = Cheat::kNone;
-  double share = 1;     // of the microbatches (of the steps, for the last two)
+  double share = 1;     // of the microbatches (of the steps, for frozen weights; uploads are all alike)
   uint64_t seed = 1;    // which ones
 };
 

@@ -15,6 +15,11 @@ void LyingLink::register_miner(core::Registration registration, std::function<vo
   });
 }
 
+// Of two that use the same seed, both: what one invents the other confirms.
+bool LyingLink::lies_about(MicrobatchId microbatch) const {
+  return Prng(mix64(seed_ ^ mix64(microbatch))).uniform() < share_;
+}
+
 void LyingLink::append(Shared& shared, core::Receipt receipt, bool is_true) {
   const uint64_t number = ++shared.last_sent;
   if (is_true) {
@@ -34,7 +39,7 @@ void LyingLink::sync(core::SyncRequest request, std::function<void(StatusOr<core
     for (const core::Receipt& receipt : request.receipts) {
       if (receipt.sequence <= shared.last_true) continue;
       append(shared, receipt, true);
-      if (shared.random.uniform() >= share_) continue;
+      if (!lies_about(receipt.microbatch)) continue;
       core::Receipt invented = receipt;
       if (lie_ == Lie::kInventedReceipts) {
         invented.microbatch = receipt.microbatch / 2;  // one of before, that others have done

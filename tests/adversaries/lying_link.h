@@ -23,7 +23,7 @@ enum class Lie {
 class LyingLink final : public ports::OrchestratorLink {
  public:
   LyingLink(ports::OrchestratorLink& link, const KeyPair& key, Lie lie, double share, uint64_t seed)
-      : link_(link), key_(key), lie_(lie), share_(share), shared_(std::make_shared<Shared>(seed)) {}
+      : link_(link), key_(key), lie_(lie), share_(share), seed_(seed), shared_(std::make_shared<Shared>()) {}
 
   void register_miner(core::Registration registration, std::function<void(StatusOr<core::RegisterAnswer>)> done) override;
   void sync(core::SyncRequest request, std::function<void(StatusOr<core::SyncAnswer>)> done) override;
@@ -31,9 +31,7 @@ class LyingLink final : public ports::OrchestratorLink {
  private:
   // Also used by callbacks that come late.
   struct Shared {
-    explicit Shared(uint64_t seed) : random(seed) {}
     std::mutex mutex;
-    Prng random;
     std::string run_id;
     std::deque<core::Receipt> unacknowledged;      // as sent
     std::map<uint64_t, uint64_t> true_number;      // by the number sent
@@ -41,12 +39,14 @@ class LyingLink final : public ports::OrchestratorLink {
     uint64_t last_true = 0;
     uint64_t last_sent = 0;
   };
+  bool lies_about(MicrobatchId microbatch) const;
   void append(Shared& shared, core::Receipt receipt, bool is_true);
 
   ports::OrchestratorLink& link_;
   const KeyPair& key_;
   const Lie lie_;
   const double share_;
+  const uint64_t seed_;
   const std::shared_ptr<Shared> shared_;
 };
 

@@ -296,7 +296,12 @@ std::string bytes_of(const core::SyncAnswer& answer) {
 }
 
 // One miner that trains and commits; with a validator that takes audits and fails every one of them, or without.
-std::vector<std::string> answers_of_a_run(bool audited, uint64_t* failed) {
+struct AuditedRun {
+  std::vector<std::string> answers;
+  uint64_t failed = 0;
+  std::vector<uint64_t> unsealed;  // audits
+};
+AuditedRun answers_of_a_run(bool audited) {
   core::RunSpec spec = small_spec(1, 1);
   spec.audit.enabled = true;
   spec.audit.share = 1;
@@ -309,36 +314,44 @@ std::vector<std::string> answers_of_a_run(bool audited, uint64_t* failed) {
   created.secret = 99;
   created.stage_values = {core::stage_value_count(spec, 0)};
   TimeMs now = 1;
-  const auto step = [&](core::Event event) { orchestrator.step(now, event); };
+  AuditedRun run;
+  const auto step = [&](core::Event event) {
+    for (const core::Event& published : orchestrator.step(now, event).publish) {
+      const auto* unsealed = std::get_if<core::SecretUnsealed>(&published);
+      if (unsealed && unsealed->kind == core::AuditLeased::kName) run.unsealed.push_back(unsealed->id);
+    }
+  };
   step(created);
   core::MinerRegistered registered;
   registered.registration.node = node_of(1);
   registered.registration.incarnation = 7;
   registered.registration.address = "miner:1";
   step(registered);
-  std::vector<std::string> answers;
   core::SyncRequest request;
   request.miner = 0;
   request.incarnation = 7;
   request.status.phase = core::MinerPhase::kReady;
   request.applied = core::MergeApplied{.epoch = 0, .state = digest_of("seed"), .version_after = 1, .local_step = 0};
-  uint64_t sequence = 0;
+  uint64_t sequence = 0, segment = 0;
   for (uint64_t round = 0; round < 10; ++round) {
     ++now;
     request.lease_request = round + 1;
     request.leases_wanted = 2;
-    SegmentCommit commit;
-    commit.number = round + 1;
-    commit.first_receipt = sequence + 1;
-    commit.local_step = round;
-    commit.weight_version = round + 1;
-    commit.state = digest_of("state " + std::to_string(round));
-    if (round > 0) commit.steps.push_back({0.1, 2, false});
-    request.segment = commit;
+    // Repeated until it is known, as miners do.
+    if (!request.segment) {
+      SegmentCommit& commit = request.segment.emplace();
+      commit.number = ++segment;
+      commit.first_receipt = sequence + 1;
+      commit.local_step = round;
+      commit.weight_version = round + 1;
+      commit.state = digest_of("state " + std::to_string(round));
+      if (segment > 1) commit.steps.push_back({0.1, 2, false});
+    }
     for (core::Event& event : orchestrator.news_in(request)) step(std::move(event));
     if (auto leases = orchestrator.lease_request_in(request)) step(std::move(*leases));
     const core::SyncAnswer answer = orchestrator.answer_for(request);
-    answers.push_back(bytes_of(answer));
+    run.answers.push_back(bytes_of(answer));
+    if (answer.segment_known == segment) request.segment.reset();
     request.receipts.clear();
     for (const core::Lease& lease : answer.leases) {
       core::Receipt receipt;
@@ -364,15 +377,20 @@ std::vector<std::string> answers_of_a_run(bool audited, uint64_t* failed) {
     report.results.push_back(result);
     for (core::Event& event : orchestrator.news_in(validator, report)) step(std::move(event));
   }
-  *failed = orchestrator.state().audits.failed;
-  return answers;
+  run.failed = orchestrator.state().audits.failed;
+  return run;
 }
 
 TEST(Secrecy, AMinerIsToldTheSameWithAndWithoutAudits) {
-  uint64_t failed = 0, none = 0;
-  EXPECT_EQ(answers_of_a_run(true, &failed), answers_of_a_run(false, &none));
-  EXPECT_GE(failed, 5u);  // the audits did take place
-  EXPECT_EQ(none, 0u);
+  const AuditedRun audited = answers_of_a_run(true), other = answers_of_a_run(false);
+  EXPECT_EQ(audited.answers, other.answers);
+  EXPECT_GE(audited.failed, 5u);  // the audits did take place
+  EXPECT_EQ(other.failed, 0u);
+  // Who had which audit is secret until its verdict.
+  EXPECT_EQ(audited.unsealed.size(), audited.failed);
+  core::AuditLeased leased;
+  leased.audit = 3;
+  EXPECT_EQ(core::seal_id(core::Event(leased)), 3u);
 }
 
 }  // namespace

@@ -70,7 +70,7 @@ TEST(Limits, EachOneIsTold) {
 }
 
 TEST(Limits, AWeightDeltaMayDifferMore) {
-  const DeviationLimits limits = delta_limits(AuditSpec{});
+  const DeviationLimits limits = delta_limits(AuditSpec{}, 0);
   const std::vector<float> delta = noise(1, 10000, 1e-3);
   EXPECT_EQ(excess_of(deviation_of(delta, sum_of(delta, noise(2, 10000, 1e-3), 0.1f)), limits), "");
   EXPECT_THAT(excess_of(deviation_of(delta, sum_of(delta, noise(2, 10000, 1e-3), 0.2f)), limits), HasSubstr("cosine"));

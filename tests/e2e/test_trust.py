@@ -8,21 +8,22 @@ from trust import TrustSwarm
 class Trust(unittest.TestCase):
     def named(self, cheat, stage, finding, share=1.0):
         with TrustSwarm() as swarm:
-            swarm.start_with(cheat, stage, share)
+            swarm.start_with(cheat, [stage], share)
             swarm.until(lambda: swarm.failed(), f"a verdict on the {cheat} miner")
             failed = swarm.failed()
-            adversary = swarm.number_of(swarm.adversary_key)
+            adversary = swarm.number_of(swarm.adversary_keys[0])
             self.assertEqual({verdict["miner"] for verdict in failed}, {adversary}, failed)
             self.assertIn(finding, failed[0]["reason"])
             self.assertNotEqual(failed[0]["evidence"], "0" * 64)
 
     def test_honest_miners_pass_every_audit(self):
         with TrustSwarm() as swarm:
-            swarm.start_with(None, 0)
+            swarm.start_with(None, [])
             swarm.wait()
             verdicts = swarm.verdicts()
             self.assertGreater(len(verdicts), 20)
             self.assertEqual(swarm.failed(), [])
+            self.assertGreater(swarm.judged(), 100)
 
     def test_noise_is_named(self):
         self.named("noise", 1, "activation")

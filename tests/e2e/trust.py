@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 
@@ -20,56 +21,63 @@ AUDITED = {
 
 
 class TrustSwarm(Swarm):
-    """Honest miners but for one, which is started beside the swarm with its own binary."""
+    """Honest miners but for those that are started beside the swarm with their own binary."""
 
     def __init__(self, changes=None, **arguments):
         super().__init__(merged(AUDITED, changes or {}), **arguments)
-        self.adversary = None
-        self.adversary_key = None
+        self.adversaries = []
+        self.adversary_keys = []
         self.adversary_log = None
 
     def __exit__(self, *reason):
-        if self.adversary and self.adversary.poll() is None:
-            self.adversary.send_signal(signal.SIGKILL)
-            self.adversary.wait()
+        for adversary in self.adversaries:
+            if adversary.poll() is None:
+                adversary.send_signal(signal.SIGKILL)
+                adversary.wait()
         if self.adversary_log:
             self.adversary_log.close()
         super().__exit__(*reason)
 
-    def start_with(self, cheat, stage, share=1.0, seed=1, validators=1):
+    def start_with(self, cheat, stages, share=1.0, seed=1, validators=1, threads=1):
+        """One adversary in each of `stages`; a swarm of honest miners if there are none."""
         pipeline = self.config["pipeline"]
         miners = pipeline["stages"] * pipeline["miners_per_stage"]
-        self.start("--miners", str(miners - (1 if cheat else 0)), "--validators", str(validators), "--no-validate")
-        if not cheat:
+        self.start("--miners", str(miners - len(stages)), "--validators", str(validators), "--no-validate")
+        if not stages:
             return self
         self.until(lambda: (self.out / "orchestrator.json").exists(), "the orchestrator")
         address = json.loads((self.out / "orchestrator.json").read_text())["address"]
-        folder = self.out / "adversary"
         self.adversary_log = open(self.folder / "adversary.log", "ab")
         environment = dict(os.environ, TESSERA_CHEAT=cheat, TESSERA_CHEAT_SHARE=str(share), TESSERA_CHEAT_SEED=str(seed))
-        settings = [f"orchestrator={address}", f"directory={folder}", "device=cpu", "threads=1", f"wanted_stage={stage}"]
-        command = [BIN / "tessera-test-adversary", *(part for setting in settings for part in ("--set", setting))]
-        self.adversary = subprocess.Popen([str(word) for word in command], env=environment, stdout=self.adversary_log,
-                                          stderr=subprocess.STDOUT)
-        self.until(lambda: (folder / "miner.json").exists(), "the adversary")
-        self.adversary_key = json.loads((folder / "miner.json").read_text())["node"]
+        folders = [self.out / "adversaries" / str(number) for number in range(len(stages))]
+        for folder, stage in zip(folders, stages):
+            settings = [f"orchestrator={address}", f"directory={folder}", "device=cpu", f"threads={threads}",
+                        f"wanted_stage={stage}"]
+            command = [BIN / "tessera-test-adversary", *(part for setting in settings for part in ("--set", setting))]
+            self.adversaries.append(subprocess.Popen([str(word) for word in command], env=environment,
+                                                     stdout=self.adversary_log, stderr=subprocess.STDOUT))
+        self.until(lambda: all((folder / "miner.json").exists() for folder in folders), "the adversaries")
+        self.adversary_keys = [json.loads((folder / "miner.json").read_text())["node"] for folder in folders]
+        self.until(lambda: set(self.adversary_keys) <= set(self.keys()), "the adversaries' registration")
         return self
 
     def verdicts(self):
         """The ledger's verdicts of audits, in order."""
-        return [event["verdict"] for _, _, event in self.events("verdict")]
+        found = [event["verdict"] for _, _, event in self.events("verdict")]
+        return [verdict for verdict in found if verdict["reason"].startswith("audit ")]
+
+    def keys(self):
+        """Of the miners, by their numbers."""
+        nodes = [event["registration"]["node"] for _, _, event in self.events("miner_registered")]
+        return list(dict.fromkeys(nodes))
 
     def number_of(self, key):
-        keys = []
-        for _, _, event in self.events("miner_registered"):
-            node = event["registration"]["node"]
-            if node not in keys:
-                keys.append(node)
-        return keys.index(key)
+        return self.keys().index(key)
 
     def failed(self):
         return [verdict for verdict in self.verdicts() if not verdict["passed"] and verdict["kind"] != 5]
 
-    def adversary_named(self):
-        number = self.number_of(self.adversary_key)
-        return [verdict for verdict in self.failed() if verdict["miner"] == number]
+    def judged(self):
+        """Microbatches of audits that passed."""
+        counts = [re.search(r": (\d+) microbatches and", verdict["reason"]) for verdict in self.verdicts() if verdict["passed"]]
+        return sum(int(count.group(1)) for count in counts if count)

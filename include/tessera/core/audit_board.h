@@ -101,10 +101,11 @@ struct AuditState {
 // Payloads and states from then on stay in the blob store; 0: all.
 TimeMs payloads_kept_since(const AuditState& state, const AuditSpec& spec);
 
-// One decision of the board, for the log.
+// One decision of the board. `text` is for the log; empty: nothing worth a line.
 struct AuditNote {
   std::string text;
   bool warning = false;
+  uint64_t over = 0;  // the audit that this ends: who had it is secret no longer; 0: none
 };
 
 class AuditBoard {

@@ -34,9 +34,9 @@ std::string excess_of(const Deviation& deviation, const DeviationLimits& limits)
 // `decoded`: [rows, width], as it came out of the payload.
 double rounding_allowance(std::span<const float> decoded, uint64_t width, Codec codec, double flips);
 
-// Of a boundary tensor, with what rounding explains added; of a weight delta.
+// Of a boundary tensor, of a weight delta: both with what rounding explains added.
 DeviationLimits tensor_limits(const AuditSpec& audit, double allowance);
-DeviationLimits delta_limits(const AuditSpec& audit);
+DeviationLimits delta_limits(const AuditSpec& audit, double allowance);
 // Empty: the same loss within audit.loss_tolerance.
 std::string loss_excess(const AuditSpec& audit, double expected, double claimed);
 

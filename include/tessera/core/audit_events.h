@@ -37,8 +37,11 @@ struct ValidatorLost {
     a("node", node)("reason", reason);
   }
 };
+// Who is audited is known before the verdict: sealed until the audit is over.
 struct AuditLeased {
   static constexpr const char* kName = "audit_leased";
+  static constexpr bool kSealed = true;
+  uint64_t seal_id() const { return audit; }
   uint64_t audit = 0;
   NodeId validator;
   template <class A>

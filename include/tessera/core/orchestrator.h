@@ -141,6 +141,7 @@ class Orchestrator {
   const AuditBoard audits() const;
   void say(const std::vector<AuditNote>& notes);
   void forget_audits();
+  void unseal_audit(uint64_t audit);
   // orchestrator_miners.cpp
   void begin_incarnation(MinerIndex index, const Registration& registration, bool is_known);
   bool is_news(const MinerRecord& miner, const MergeApplied& applied) const;
