@@ -60,7 +60,7 @@ std::vector<core::Verdict> verdicts(const NodeSwarm& swarm) {
 }
 
 TEST(Audits, HonestMinersPass) {
-  NodeSwarm swarm(audited_spec(30));
+  NodeSwarm swarm(audited_spec(1000));
   ASSERT_TRUE(swarm.open_orchestrator().ok());
   swarm.start_all();
   RunningValidator validator(swarm, swarm.validator);
