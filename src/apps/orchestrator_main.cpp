@@ -73,13 +73,16 @@ Status serve(const Flags& flags, StopFlags& signals) {
   }
   options.admins = daemon.admins;
   options.admins.push_back(key.id());
+  options.validators = daemon.validators;
   options.exit_when_over = flags.exit_when_over;
   options.snapshot_events = daemon.journal_snapshot_events;
   const std::string name = options.spec ? options.spec->name : "";
   const uint32_t merge_phase_ms = options.spec ? options.spec->timeouts.merge_phase_ms : 0;
   // What a miner is uploading is named by nobody until it is complete: three phases of a merge are ample for that.
   const auto min_age = std::chrono::seconds(std::max<uint32_t>(600, 3 * merge_phase_ms / 1000));
-  const auto sweep = [&store, min_age](const std::set<Digest>& keep) { return store->sweep(keep, min_age); };
+  const auto sweep = [&store, min_age](const std::set<Digest>& keep, TimeMs recent_since_ms, uint64_t recent_bytes) {
+    return store->sweep(keep, min_age, {.since_unix_ms = recent_since_ms, .bytes = recent_bytes});
+  };
   TESSERA_ASSIGN_OR_RETURN(const auto node, node::OrchestratorNode::open(std::move(options), {journal.get(), &blobs, &checkpoints, sweep}));
   blobs.set_writer_check([&node](const NodeId& id) { return node->is_registered(id); });
   TESSERA_ASSIGN_OR_RETURN(const auto server, net::OrchestratorServer::start({.listen = daemon.listen, .key = key, .run_id = node->run_id(), .software = version()}, node.get(), &blobs));

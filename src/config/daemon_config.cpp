@@ -44,6 +44,7 @@ FieldTable table_of(OrchestratorConfig* config) {
             "entries of the ledger between two snapshots of the state in it: a restart reads the "
             "newest one and replays what came after; 0: none, a restart replays everything"),
       field("admins", &config->admins, "", "public keys that may pause, stop and assign"),
+      field("validators", &config->validators, "", "public keys of validators: their verdicts count"),
   };
   add_log(&config->log, &table);
   return table;
@@ -77,6 +78,21 @@ FieldTable table_of(MinerConfig* config) {
             "device memory that the miner may use, of each GPU; 0: automatic"),
       field("wanted_stage", NumberOrAny{&config->wanted_stage}, "any, or 0 to 63",
             "ask for this stage; any: wherever it is needed most"),
+  };
+  add_log(&config->log, &table);
+  return table;
+}
+
+FieldTable table_of(ValidatorConfig* config) {
+  FieldTable table = {
+      field("orchestrator", Address{&config->orchestrator, true, false}, "required",
+            "where the orchestrator listens"),
+      field("directory", &config->directory, "not empty", "key and caches"),
+      field("key_file", &config->key_file, "",
+            "the validator's secret key, made if absent; empty: validator.key in the directory. Its "
+            "public half must be among the orchestrator's 'validators'"),
+      field("device", &config->device, "", "auto: a CUDA device if there is one, else the CPU"),
+      field("threads", &config->threads, "0 to 1024", "compute threads of the CPU; 0: automatic"),
   };
   add_log(&config->log, &table);
   return table;
@@ -149,6 +165,17 @@ Status validate_miner(const MinerConfig& config) {
   return ok_status();
 }
 
+Status validate_validator(const ValidatorConfig& config) {
+  if (config.orchestrator.empty()) {
+    return invalid_argument("orchestrator: required; give the address host:port of the run's orchestrator");
+  }
+  TESSERA_RETURN_IF_ERROR(check_directory(config.directory));
+  if (config.threads > kMaxThreads) {
+    return invalid_argument("threads: {} is not allowed; it must be 0 to {}", config.threads, kMaxThreads);
+  }
+  return ok_status();
+}
+
 }  // namespace
 
 std::string name_of(const Device& device) {
@@ -175,6 +202,21 @@ StatusOr<MinerConfig> load_miner_config(const std::string& path,
   TESSERA_RETURN_IF_ERROR(loader.locate(validate_miner(config)));
   if (config.key_file.empty()) config.key_file = config.directory + "/miner.key";
   return config;
+}
+
+StatusOr<ValidatorConfig> load_validator_config(const std::string& path,
+                                                const std::vector<std::string>& overrides) {
+  ValidatorConfig config;
+  Loader loader(table_of(&config), path);
+  TESSERA_RETURN_IF_ERROR(loader.load(overrides));
+  TESSERA_RETURN_IF_ERROR(loader.locate(validate_validator(config)));
+  if (config.key_file.empty()) config.key_file = config.directory + "/validator.key";
+  return config;
+}
+
+std::string validator_config_reference_markdown() {
+  ValidatorConfig defaults;
+  return write_reference(table_of(&defaults));
 }
 
 std::string orchestrator_config_reference_markdown() {

@@ -224,6 +224,43 @@ void add_merge(core::MergeSpec* merge, FieldTable* table) {
       });
 }
 
+void add_audit(core::AuditSpec* audit, FieldTable* table) {
+  table->insert(
+      table->end(),
+      {
+          field("audit.enabled", &audit->enabled, "",
+                "miners commit to their state and store what they send and receive, and validators "
+                "re-run a secret part of it"),
+          field("audit.share", &audit->share, "0 to 1", "of the segments that are audited"),
+          field("audit.segment_steps", &audit->segment_steps, "1 to 4096",
+                "local steps from one commitment of a miner to the next; a merge comes between"),
+          field("audit.lease_ms", &audit->lease_ms, "10 to 86400000",
+                "an audit that has no result by then goes to another validator"),
+          field("audit.exact", &audit->exact, "",
+                "outputs must have the miner's bits; for training.deterministic on boxes and "
+                "validators with one kind of device"),
+          field("audit.relative_error", &audit->relative_error, "above 0 and at most 1",
+                "largest relative error of an activation or boundary gradient"),
+          field("audit.cosine", &audit->cosine, "0 to 1",
+                "least cosine of an activation or boundary gradient"),
+          field("audit.norm_deviation", &audit->norm_deviation, "above 0 and at most 1",
+                "the ratio of their norms is within 1 plus or minus this"),
+          field("audit.rounding_flips", &audit->rounding_flips, "0 to 1",
+                "share of int8 and int4 codes that honest noise may round the other way; widens "
+                "the three limits above"),
+          field("audit.delta_cosine", &audit->delta_cosine, "0 to 1",
+                "least cosine of the change of the weights over a segment"),
+          field("audit.delta_norm_deviation", &audit->delta_norm_deviation,
+                "above 0 and at most 1", "the ratio of the changes' norms is within 1 plus or minus this"),
+          field("audit.loss_tolerance", &audit->loss_tolerance, "above 0 and at most 1",
+                "largest relative difference of the tail's loss"),
+          field("audit.retention_epochs", &audit->retention_epochs, "1 to 1000",
+                "payloads and states of so many epochs stay in the blob store"),
+          field("audit.retention_bytes", ByteCount{&audit->retention_bytes}, "1MiB to 1PiB",
+                "and no more than this of them; the oldest go first"),
+      });
+}
+
 void add_timeouts(core::TimeoutSpec* timeouts, FieldTable* table) {
   table->insert(
       table->end(),
@@ -289,6 +326,7 @@ FieldTable run_table(RunConfig* config) {
   add_boundary(&spec->boundary, &table);
   add_merge(&spec->merge, &table);
   add_timeouts(&spec->timeouts, &table);
+  add_audit(&spec->audit, &table);
   DataConfig* data = &config->data;
   table.insert(
       table.end(),

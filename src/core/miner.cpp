@@ -36,6 +36,7 @@ std::vector<MinerEffect> Miner::step(TimeMs now, MinerEvent event) {
 // (Not inline: GCC 12 then warns of members of the variant's other alternatives.)
 void Miner::emit(MinerEffect effect) { effects_.push_back(std::move(effect)); }
 void Miner::enqueue(ComputeJob job) { control_queue_.push_back(std::move(job)); }
+void Miner::enqueue_first(ComputeJob job) { control_queue_.push_front(std::move(job)); }
 
 void Miner::say(std::string text, bool warning) { emit(miner_effect::Say{std::move(text), warning}); }
 
@@ -64,6 +65,7 @@ SyncRequest Miner::report() {
   request.applied = applied_;
   request.published_state = published_state_;
   request.checkpoint = checkpoint_;
+  request.segment = segment_;
   request.peers_version = peers_version_;
   request.spec_version = spec_version_;
   farewell_reported_ = leaving_ && works_.empty();
@@ -78,6 +80,7 @@ void Miner::on(miner_event::AnswerArrived& event) {
   SyncAnswer& answer = event.answer;
   while (!receipts_.empty() && receipts_.front().sequence <= answer.receipts_acknowledged) receipts_.pop_front();
   if (!receipts_.empty() && receipts_.size() >= kMaxReceiptsPerSync / 2) urgent_ = true;
+  take_segment_answer(answer);
   if (answer.peers) {
     take_peers(std::move(*answer.peers));
     peers_version_ = answer.peers_version;
@@ -220,6 +223,8 @@ void Miner::become_ready(const Digest& state) {
   step_due_ = accumulated_ >= spec_.training.microbatches_per_step;
   applied_ = MergeApplied{.epoch = epoch_, .state = state, .version_after = weight_version_, .local_step = local_steps_};
   urgent_ = true;
+  if (segment_number_ > 0) segment_whole_ = false;  // what was loaded has nothing to do with what came before
+  begin_segment(true);
   say(fmt::format("ready: stage {} at epoch {}", assignment_->stage, epoch_));
 }
 

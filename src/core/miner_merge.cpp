@@ -100,6 +100,7 @@ void Miner::on(miner_event::BaseApplied& event) {
   published_state_.reset();
   snapshot_target_ = reduce_target_ = preparing_ = 0;
   urgent_ = true;
+  begin_segment(true);
   say(fmt::format("epoch {}: base {}", epoch_, pending_state_.brief()));
 }
 

@@ -75,7 +75,8 @@ void Miner::schedule() {
     if (step_due_) {
       step_due_ = false;
       computing_ = true;
-      emit(ComputeJob(miner_effect::OptimizerStep{learning_rate_at(spec_.training, schedule_step_)}));
+      step_learning_rate_ = learning_rate_at(spec_.training, schedule_step_);
+      emit(ComputeJob(miner_effect::OptimizerStep{step_learning_rate_}));
     } else if (!control_queue_.empty()) {
       const bool answers = !std::holds_alternative<miner_effect::Discard>(control_queue_.front());
       computing_ = answers;
@@ -204,15 +205,18 @@ void Miner::on(miner_event::StepDone& event) {
   } else {
     say(fmt::format("optimizer step {} skipped: {}", local_steps_, event.why), true);
   }
+  note_step(step_learning_rate_, accumulated_, !event.ok);
   accumulated_ = 0;
   local_steps_++;
   schedule_step_++;
+  if (local_steps_ - segment_step_ >= spec_.audit.segment_steps) begin_segment(false);
   save_if_due();
 }
 
 void Miner::on(miner_event::ComputeFailed& event) {
   computing_ = false;
   if (const auto found = works_.find(event.key); found != works_.end()) {
+    if (found->second.backward_running) segment_whole_ = false;  // the engine may have lost the accumulated gradient
     found->second.backward_running = false;
     found->second.state = WorkState::kBackwardQueued;  // nothing is computing it any more
     drop(event.key, event.why);

@@ -106,6 +106,7 @@ void Orchestrator::on(const RunResumed& event) {
   state_.spec_version++;
   state_.file_spec = event.run_spec;
   state_.restage.reset();
+  forget_audits();
   refresh_needs();
   enter(RunPhase::kWaiting, 0);
   say(fmt::format("resumed at microbatch {} ({} done, {} to issue again)", event.next_microbatch, event.done,
@@ -232,6 +233,9 @@ void Orchestrator::on(const CheckpointWritten& event) {
 
 void Orchestrator::on(const Ticked&) {
   expire_leases();
+  std::vector<AuditNote> notes;
+  audits().expire(now_, &notes);
+  say(notes);
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
     if (publisher_is_late(s, now_)) {
       state_.stages[s].publisher_turn++;
@@ -294,6 +298,7 @@ bool Orchestrator::due(TimeMs now) const {
   if (!state_.created || (state_.restage && state_.restage->writing)) return false;
   if (state_.phase_deadline > 0 && now >= state_.phase_deadline && !state_.checkpoint_writing) return true;
   if (!index_.deadlines().empty() && now >= index_.deadlines().begin()->first) return true;
+  if (const TimeMs audit = audits().next_deadline(); audit > 0 && now >= audit) return true;
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
     if (publisher_is_late(s, now)) return true;
     const auto& merge = state_.stages[s].merge;

@@ -147,6 +147,9 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
     ++next;
   }
   if (next > miner.receipts_through + 1) news.emplace_back(std::move(receipts));
+  if (request.segment && audits().is_news(miner.index, *request.segment, next - 1)) {
+    news.emplace_back(SegmentCommitted{miner.index, *request.segment});
+  }
   if (request.upload && stage.merge && stage.merge->phase == MergePhase::kSnapshot &&
       stage.merge->target == request.upload->target && stage.merge->invited.count(miner.index) > 0 &&
       stage.merge->uploads.count(miner.index) == 0) {
@@ -181,6 +184,7 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
   answer.receipts_acknowledged = miner.receipts_through;
   answer.leave = state_.phase == RunPhase::kFinished || state_.phase == RunPhase::kStopped;
   answer.drain = miner.drain;
+  answer.segment_known = audits().known_segment(miner.index);
   answer.spec_version = state_.spec_version;
   if (request.spec_version != state_.spec_version) answer.run_spec = encode(state_.spec);
   if (!miner.placed) {

@@ -118,6 +118,7 @@ void Orchestrator::on(const SpecChanged& event) {
   }
   state_.spec = std::move(changed);
   state_.spec_version++;
+  if (event.key.starts_with("training.")) audits().schedule_changed();
   refresh_needs();
   index_.rebuild(state_);  // who qualifies for a merge may have changed
   say(fmt::format("{} is {} from now on", event.key, event.value));
@@ -210,6 +211,7 @@ void Orchestrator::on(const StagesChanged& event) {
   }
   state_.spec.pipeline.stage_layers = state_.restage->stage_layers;
   state_.spec_version++;
+  forget_audits();
   state_.restage.reset();
   // Local states from a checkpoint are of the old layers.
   state_.resumable.clear();

@@ -195,6 +195,7 @@ void Orchestrator::on(const ReceiptsArrived& event) {
     miner.receipts_through = receipt.sequence;
     miner.local_steps = std::max(miner.local_steps, receipt.local_step);
     count_receipt(miner, receipt);
+    audits().receipt(miner.index, receipt);
     pass_over_rejected();
   }
   index_.update(state_, miner.index);

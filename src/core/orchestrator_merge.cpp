@@ -65,6 +65,7 @@ void Orchestrator::on(const UploadCommitted& event) {
   }
   merge->uploads.emplace(event.miner, event.commit);  // the first commitment binds
   state_.miners[event.miner].upload = merge->uploads.at(event.miner).object;
+  audits().upload(event.miner, merge->uploads.at(event.miner));
   const double quorum = state_.spec.merge.quorum * static_cast<double>(merge->invited.size());
   if (static_cast<double>(merge->uploads.size()) >= quorum - 1e-9) {
     merge->deadline = std::min(merge->deadline, now_ + state_.spec.timeouts.upload_grace_ms);

@@ -182,6 +182,7 @@ void Orchestrator::on(const StateHeld& event) {
     miner.resumed.reset();
     miner.carries_since = miner.epoch;
     miner.ready = true;
+    audits().begin(miner.index, miner.registration.incarnation, miner.stage, miner.registration.device);
     miner.must_download = false;
     if (miner.assigned_stage == miner.stage) miner.assigned_stage.reset();  // it came back as the same process
     miner.why = "ready";

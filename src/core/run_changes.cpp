@@ -40,7 +40,18 @@ std::vector<Changeable> changeable(RunSpec* spec) {
           {"timeouts.upload_grace_ms", &spec->timeouts.upload_grace_ms},
           {"timeouts.sync_ms", &spec->timeouts.sync_ms},
           {"checkpoint.every_microbatches", &spec->checkpoint.every_microbatches},
-          {"checkpoint.keep", &spec->checkpoint.keep}};
+          {"checkpoint.keep", &spec->checkpoint.keep},
+          {"audit.share", &spec->audit.share},
+          {"audit.lease_ms", &spec->audit.lease_ms},
+          {"audit.relative_error", &spec->audit.relative_error},
+          {"audit.cosine", &spec->audit.cosine},
+          {"audit.norm_deviation", &spec->audit.norm_deviation},
+          {"audit.rounding_flips", &spec->audit.rounding_flips},
+          {"audit.delta_cosine", &spec->audit.delta_cosine},
+          {"audit.delta_norm_deviation", &spec->audit.delta_norm_deviation},
+          {"audit.loss_tolerance", &spec->audit.loss_tolerance},
+          {"audit.retention_epochs", &spec->audit.retention_epochs},
+          {"audit.retention_bytes", &spec->audit.retention_bytes}};
 }
 
 template <class T>
@@ -156,6 +167,7 @@ std::string differing_sections(const RunSpec& a, const RunSpec& b) {
   compare("merge", a.merge, b.merge);
   compare("timeouts", a.timeouts, b.timeouts);
   compare("checkpoint", a.checkpoint, b.checkpoint);
+  compare("audit", a.audit, b.audit);
   return names;
 }
 

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <initializer_list>
 #include <numbers>
 #include <numeric>
 
+#include "core/key_limits.h"
 #include "tessera/core/object.h"
 
 namespace tessera::core {
@@ -19,50 +19,6 @@ constexpr uint64_t kMaxBoundaryPayloadBytes = uint64_t{1} << 30;
 constexpr uint32_t kMaxBlockValues = kMaxChunkBytes / sizeof(float);
 constexpr size_t kMaxNameBytes = 64;
 constexpr uint32_t kDayMs = 86400000;
-
-struct WholeLimit {
-  const char* key;
-  uint64_t value;
-  uint64_t low;
-  uint64_t high;
-};
-
-Status check_whole(std::initializer_list<WholeLimit> limits) {
-  for (const WholeLimit& limit : limits) {
-    if (limit.value < limit.low || limit.value > limit.high) {
-      return invalid_argument("{}: {} is not allowed; it must be {} to {}", limit.key, limit.value,
-                              limit.low, limit.high);
-    }
-  }
-  return ok_status();
-}
-
-enum class Ends { kClosed, kOpenLow, kOpenHigh };
-
-struct RealLimit {
-  const char* key;
-  double value;
-  double low;
-  double high;
-  Ends ends = Ends::kClosed;
-};
-
-Status check_real(std::initializer_list<RealLimit> limits) {
-  for (const RealLimit& limit : limits) {
-    const bool inside =
-        limit.ends == Ends::kOpenLow    ? limit.value > limit.low && limit.value <= limit.high
-        : limit.ends == Ends::kOpenHigh ? limit.value >= limit.low && limit.value < limit.high
-                                        : limit.value >= limit.low && limit.value <= limit.high;
-    if (inside) continue;  // never true of not-a-number
-    const std::string range = limit.ends == Ends::kOpenLow
-                                  ? fmt::format("above {} and at most {}", limit.low, limit.high)
-                              : limit.ends == Ends::kOpenHigh
-                                  ? fmt::format("at least {} and below {}", limit.low, limit.high)
-                                  : fmt::format("{} to {}", limit.low, limit.high);
-    return invalid_argument("{}: {} is not allowed; it must be {}", limit.key, limit.value, range);
-  }
-  return ok_status();
-}
 
 // A spec can come from the wire, where an enum is any number.
 template <class Enum>
@@ -220,6 +176,22 @@ Status check_timeouts(const TimeoutSpec& timeouts) {
   return ok_status();
 }
 
+Status check_audit(const AuditSpec& audit) {
+  TESSERA_RETURN_IF_ERROR(
+      check_whole({{"audit.segment_steps", audit.segment_steps, 1, 4096},
+                   {"audit.lease_ms", audit.lease_ms, 10, kDayMs},
+                   {"audit.retention_epochs", audit.retention_epochs, 1, 1000},
+                   {"audit.retention_bytes", audit.retention_bytes, 1u << 20, uint64_t{1} << 50}}));
+  return check_real({{"audit.share", audit.share, 0, 1},
+                     {"audit.relative_error", audit.relative_error, 0, 1, Ends::kOpenLow},
+                     {"audit.cosine", audit.cosine, 0, 1},
+                     {"audit.norm_deviation", audit.norm_deviation, 0, 1, Ends::kOpenLow},
+                     {"audit.rounding_flips", audit.rounding_flips, 0, 1},
+                     {"audit.delta_cosine", audit.delta_cosine, 0, 1},
+                     {"audit.delta_norm_deviation", audit.delta_norm_deviation, 0, 1, Ends::kOpenLow},
+                     {"audit.loss_tolerance", audit.loss_tolerance, 0, 1, Ends::kOpenLow}});
+}
+
 uint32_t payload_bits(Codec codec, uint32_t rank) {
   return static_cast<uint32_t>(8 * payload_bytes(codec, 1, rank));
 }
@@ -329,6 +301,7 @@ Status validate(RunSpec* spec) {
   TESSERA_RETURN_IF_ERROR(check_whole(
       {{"checkpoint.every_microbatches", spec->checkpoint.every_microbatches, 0, 1000000000000},
        {"checkpoint.keep", spec->checkpoint.keep, 1, 1000}}));
+  TESSERA_RETURN_IF_ERROR(check_audit(spec->audit));
   RunSpec derived = *spec;  // what is refused stays as it was
   TESSERA_RETURN_IF_ERROR(check_boundary(&derived));
   TESSERA_RETURN_IF_ERROR(check_sizes(derived));

@@ -139,6 +139,9 @@ class WatchedEngine final : public ports::StageEngine {
   Status import_state(const LocalState& state) override {
     return in_time("setting the optimizer state", [&] { return engine_->import_state(state); });
   }
+  StatusOr<std::vector<ports::WeightVersion>> older_weights() override {
+    return in_time("reading older weights", [&] { return engine_->older_weights(); });
+  }
 
  private:
   template <class Function>

@@ -53,6 +53,24 @@ void DeviceStage::publish(const at::Tensor& flat) {
   const uint64_t version = weights_ ? weights_->version + 1 : 0;
   weights_ = std::make_shared<const StageWeights>(
       make_stage_weights(spec_, stage_, flat, version, /*requires_grad=*/true));
+  std::erase_if(versions_, [](const auto& entry) { return entry.second.expired(); });
+  versions_[version] = weights_;
+}
+
+// A version lives as long as a microbatch in flight holds it. Its leaves tile the layout.
+StatusOr<std::vector<core::WeightVersion>> DeviceStage::older_weights() {
+  std::vector<core::WeightVersion> older;
+  for (const auto& [version, held] : versions_) {
+    const std::shared_ptr<const StageWeights> weights = held.lock();
+    if (!weights || weights == weights_) continue;
+    core::WeightVersion& copy = older.emplace_back();
+    copy.version = version;
+    copy.values.resize(static_cast<size_t>(masters_.numel()));
+    for (const StageWeights::Leaf& leaf : weights->leaves) {
+      copy_to_host(leaf.tensor.detach().reshape({-1}), copy.values.data() + leaf.offset);
+    }
+  }
+  return older;
 }
 
 void DeviceStage::renew_weights() {

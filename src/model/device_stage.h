@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 
 #include "model/optimizer.h"
@@ -33,6 +34,7 @@ class DeviceStage final : public StageCompute {
   void write_masters(const std::vector<float>& values) override;
   core::LocalState read_state() override;
   void write_state(const core::LocalState& state) override;
+  StatusOr<std::vector<core::WeightVersion>> older_weights() override;
 
  private:
   // A new version of the compute weights. The old one lives on in the microbatches that use it.
@@ -49,6 +51,7 @@ class DeviceStage final : public StageCompute {
   uint32_t accumulated_ = 0;
   const std::unique_ptr<Optimizer> optimizer_;
   std::shared_ptr<const StageWeights> weights_;
+  std::map<uint64_t, std::weak_ptr<const StageWeights>> versions_;  // that microbatches in flight may still hold
 };
 
 }  // namespace tessera::model

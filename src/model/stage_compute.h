@@ -38,6 +38,10 @@ class StageCompute {
   virtual void write_masters(const std::vector<float>& values) = 0;
   virtual core::LocalState read_state() = 0;
   virtual void write_state(const core::LocalState& state) = 0;
+  // As ports::StageEngine::older_weights().
+  virtual StatusOr<std::vector<core::WeightVersion>> older_weights() {
+    return error(absl::StatusCode::kUnimplemented, "this stage does not give its older weights");
+  }
 };
 
 }  // namespace tessera::model

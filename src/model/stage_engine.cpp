@@ -118,6 +118,10 @@ class LibTorchStageEngine final : public ports::StageEngine {
     return guarded("setting the optimizer state", [&] { return run_import(state); });
   }
 
+  StatusOr<std::vector<ports::WeightVersion>> older_weights() override {
+    return guarded("reading older weights", [&] { return compute_->older_weights(); });
+  }
+
  private:
   bool is_head() const { return stage_ == 0; }
   bool is_tail() const { return stage_ + 1 == spec_.pipeline.stages; }

@@ -6,6 +6,7 @@
 #include <tessera/v1/sync.pb.h>
 
 #include "tessera/base/status.h"
+#include "tessera/core/audit_messages.h"
 #include "tessera/core/messages.h"
 
 namespace tessera::net {
@@ -19,6 +20,9 @@ inline constexpr size_t kMaxShortText = 256;  // addresses, devices, versions
 inline constexpr size_t kMaxReason = 4096;    // sentences for people
 inline constexpr size_t kMaxArgument = 64 << 10;
 inline constexpr size_t kMaxRunSpecBytes = 1 << 20;
+// Parses a validator's report; what is wrong with it, or nothing.
+std::string flaw_of(const std::string& bytes, core::ValidatorReport* report);
+inline constexpr size_t kMaxSegmentBytes = 256 << 10;
 inline constexpr size_t kMaxDataPlanBytes = 3 << 20;
 
 void to_proto(const core::Registration& in, v1::Registration* out);

@@ -190,6 +190,7 @@ void to_proto(const core::SyncAnswer& in, v1::SyncAnswer* out) {
   out->set_drain(in.drain);
   out->set_spec_version(in.spec_version);
   if (in.run_spec) out->set_run_spec(*in.run_spec);
+  out->set_segment_known(in.segment_known);
 }
 
 Status from_proto(const v1::SyncAnswer& in, core::SyncAnswer* out) {
@@ -211,6 +212,7 @@ Status from_proto(const v1::SyncAnswer& in, core::SyncAnswer* out) {
   out->drain = in.drain();
   out->spec_version = in.spec_version();
   if (in.has_run_spec()) check.text("run_spec", in.run_spec(), kMaxRunSpecBytes, &out->run_spec.emplace());
+  out->segment_known = in.segment_known();
   return check.status();
 }
 

@@ -171,6 +171,8 @@ void to_proto(const core::MinerStatus& in, v1::MinerStatus* out) {
   out->set_forwards(in.forwards);
   out->set_recomputed(in.recomputed);
   out->set_steps_lost(in.steps_lost);
+  out->set_payloads_stored(in.payloads_stored);
+  out->set_payloads_dropped(in.payloads_dropped);
 }
 
 Status from_proto(const v1::MinerStatus& in, core::MinerStatus* out) {
@@ -191,6 +193,8 @@ Status from_proto(const v1::MinerStatus& in, core::MinerStatus* out) {
   out->forwards = in.forwards();
   out->recomputed = in.recomputed();
   out->steps_lost = in.steps_lost();
+  out->payloads_stored = in.payloads_stored();
+  out->payloads_dropped = in.payloads_dropped();
   return check.status();
 }
 
@@ -228,6 +232,7 @@ void to_proto(const core::SyncRequest& in, v1::SyncRequest* out) {
   if (in.checkpoint) to_proto(*in.checkpoint, out->mutable_checkpoint());
   out->set_peers_version(in.peers_version);
   out->set_spec_version(in.spec_version);
+  if (in.segment) out->set_segment(encode(*in.segment));
 }
 
 Status from_proto(const v1::SyncRequest& in, core::SyncRequest* out) {
@@ -249,7 +254,23 @@ Status from_proto(const v1::SyncRequest& in, core::SyncRequest* out) {
   if (in.has_checkpoint()) check.nested("checkpoint", in.checkpoint(), &out->checkpoint.emplace());
   out->peers_version = in.peers_version();
   out->spec_version = in.spec_version();
+  if (in.has_segment()) {
+    core::SegmentCommit& segment = out->segment.emplace();
+    const bool readable = in.segment().size() <= kMaxSegmentBytes && decode(in.segment(), &segment);
+    check.require("segment", readable ? flaw_of(segment) : "it is not the canonical bytes of a commitment");
+  }
   return check.status();
+}
+
+std::string flaw_of(const std::string& bytes, core::ValidatorReport* report) {
+  if (!decode(bytes, report)) return "it is not the canonical bytes of a validator's report; do both sides run the same version?";
+  if (report->device.size() > kMaxShortText || report->software.size() > kMaxShortText) return "device or software is too long";
+  if (report->results.size() > core::kMaxResultsPerReport) return "too many results";
+  for (const core::AuditResult& result : report->results) {
+    if (result.finding > core::AuditFinding::kUnreadable) return "an unknown finding; upgrade this program";
+    if (result.reason.size() > kMaxReason) return "a reason is too long";
+  }
+  return "";
 }
 
 }  // namespace tessera::net

@@ -71,6 +71,10 @@ class FieldCheck {
     fail(field, "{} entries, at most {} are allowed", size, limit);
     return false;
   }
+  // `flaw`: what is wrong with it; empty: nothing.
+  void require(const char* field, const std::string& flaw) {
+    if (!flaw.empty()) fail(field, "{}", flaw);
+  }
   void present(const char* field, bool has) {
     if (!has) fail(field, "missing");
   }

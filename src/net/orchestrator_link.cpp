@@ -62,6 +62,17 @@ class OrchestratorClient final : public GrpcOrchestratorLink {
     return ask<v1::QueryAnswer>(kQueryMethod, request);
   }
 
+  StatusOr<core::ValidatorOrders> report(const core::ValidatorReport& report) override {
+    v1::ValidateRequest request;
+    request.set_report(encode(report));
+    TESSERA_ASSIGN_OR_RETURN(const v1::ValidateAnswer answer, call<v1::ValidateAnswer>(kValidateMethod, request));
+    core::ValidatorOrders orders;
+    if (!decode(answer.orders(), &orders)) {
+      return invalid_argument("{}: its orders can't be read; do both sides run the same version of Tessera?", endpoint_.name());
+    }
+    return orders;
+  }
+
   StatusOr<std::string> command(const std::string& command, const std::string& argument) override {
     v1::CommandRequest request;
     request.set_command(command);
@@ -109,14 +120,18 @@ class OrchestratorClient final : public GrpcOrchestratorLink {
 
   template <class Answer>
   StatusOr<std::string> ask(const char* method, const google::protobuf::MessageLite& request) {
+    TESSERA_ASSIGN_OR_RETURN(Answer answer, call<Answer>(method, request));
+    return std::move(*answer.mutable_json());
+  }
+
+  template <class Answer>
+  StatusOr<Answer> call(const char* method, const google::protobuf::MessageLite& request) {
     TESSERA_ASSIGN_OR_RETURN(const HelloInfo info, endpoint_.known_or_hello(timeout_ms_));
     auto promise = std::make_shared<std::promise<StatusOr<grpc::ByteBuffer>>>();
     endpoint_.call(
         method, buffer_of(serialize(request)), info.node, info.run_id, std::string(), timeout_ms_,
         [promise](StatusOr<grpc::ByteBuffer> answer) { promise->set_value(std::move(answer)); });
-    auto answer = parsed<Answer>(promise->get_future().get());
-    if (!answer.ok()) return answer.status();
-    return std::move(*answer->mutable_json());
+    return parsed<Answer>(promise->get_future().get());
   }
 
   const uint32_t timeout_ms_;

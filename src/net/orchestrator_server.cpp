@@ -20,7 +20,8 @@ constexpr size_t kMemoryBytes = size_t{1} << 30;
 using RawOrchestrator =
     v1::Orchestrator::WithRawCallbackMethod_Hello<v1::Orchestrator::WithRawCallbackMethod_Register<
         v1::Orchestrator::WithRawCallbackMethod_Sync<v1::Orchestrator::WithRawCallbackMethod_Query<
-            v1::Orchestrator::WithRawCallbackMethod_Command<v1::Orchestrator::Service>>>>>;
+            v1::Orchestrator::WithRawCallbackMethod_Validate<
+                v1::Orchestrator::WithRawCallbackMethod_Command<v1::Orchestrator::Service>>>>>>;
 
 // Answers with `Proto` made by `fill` from the value, or with the error.
 template <class Proto, class Value, class Fill>
@@ -89,6 +90,26 @@ class OrchestratorService final : public RawOrchestrator {
           if (!check.ok()) return call->fail(check.status());
           handler_->on_query(caller, std::move(topic), std::move(argument),
                              json_answer<v1::QueryAnswer>(call));
+        });
+  }
+
+  grpc::ServerUnaryReactor* Validate(grpc::CallbackServerContext* context,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override {
+    return accept<v1::ValidateRequest>(
+        kValidateMethod, context, request, response,
+        [this](const ServerCallPtr& call, const ports::Caller& caller,
+               const v1::ValidateRequest& message) {
+          core::ValidatorReport report;
+          FieldCheck check;
+          check.require("report", flaw_of(message.report(), &report));
+          if (!check.ok()) return call->fail(check.status());
+          handler_->on_validate(
+              caller, std::move(report),
+              answer_with<v1::ValidateAnswer, core::ValidatorOrders>(
+                  call, [](const core::ValidatorOrders& value, v1::ValidateAnswer* answer) {
+                    answer->set_orders(encode(value));
+                  }));
         });
   }
 

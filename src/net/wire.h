@@ -18,6 +18,7 @@ inline constexpr char kRegisterMethod[] = "/tessera.v1.Orchestrator/Register";
 inline constexpr char kSyncMethod[] = "/tessera.v1.Orchestrator/Sync";
 inline constexpr char kQueryMethod[] = "/tessera.v1.Orchestrator/Query";
 inline constexpr char kCommandMethod[] = "/tessera.v1.Orchestrator/Command";
+inline constexpr char kValidateMethod[] = "/tessera.v1.Orchestrator/Validate";
 inline constexpr char kHasBlobsMethod[] = "/tessera.v1.BlobStore/HasBlobs";
 inline constexpr char kPutBlobsMethod[] = "/tessera.v1.BlobStore/PutBlobs";
 inline constexpr char kGetBlobsMethod[] = "/tessera.v1.BlobStore/GetBlobs";

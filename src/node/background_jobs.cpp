@@ -8,6 +8,7 @@
 #include "tessera/core/stage_layout.h"
 #include "tessera/kernels/merge.h"
 #include "tessera/kernels/merge_wire.h"
+#include "tessera/node/audit_store.h"
 #include "tessera/node/merge_reduce.h"
 #include "tessera/node/objects.h"
 
@@ -223,6 +224,10 @@ void BackgroundJobs::work(core::miner_effect::SaveLocalState& job) {
     status = save_local_checkpoint(directory_, job.about, state);
   }
   post_(core::miner_event::LocalStateSaved{job.about.steps, status.ok(), message_of(status)});
+}
+
+void BackgroundJobs::work(core::miner_effect::StoreSegment& job) {
+  post_(core::miner_event::SegmentStored{store_segment(blobs_, job, {})});
 }
 
 void BackgroundJobs::write_copy() {

@@ -1,6 +1,6 @@
 #include "tessera/node/compute_jobs.h"
 
-#include "tessera/base/crypto.h"
+#include "tessera/core/payload_name.h"
 #include "tessera/kernels/merge.h"
 
 namespace tessera::node {
@@ -14,10 +14,6 @@ using core::miner_event::LocalStateExported;
 using core::miner_event::SnapshotTaken;
 using core::miner_event::StateInstalled;
 using core::miner_event::StepDone;
-
-Digest hash_of(const core::BoundaryPayload& payload) {
-  return payload.bytes.empty() ? Digest{} : digest_of(payload.bytes);
-}
 
 }  // namespace
 
@@ -34,6 +30,10 @@ bool ComputeJobs::is_fatal(const Status& status) {
 void ComputeJobs::work(core::miner_effect::Forward& job) {
   const double began_ms = clock_ms_();
   auto result = engine_->forward(job.key, *job.tokens, job.input);
+  if (result.ok()) {
+    keep(job.input);
+    keep(result->output);
+  }
   if (!result.ok()) {
     if (!is_fatal(result.status())) post_(ComputeFailed{job.key, "forward: " + message_of(result.status())});
     return;
@@ -44,7 +44,7 @@ void ComputeJobs::work(core::miner_effect::Forward& job) {
                    .loss = result->loss,
                    .weight_version = result->weight_version,
                    .milliseconds = static_cast<float>(clock_ms_() - began_ms)};
-  done.output_hash = hash_of(done.output);
+  done.output_hash = core::name_of(done.output);
   post_(std::move(done));
 }
 
@@ -52,7 +52,8 @@ void ComputeJobs::work(core::miner_effect::Backward& job) {
   const double began_ms = clock_ms_();
   auto result = engine_->backward(job.key, job.output_gradient, job.accumulate, [&](core::BoundaryPayload gradient) {
     core::miner_event::InputGradientReady ready{.key = job.key, .input_gradient = std::move(gradient), .gradient_hash = {}};
-    ready.gradient_hash = hash_of(ready.input_gradient);
+    ready.gradient_hash = core::name_of(ready.input_gradient);
+    keep(ready.input_gradient);
     post_(std::move(ready));
   });
   if (!result.ok()) {
@@ -63,7 +64,9 @@ void ComputeJobs::work(core::miner_effect::Backward& job) {
                     .input_gradient = std::move(result->input_gradient),
                     .gradient_hash = {},
                     .milliseconds = static_cast<float>(clock_ms_() - began_ms)};
-  done.gradient_hash = hash_of(done.input_gradient);
+  done.gradient_hash = core::name_of(done.input_gradient);
+  keep(job.output_gradient);
+  keep(done.input_gradient);
   post_(std::move(done));
 }
 
@@ -135,6 +138,17 @@ void ComputeJobs::work(core::miner_effect::ApplyBase& job) {
 
 void ComputeJobs::work(core::miner_effect::ExportLocalState& job) {
   post_(LocalStateExported{job.id, std::make_shared<const core::LocalState>(engine_->export_state())});
+}
+
+void ComputeJobs::work(core::miner_effect::ExportSegment& job) {
+  core::miner_event::SegmentExported done;
+  done.number = job.number;
+  auto older = engine_->older_weights();
+  if (older.ok()) {
+    done.state = std::make_shared<const core::LocalState>(engine_->export_state());
+    done.older = *std::move(older);
+  }
+  post_(std::move(done));
 }
 
 }  // namespace tessera::node

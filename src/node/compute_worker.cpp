@@ -12,8 +12,8 @@ double steady_ms() {
 }  // namespace
 
 ComputeWorker::ComputeWorker(ComputeJobs::MakeEngine make_engine, std::function<void(core::MinerEvent)> post,
-                             std::function<void(Status)> fatal)
-    : work_(std::move(make_engine), std::move(post), std::move(fatal), steady_ms) {
+                             std::function<void(Status)> fatal, ComputeJobs::KeepPayload keep)
+    : work_(std::move(make_engine), std::move(post), std::move(fatal), steady_ms, std::move(keep)) {
   thread_ = std::jthread([this] { loop(); });
 }
 

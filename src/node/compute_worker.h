@@ -13,7 +13,7 @@ class ComputeWorker {
  public:
   // `post` takes events from this thread; `fatal` is called once if the engine can't go on.
   ComputeWorker(ComputeJobs::MakeEngine make_engine, std::function<void(core::MinerEvent)> post,
-                std::function<void(Status)> fatal);
+                std::function<void(Status)> fatal, ComputeJobs::KeepPayload keep);
   ~ComputeWorker();
 
   // Any thread. The queue is longer than the state machine ever fills it.

@@ -30,6 +30,27 @@ std::vector<Digest> live_objects(const core::OrchestratorState& state) {
     if (miner.checkpoint) objects.push_back(miner.checkpoint->object);
     if (miner.resumed && !miner.ready) objects.push_back(miner.resumed->local_state);
   }
+  const auto add_segment = [&](const core::SegmentCommit& commit) {
+    objects.push_back(commit.state);
+    for (const core::OlderWeights& older : commit.older) objects.push_back(older.object);
+  };
+  const auto add_payloads = [&](const std::vector<core::Receipt>& receipts) {
+    for (const core::Receipt& receipt : receipts) {
+      objects.insert(objects.end(), {receipt.input_hash, receipt.output_hash, receipt.gradient_in_hash, receipt.gradient_out_hash});
+    }
+  };
+  for (const auto& [miner, segment] : state.audits.under_way) {
+    if (segment.begin) add_segment(*segment.begin);
+    add_payloads(segment.receipts);
+  }
+  for (const auto& [number, audit] : state.audits.open) {
+    add_segment(audit.task.begin);
+    add_segment(audit.task.end);
+    add_payloads(audit.task.receipts);
+    objects.push_back(audit.task.base);
+    objects.push_back(audit.task.next_base);
+    if (audit.task.upload) objects.push_back(audit.task.upload->object);
+  }
   for (const auto& [node, resumed] : state.resumable) objects.push_back(resumed.local_state);
   return objects;
 }

@@ -94,6 +94,34 @@ StatusOr<DeltaUpload> upload_delta(ports::BlobLink& blobs, const core::MergeSpec
   return upload;
 }
 
+StatusOr<std::vector<float>> fetch_upload(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values,
+                                          const Digest& object) {
+  const kernels::MergeRun run{merge.upload_format, stage_values, merge.block_values};
+  const uint64_t bytes = kernels::merge_run_bytes(run.format, run.values, run.block_values);
+  TESSERA_ASSIGN_OR_RETURN(const std::string payload, get_object(blobs, object, bytes));
+  std::vector<float> delta(stage_values);
+  kernels::merge_decode_cpu(
+      {.run = run, .payload = reinterpret_cast<const uint8_t*>(payload.data()), .assign = true, .sum = delta.data()});
+  return delta;
+}
+
+double upload_rounding(const core::MergeSpec& merge, const std::vector<float>& delta) {
+  if (merge.upload_format == Codec::kFp32 || delta.empty()) return 0;
+  const kernels::MergeRun run{merge.upload_format, delta.size(), merge.block_values};
+  std::string payload(kernels::merge_run_bytes(run.format, run.values, run.block_values), '\0');
+  auto* const bytes = reinterpret_cast<uint8_t*>(payload.data());
+  kernels::merge_encode_cpu({.run = run, .input = delta.data(), .payload = bytes});
+  std::vector<float> rounded(delta.size());
+  kernels::merge_decode_cpu({.run = run, .payload = bytes, .assign = true, .sum = rounded.data()});
+  double error = 0, energy = 0;
+  for (size_t i = 0; i < delta.size(); ++i) {
+    const double difference = static_cast<double>(rounded[i]) - delta[i];
+    error += difference * difference;
+    energy += static_cast<double>(delta[i]) * delta[i];
+  }
+  return energy > 0 && std::isfinite(error) ? std::sqrt(error / energy) : 0;
+}
+
 namespace {
 
 // The bytes of one copy of a shard, checked against the shard's digest.

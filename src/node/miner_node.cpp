@@ -83,6 +83,7 @@ Status MinerNode::Shell::begin(const core::RegisterAnswer& answer, const core::R
   });
   const auto post_event = [this](MinerEvent event) { post(std::move(event)); };
   background_ = std::make_unique<BackgroundWorker>(spec_, *links_.blobs, options_.directory, answer.run_id, post_event);
+  if (spec_.audit.enabled) audit_ = std::make_unique<AuditWorker>(*links_.blobs, post_event);
   data_thread_ = std::jthread([this] { data_loop(); });
   auto facts = std::make_shared<RunFacts>();
   facts->spec = spec_;
@@ -99,6 +100,9 @@ void MinerNode::Shell::joined(const std::string& run_id) {
 void MinerNode::Shell::add_to(core::MinerStatus* status) {
   status->peer_bytes_sent = links_.peers->bytes_sent();
   status->frames_refused += unreadable_frames_.load();
+  if (!audit_) return;
+  status->payloads_stored = audit_->stored();
+  status->payloads_dropped = audit_->dropped();
 }
 
 // One small file, written when a step is done.
@@ -118,6 +122,7 @@ void MinerNode::Shell::end_incarnation() {
   if (data_thread_.joinable()) data_thread_.join();
   compute_.reset();
   background_.reset();
+  audit_.reset();
   data_jobs_ = std::make_unique<BoundedQueue<core::MicrobatchKey>>(1024);
   std::lock_guard lock(mutex_);
   inputs_ = std::make_shared<BoundedQueue<Input>>(16384);
@@ -133,12 +138,20 @@ void MinerNode::Shell::compute(core::ComputeJob job) {
     const StageIndex stage = control_.miner()->stage().value();
     compute_ = std::make_unique<ComputeWorker>(
         [this, stage, spec = spec_] { return options_.make_engine(spec, stage); },
-        [this](MinerEvent event) { post(std::move(event)); }, [this](Status status) { post(Fatal{std::move(status)}); });
+        [this](MinerEvent event) { post(std::move(event)); }, [this](Status status) { post(Fatal{std::move(status)}); },
+        audit_ ? ComputeJobs::KeepPayload([this](const core::BoundaryPayload& payload) { audit_->keep(payload); })
+               : ComputeJobs::KeepPayload());
   }
   compute_->run(std::move(job));
 }
 
-void MinerNode::Shell::background(core::BackgroundJob job) { background_->run(std::move(job)); }
+void MinerNode::Shell::background(core::BackgroundJob job) {
+  if (auto* segment = std::get_if<core::miner_effect::StoreSegment>(&job); segment != nullptr && audit_) {
+    audit_->store(std::move(*segment));
+  } else {
+    background_->run(std::move(job));
+  }
+}
 
 void MinerNode::Shell::say(const core::miner_effect::Say& effect) {
   spdlog::log(effect.warning ? spdlog::level::warn : spdlog::level::info, "{}", effect.text);

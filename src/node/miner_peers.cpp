@@ -3,6 +3,7 @@
 
 #include "miner_shell.h"
 #include "tessera/base/log.h"
+#include "tessera/core/payload_name.h"
 #include "tessera/core/frame.h"
 
 namespace tessera::node {
@@ -37,7 +38,7 @@ void MinerNode::Shell::on_frame(const ports::Caller& caller, std::string bytes,
   // in.
   const bool forward = event.frame.direction == core::Direction::kForward;
   if (forward && inputs->size() >= kFrameQueueLimit) return done(core::Admission::kFull);
-  event.payload_hash = digest_of(event.frame.payload);
+  event.payload_hash = core::name_of(core::BoundaryPayload{event.frame.exponent, event.frame.payload});
   event.sender = caller.node;
   {
     std::lock_guard lock(mutex_);

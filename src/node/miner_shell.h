@@ -9,6 +9,7 @@
 #include <thread>
 #include <variant>
 
+#include "audit_worker.h"
 #include "background_worker.h"
 #include "compute_worker.h"
 #include "tessera/base/bounded_queue.h"
@@ -96,6 +97,7 @@ class MinerNode::Shell final : public MinerSurroundings {
   core::DataPlan data_;
   MinerControl control_;
   std::unique_ptr<BackgroundWorker> background_;
+  std::unique_ptr<AuditWorker> audit_;  // outlives the compute thread, which fills it
   std::unique_ptr<ComputeWorker> compute_;
   std::jthread data_thread_;
 };

@@ -147,6 +147,7 @@ void OrchestratorControl::note_loss(const core::ReceiptsArrived& arrived) {
 Status OrchestratorControl::handle(Call call) {
   if (auto* registration = std::get_if<RegisterCall>(&call)) return handle_register(*registration);
   if (auto* sync = std::get_if<SyncCall>(&call)) return handle_sync(*sync);
+  if (auto* report = std::get_if<ValidateCall>(&call)) return handle_validate(*report);
   if (auto* command = std::get_if<CommandCall>(&call)) return handle_command(*command);
   if (auto* event = std::get_if<core::Event>(&call)) return apply(std::move(*event));
   if (auto* created = std::get_if<CreatedCall>(&call)) return handle_created(*created);

@@ -163,6 +163,7 @@ Status OrchestratorControl::watch_time() {
     if (!core_.state().miners[miner].live) continue;
     TESSERA_RETURN_IF_ERROR(apply(core::MinerLost{miner, fmt::format("silent for {} ms", limit)}));
   }
+  TESSERA_RETURN_IF_ERROR(watch_validators());
   if (core_.due(now())) TESSERA_RETURN_IF_ERROR(apply(core::Ticked{}));
   return ok_status();
 }
@@ -173,6 +174,11 @@ bool OrchestratorControl::over() {
     over_since_ = 0;
     return false;
   }
+  // Work that a validator still has before it is judged; leases bound the wait.
+  const core::AuditState& audits = core_.state().audits;
+  const bool judged = audits.open.empty() || std::none_of(audits.validators.begin(), audits.validators.end(),
+                                                          [](const auto& entry) { return entry.second.live; });
+  if (phase == core::RunPhase::kFinished && !judged) return false;
   if (over_since_ == 0) over_since_ = monotonic();
   const auto& miners = core_.state().miners;
   const bool all_told = std::all_of(miners.begin(), miners.end(), [&](const core::MinerRecord& miner) {

@@ -7,7 +7,13 @@
 
 namespace tessera::node {
 
-SweepJob make_sweep_job(const core::OrchestratorState& state) { return {live_objects(state)}; }
+SweepJob make_sweep_job(const core::OrchestratorState& state) {
+  SweepJob job{.live = live_objects(state)};
+  if (!state.spec.audit.enabled) return job;
+  job.recent_since_ms = core::payloads_kept_since(state.audits, state.spec.audit);
+  job.recent_bytes = state.spec.audit.retention_bytes;
+  return job;
+}
 
 RestageJob make_restage_job(const core::OrchestratorState& state) {
   RestageJob job{.id = state.restage->id, .before = state.spec, .after = state.spec, .states = {}};
@@ -57,7 +63,7 @@ core::CheckpointWritten OrchestratorJobs::write(const CheckpointJob& job) {
 
 void OrchestratorJobs::sweep(const SweepJob& job) {
   if (!sweep_) return;
-  const StatusOr<uint64_t> removed = sweep_(blobs_of(blobs_, job.live));
+  const StatusOr<uint64_t> removed = sweep_(blobs_of(blobs_, job.live), job.recent_since_ms, job.recent_bytes);
   if (!removed.ok()) {
     spdlog::warn("collecting unneeded blobs: {}", message_of(removed.status()));
   } else if (*removed > 0) {

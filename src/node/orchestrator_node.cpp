@@ -127,6 +127,10 @@ void OrchestratorNode::on_sync(const ports::Caller& caller, core::SyncRequest re
                                std::function<void(StatusOr<core::SyncAnswer>)> done) {
   shell_->enqueue(SyncCall{caller, std::move(request), std::move(done)});
 }
+void OrchestratorNode::on_validate(const ports::Caller& caller, core::ValidatorReport report,
+                                   std::function<void(StatusOr<core::ValidatorOrders>)> done) {
+  shell_->enqueue(ValidateCall{caller, std::move(report), std::move(done)});
+}
 void OrchestratorNode::on_query(const ports::Caller&, std::string topic, std::string argument,
                                 std::function<void(StatusOr<std::string>)> done) {
   shell_->enqueue(QueryCall{std::move(topic), std::move(argument), std::move(done)});

@@ -154,4 +154,14 @@ Status SimulatedEngine::import_state(const core::LocalState& state) {
   return ok_status();
 }
 
+StatusOr<std::vector<ports::WeightVersion>> SimulatedEngine::older_weights() {
+  std::map<uint64_t, std::vector<float>> versions;
+  for (const auto& [key, held] : held_) {
+    if (held.version != version_) versions[held.version] = *held.weights;
+  }
+  std::vector<ports::WeightVersion> older;
+  for (auto& [version, values] : versions) older.push_back({version, std::move(values)});
+  return older;
+}
+
 }  // namespace tessera::sim

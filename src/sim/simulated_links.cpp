@@ -1,5 +1,6 @@
 // A miner's messages in both directions.
 #include "simulated_miner.h"
+#include "tessera/core/payload_name.h"
 
 namespace tessera::sim {
 namespace {
@@ -59,7 +60,7 @@ void SimulatedMiner::on_frame(Message& message) {
   connected_[message.from] = message.from_generation;
   core::miner_event::FrameArrived event;
   event.frame = std::move(std::get<core::Frame>(message.body));
-  event.payload_hash = digest_of(event.frame.payload);
+  event.payload_hash = core::name_of(core::BoundaryPayload{event.frame.exponent, event.frame.payload});
   event.sender = key_of_node(message.from);
   event.reply = next_reply_++;
   const core::Frame& frame = event.frame;

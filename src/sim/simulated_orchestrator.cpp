@@ -33,7 +33,7 @@ SimulatedOrchestrator::SimulatedOrchestrator(World& world)
     : world_(world),
       journal_(world.sim.keep_journal, world.sim.check),
       jobs_(world.blobs, checkpoints_,
-            [&world](const std::set<Digest>& keep) { return world.blobs.sweep(keep); }, nullptr) {
+            [&world](const std::set<Digest>& keep, TimeMs, uint64_t) { return world.blobs.sweep(keep); }, nullptr) {
   journal_.watcher = [this](const ports::JournalRecord& record) {
     world_.trace.line("journal {} {} {}", record.sequence, record.kind,
                       digest_of(record.body).brief());

@@ -183,16 +183,30 @@ bool BlobStore::has(const Digest& digest) const {
   return touch(path_of(digest));
 }
 
-StatusOr<uint64_t> BlobStore::sweep(const std::set<Digest>& keep, std::chrono::seconds min_age) {
+StatusOr<uint64_t> BlobStore::sweep(const std::set<Digest>& keep, std::chrono::seconds min_age, Recent recent) {
+  struct Unneeded {
+    Digest digest;
+    std::time_t used = 0;
+    uint64_t bytes = 0;
+  };
   const auto limit = std::chrono::system_clock::now() - min_age;
   const std::time_t oldest_kept = std::chrono::system_clock::to_time_t(limit);
-  uint64_t removed = 0;
+  std::vector<Unneeded> unneeded;
   for (const Digest& digest : list()) {
-    if (keep.count(digest) > 0) continue;
-    const std::string path = path_of(digest);
-    std::lock_guard lock(lock_of(digest));
     struct stat info {};
-    if (::stat(path.c_str(), &info) != 0 || info.st_mtime >= oldest_kept) continue;
+    if (keep.count(digest) > 0 || ::stat(path_of(digest).c_str(), &info) != 0) continue;
+    unneeded.push_back({digest, info.st_mtime, static_cast<uint64_t>(info.st_size)});
+  }
+  std::stable_sort(unneeded.begin(), unneeded.end(), [](const Unneeded& a, const Unneeded& b) { return a.used > b.used; });
+  uint64_t removed = 0, kept = 0;
+  for (const Unneeded& blob : unneeded) {
+    const bool is_recent = int64_t{blob.used} * 1000 >= recent.since_unix_ms && kept + blob.bytes <= recent.bytes;
+    if (is_recent) kept += blob.bytes;
+    if (is_recent || blob.used >= oldest_kept) continue;
+    const std::string path = path_of(blob.digest);
+    std::lock_guard lock(lock_of(blob.digest));
+    struct stat info {};
+    if (::stat(path.c_str(), &info) != 0 || info.st_mtime >= oldest_kept) continue;  // used meanwhile
     TESSERA_RETURN_IF_ERROR(remove_locked(path));
     removed += static_cast<uint64_t>(info.st_size);
   }

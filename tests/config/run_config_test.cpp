@@ -82,14 +82,14 @@ const Refusal kFileRefusals[] = {
     {"wallpaper: 3\n",
      "c.yaml:1: wallpaper: unknown key; the keys here are: run, model, pipeline, training, "
      "boundary, merge, "
-     "timeouts, checkpoint, data"},
+     "timeouts, audit, checkpoint, data"},
     {"training.steps: 3\n",
      "c.yaml:1: training.steps: unknown key; in a file write it as 'steps' in the section "
      "'training'"},
     {"a: &x {steps: 3}\ntraining:\n  <<: *x\n",
      "c.yaml:1: a: unknown key; the keys here are: run, model, pipeline, training, boundary, "
      "merge, timeouts, "
-     "checkpoint, data"},
+     "audit, checkpoint, data"},
     // Twice.
     {"training:\n  steps: 3\n  seed: 1\n  steps: 4\n",
      "c.yaml:4: training.steps: given twice; the first is on line 2"},

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "support/miner_harness.h"
+#include "tessera/core/payload_name.h"
 
 namespace tessera::test {
 namespace {
@@ -57,7 +58,7 @@ TEST(Head, TakesALeaseFromTokensToReceipt) {
   EXPECT_EQ(receipt.downstream, 10u);
   EXPECT_TRUE(receipt.accumulated);
   EXPECT_EQ(receipt.output_hash, digest_of("activation"));
-  EXPECT_EQ(receipt.gradient_in_hash, digest_of("payload"));
+  EXPECT_EQ(receipt.gradient_in_hash, core::name_of(core::BoundaryPayload{.exponent = 0, .bytes = "payload"}));
   EXPECT_EQ(receipt.unix_ms, 1000100);
   const Digest signed_hash = digest_of(receipt.signed_bytes("0123456789abcdef"));
   EXPECT_TRUE(
@@ -94,7 +95,7 @@ TEST(Middle, HandsForwardAndBackward) {
   backward_through(middle, 1);
   EXPECT_EQ(middle.miner->in_flight(), 0u);
   const core::SyncRequest report = middle.miner->report();
-  EXPECT_EQ(report.receipts.at(0).input_hash, digest_of("payload"));
+  EXPECT_EQ(report.receipts.at(0).input_hash, core::name_of(core::BoundaryPayload{.exponent = 0, .bytes = "payload"}));
   EXPECT_EQ(report.status.boundary_tensors_sent, 2u);
   EXPECT_GT(report.status.forward_ms, 0);
   EXPECT_GT(report.status.backward_ms, 0);

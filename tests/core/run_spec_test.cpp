@@ -182,6 +182,9 @@ const Refusal kRefusals[] = {
      "miner count as lost"},
     {[](RunSpec* s) { s->checkpoint.keep = 0; },
      "checkpoint.keep: 0 is not allowed; it must be 1 to 1000"},
+    {[](RunSpec* s) { s->audit.segment_steps = 0; },
+     "audit.segment_steps: 0 is not allowed; it must be 1 to 4096"},
+    {[](RunSpec* s) { s->audit.share = 1.5; }, "audit.share: 1.5 is not allowed; it must be 0 to 1"},
 };
 
 TEST(RunSpec, RefusalsNameTheKeyAndTheRemedy) {

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 BIN = Path(os.environ["TESSERA_BIN"])
-LIMIT_S = 240  # no wait is longer
+LIMIT_S = 240
 
 TINY = {
     "model": {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "ffn_width": 96, "vocab": 256, "context": 16},
@@ -43,7 +43,7 @@ def sample_text(path, repeats=400):
 class Swarm:
     """Context manager: a folder, a configuration and, once started, `tesseractl swarm local`."""
 
-    def __init__(self, config, folder=None, text=None):
+    def __init__(self, config, folder=None, text=None, limit_s=LIMIT_S):
         self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="tessera-e2e-")
         self.folder = Path(folder or self._temporary.name)
         self.out = self.folder / "out"
@@ -51,6 +51,7 @@ class Swarm:
         self.text = text or sample_text(self.folder / "text.txt")
         self.process = None
         self.log = None
+        self.limit_s = limit_s  # no wait is longer
 
     def __enter__(self):
         return self
@@ -82,7 +83,7 @@ class Swarm:
 
     def wait(self, code=0):
         """Waits for the end, checks the exit code, returns the summary."""
-        self.process.wait(LIMIT_S)
+        self.process.wait(self.limit_s)
         assert self.process.returncode == code, f"exit code {self.process.returncode}\n{self.tail()}"
         return self.summary()
 
@@ -96,14 +97,14 @@ class Swarm:
     def pids(self):
         return json.loads((self.out / "pids.json").read_text())
 
-    def until(self, condition, what):
+    def until(self, condition, what, pause_s=0.05):
         """Polls a condition of the ledger; every wait is bounded."""
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + self.limit_s
         while time.monotonic() < deadline:
             if condition():
                 return
             assert self.process.poll() is None, f"the swarm ended while waiting for {what}\n{self.tail()}"
-            time.sleep(0.05)
+            time.sleep(pause_s)
         raise AssertionError(f"waited in vain for {what}\n{self.tail()}")
 
     def events(self, kind=None):
@@ -113,10 +114,11 @@ class Swarm:
             return []
         try:
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10) as ledger:
-                rows = ledger.execute("SELECT sequence, kind, json FROM entries ORDER BY sequence").fetchall()
+                rows = ledger.execute("SELECT sequence, kind, json FROM entries WHERE ?1 IS NULL OR kind = ?1 "
+                                      "ORDER BY sequence", (kind,)).fetchall()
         except sqlite3.OperationalError:
             return []  # being created
-        return [(sequence, name, json.loads(text)) for sequence, name, text in rows if kind in (None, name)]
+        return [(sequence, name, json.loads(text)) for sequence, name, text in rows]
 
     def count(self, kind):
         return len(self.events(kind))

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "support/small_run.h"
+#include "tessera/core/payload_name.h"
 #include "tessera/core/miner.h"
 
 namespace tessera::test {
@@ -123,7 +124,7 @@ class MinerHarness {
   }
   core::Admission arrive(core::Frame frame, MinerIndex from) {
     core::miner_event::FrameArrived event;
-    event.payload_hash = digest_of(frame.payload);
+    event.payload_hash = core::name_of(core::BoundaryPayload{frame.exponent, frame.payload});
     event.frame = std::move(frame);
     event.sender = node_of(from);
     event.reply = ++last_reply;
@@ -224,6 +225,7 @@ class MinerHarness {
   std::vector<std::string> said;
   std::string left;
   uint64_t weight_version = 0;
+  std::vector<core::WeightVersion> older_weights;  // that the engine would have
   uint64_t last_reply = 0;
   uint64_t peers_version = 0;
 
@@ -288,6 +290,13 @@ class MinerHarness {
   }
   void done(const core::miner_effect::ApplyBase& job) {
     step(core::miner_event::BaseApplied{job.target, ++weight_version});
+  }
+  void done(const core::miner_effect::ExportSegment& job) {
+    core::miner_event::SegmentExported event;
+    event.number = job.number;
+    event.state = std::make_shared<core::LocalState>();
+    event.older = older_weights;
+    step(std::move(event));
   }
   void done(const core::miner_effect::ExportLocalState& job) {
     step(core::miner_event::LocalStateExported{job.id, std::make_shared<core::LocalState>()});

@@ -46,6 +46,7 @@ Status NodeSwarm::open_orchestrator_without_run(
 
 Status NodeSwarm::open(node::OrchestratorOptions options) {
   options.admins = {admin.id()};
+  options.validators = {validator.id()};
   options.exit_when_over = true;
   TESSERA_ASSIGN_OR_RETURN(
       orchestrator_,
@@ -110,9 +111,10 @@ void NodeSwarm::begin(size_t number) {
   options.registration.wanted_stage = miner.stage;
   options.key = &miner.key;
   options.directory = miner.folder->path();
-  options.make_engine = [](const core::RunSpec& run,
-                           StageIndex stage) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
-    return std::make_unique<sim::SimulatedEngine>(run, stage);
+  options.make_engine = [wrap = wrap_engine](const core::RunSpec& run,
+                                             StageIndex stage) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
+    std::unique_ptr<ports::StageEngine> engine = std::make_unique<sim::SimulatedEngine>(run, stage);
+    return wrap ? wrap(std::move(engine), run) : std::move(engine);
   };
   miner.node = std::make_unique<node::MinerNode>(
       std::move(options), node::MinerLinks{miner.orchestrator.get(), miner.peers.get(), miner.blobs,

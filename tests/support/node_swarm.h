@@ -48,6 +48,10 @@ class NodeSwarm {
   StatusOr<std::string> miner_result(size_t number);
   void start_all();
 
+  // What every engine made from now on is wrapped in. May be empty.
+  std::function<std::unique_ptr<ports::StageEngine>(std::unique_ptr<ports::StageEngine>, const core::RunSpec&)> wrap_engine;
+  ports::OrchestratorHandler& orchestrator() { return *orchestrator_; }
+
   // The base and momentum that a miner wrote to its folder; empty if none.
   std::string stage_state(size_t number) const;
   std::string folder(size_t number) const { return miners_[number]->folder->path(); }
@@ -60,6 +64,7 @@ class NodeSwarm {
   MemoryCheckpoints checkpoints;
   std::unique_ptr<MemoryJournal> journal = std::make_unique<MemoryJournal>();
   ProcessNetwork network;
+  const KeyPair validator = KeyPair::from_seed(std::string(32, 'v'));
   const KeyPair admin = KeyPair::from_seed(std::string(32, 'a'));
 
  private:

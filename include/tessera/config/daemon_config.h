@@ -26,6 +26,7 @@ struct OrchestratorConfig {
   uint64_t blob_limit_bytes = uint64_t{64} << 30;  // of the blob store on disk; full means refuse
   uint32_t journal_snapshot_events = 100000;       // entries between two snapshots of the state; 0: none
   std::vector<NodeId> admins;                      // public keys that may pause, stop and assign
+  std::vector<NodeId> validators;                  // public keys of validators
   LogConfig log;
 };
 
@@ -59,13 +60,25 @@ struct MinerConfig {
   LogConfig log;
 };
 
+struct ValidatorConfig {
+  std::string orchestrator;  // host:port; required
+  std::string directory = "tessera-validator";  // key, caches
+  std::string key_file;  // empty in the YAML: <directory>/validator.key; made if absent
+  Device device;
+  uint32_t threads = 0;  // compute threads of the CPU; 0: automatic
+  LogConfig log;
+};
+
 StatusOr<OrchestratorConfig> load_orchestrator_config(const std::string& path,
                                                       const std::vector<std::string>& overrides);
 StatusOr<MinerConfig> load_miner_config(const std::string& path,
                                         const std::vector<std::string>& overrides);
+StatusOr<ValidatorConfig> load_validator_config(const std::string& path,
+                                                const std::vector<std::string>& overrides);
 
 // Markdown tables of every key: type, default, allowed values, meaning.
 std::string orchestrator_config_reference_markdown();
 std::string miner_config_reference_markdown();
+std::string validator_config_reference_markdown();
 
 }  // namespace tessera::config

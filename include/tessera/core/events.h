@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tessera/base/archive.h"
+#include "tessera/core/audit_events.h"
 #include "tessera/core/ledger_events.h"
 #include "tessera/core/messages.h"
 #include "tessera/core/verdict.h"
@@ -280,7 +281,8 @@ using Event = std::variant<RunCreated, RunResumed, MinerRegistered, MinerLost, M
                            ReceiptsArrived, UploadCommitted, ShardCommitted, ShardRecomputed, StateHeld,
                            StatePublished, CheckpointCommitted, CheckpointWritten, MinerReported, Ticked, Commanded,
                            MinerAssigned, DrainOrdered, SpecChanged, StagesOrdered, StagesChanged, VerdictRecorded,
-                           RandomLeasesPublished, PairingsPublished, SecretUnsealed>;
+                           RandomLeasesPublished, PairingsPublished, SecretUnsealed,
+                           SegmentCommitted, ValidatorJoined, ValidatorLost, AuditLeased, AuditFinished>;
 
 std::string event_name(const Event& event);
 std::string event_body(const Event& event);

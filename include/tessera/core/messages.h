@@ -13,6 +13,7 @@
 #include "tessera/base/ids.h"
 #include "tessera/core/merge_messages.h"
 #include "tessera/core/run_spec.h"
+#include "tessera/core/segment_commit.h"
 
 namespace tessera::core {
 
@@ -167,6 +168,8 @@ struct MinerStatus {
   uint64_t forwards = 0;               // computed by this process
   uint64_t recomputed = 0;             // of them those that another miner of the stage was given before
   uint64_t steps_lost = 0;             // local steps that died with the process before and were in no local checkpoint
+  uint64_t payloads_stored = 0;        // boundary tensors in the blob store, for audits
+  uint64_t payloads_dropped = 0;       // that had no room in the queue, or could not be stored
   template <class A>
   void fields(A& a) {
     a("phase", phase)("epoch", epoch)("local_steps", local_steps)("schedule_step", schedule_step)(
@@ -174,7 +177,7 @@ struct MinerStatus {
         "forward_ms", forward_ms)("backward_ms", backward_ms)("gradient_norm", gradient_norm)(
         "boundary_tensors_sent", boundary_tensors_sent)("peer_bytes_sent", peer_bytes_sent)(
         "frames_refused", frames_refused)("forwards", forwards)("recomputed", recomputed)(
-        "steps_lost", steps_lost);
+        "steps_lost", steps_lost)("payloads_stored", payloads_stored)("payloads_dropped", payloads_dropped);
   }
 };
 
@@ -192,6 +195,7 @@ struct SyncRequest {
   std::optional<MergeApplied> applied;
   std::optional<Digest> published_state;  // stage state of `status.epoch` that now lies in the blob store
   std::optional<CheckpointCommit> checkpoint;
+  std::optional<SegmentCommit> segment;  // the newest, until it is known
   uint64_t peers_version = 0;          // of the peer table it has
   uint64_t spec_version = 0;           // of the run specification it follows; 0: the one of its registration
 };
@@ -252,6 +256,7 @@ struct SyncAnswer {
   bool drain = false;                        // finish what is in flight, then leave
   uint64_t spec_version = 0;                 // of the run specification in force
   std::optional<std::string> run_spec;       // encode(RunSpec), if the miner follows an older one
+  uint64_t segment_known = 0;                // number of the newest commitment that is journalled
 };
 
 // ---- boundary frames ------------------------------------------------------------------------------------------------

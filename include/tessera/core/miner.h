@@ -205,6 +205,12 @@ class Miner {
   Frame frame_of(const MicrobatchKey& key, const Work& work, Direction direction) const;
   bool is_head() const { return assignment_->stage == 0; }
   bool is_tail() const { return assignment_->stage + 1 == spec_.pipeline.stages; }
+  // miner_audit.cpp
+  void on(miner_event::SegmentExported& event);
+  void on(miner_event::SegmentStored& event);
+  void take_segment_answer(const SyncAnswer& answer);
+  void begin_segment(bool weights_replaced);
+  void note_step(double learning_rate, uint32_t microbatches, bool skipped);
   // miner_merge.cpp
   void on(miner_event::SnapshotTaken& event);
   void on(miner_event::DeltaUploaded& event);
@@ -215,6 +221,7 @@ class Miner {
 
   void emit(MinerEffect effect);
   void enqueue(ComputeJob job);  // before backwards and forwards
+  void enqueue_first(ComputeJob job);
   void say(std::string text, bool warning = false);
 
   RunSpec spec_;
@@ -288,6 +295,15 @@ class Miner {
   uint64_t checkpoint_begun_ = 0;
   std::optional<CheckpointCommit> pending_checkpoint_;
   std::optional<CheckpointCommit> checkpoint_;
+  // The segment under way (core/segment_commit.h).
+  uint64_t segment_number_ = 0;                // of the last one whose begin was exported
+  uint64_t segment_step_ = 0;                  // local steps done when it began
+  bool segment_busy_ = false;                  // its begin is exported, stored, or not known to the orchestrator yet
+  bool segment_due_ = false;                   // the next is to begin as soon as that is over
+  bool segment_whole_ = true;
+  std::vector<StepRecord> segment_steps_;
+  std::optional<SegmentCommit> segment_;       // to report
+  double step_learning_rate_ = 0;              // of the step under way
 };
 
 }  // namespace tessera::core

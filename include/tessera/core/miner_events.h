@@ -139,6 +139,14 @@ struct LocalStateSaved {  // in this miner's folder
   bool ok = true;
   std::string why;
 };
+struct SegmentExported {
+  uint64_t number = 0;
+  std::shared_ptr<const LocalState> state;  // null: the engine does not give all that a replay needs
+  std::vector<WeightVersion> older;         // of microbatches in flight
+};
+struct SegmentStored {  // or not: then its state is zero
+  SegmentCommit commit;
+};
 struct DrainRequested {};
 struct Ticked {};
 }  // namespace miner_event
@@ -152,6 +160,7 @@ using MinerEvent =
                  miner_event::DeltaUploaded, miner_event::ShardReduced, miner_event::BasePrepared,
                  miner_event::BaseApplied, miner_event::StatePutOut, miner_event::LocalStateExported,
                  miner_event::LocalStateUploaded, miner_event::LocalStateSaved,
+                 miner_event::SegmentExported, miner_event::SegmentStored,
                  miner_event::DrainRequested, miner_event::Ticked>;
 
 // ---- effects --------------------------------------------------------------------------------------------------------
@@ -208,6 +217,9 @@ struct ApplyBase {
 struct ExportLocalState {
   uint64_t id = 0;  // of the run's checkpoint; 0: for this miner's own
 };
+struct ExportSegment {
+  uint64_t number = 0;
+};
 // For the background worker, in order, one answer each.
 struct FetchState {
   Assignment assignment;
@@ -247,6 +259,12 @@ struct SaveLocalState {
   LocalCheckpoint about;
   std::shared_ptr<const LocalState> state;
 };
+// Takes its time and stands behind the payloads of what came before it: in a queue of its own, if there is one.
+struct StoreSegment {
+  SegmentCommit commit;  // without names
+  std::shared_ptr<const LocalState> state;
+  std::vector<WeightVersion> older;
+};
 struct Leave {
   std::string reason;
   bool rejoin = false;  // as a new incarnation, which gets another stage or another layout of it
@@ -260,11 +278,11 @@ struct Say {
 using ComputeJob = std::variant<miner_effect::Forward, miner_effect::Backward, miner_effect::Discard,
                                 miner_effect::OptimizerStep, miner_effect::InstallState,
                                 miner_effect::TakeSnapshot, miner_effect::ApplyBase,
-                                miner_effect::ExportLocalState>;
+                                miner_effect::ExportLocalState, miner_effect::ExportSegment>;
 using BackgroundJob = std::variant<miner_effect::FetchState, miner_effect::AdoptBase, miner_effect::UploadDelta,
                                    miner_effect::ReduceShard, miner_effect::PrepareBase,
                                    miner_effect::PutOutState, miner_effect::UploadLocalState,
-                                   miner_effect::SaveLocalState>;
+                                   miner_effect::SaveLocalState, miner_effect::StoreSegment>;
 using MinerEffect = std::variant<miner_effect::ReplyAdmission, miner_effect::SendFrame, miner_effect::Probe,
                                  miner_effect::ReadTokens, ComputeJob, BackgroundJob, miner_effect::Leave, miner_effect::Say>;
 

@@ -90,6 +90,10 @@ class Orchestrator {
   // have made room.
   std::optional<Event> lease_request_in(const SyncRequest& request) const;
   SyncAnswer answer_for(const SyncRequest& request) const;
+  // The same for a validator's report; the audit that it may have now is asked for after its news were stepped.
+  std::vector<Event> news_in(const NodeId& validator, const ValidatorReport& report) const;
+  std::optional<Event> audit_request_in(const NodeId& validator, const ValidatorReport& report) const;
+  ValidatorOrders orders_for(const NodeId& validator, const ValidatorReport& report) const;
   // Orders: the event to step, or why not. An order that changes nothing gives no event.
   StatusOr<std::optional<Event>> assign_order(MinerIndex miner, StageIndex stage, bool force) const;
   StatusOr<std::optional<Event>> drain_order(MinerIndex miner) const;
@@ -127,8 +131,19 @@ class Orchestrator {
   void on(const RandomLeasesPublished&) {}
   void on(const PairingsPublished&) {}
   void on(const SecretUnsealed&) {}
+  void on(const SegmentCommitted& event);
+  void on(const ValidatorJoined& event);
+  void on(const ValidatorLost& event);
+  void on(const AuditLeased& event);
+  void on(const AuditFinished& event);
 
   void say(std::string text, bool warning = false);
+  // orchestrator_audit.cpp
+  AuditBoard audits();
+  const AuditBoard audits() const;
+  void say(const std::vector<AuditNote>& notes);
+  void forget_audits();
+  void unseal_audit(uint64_t audit);
   // orchestrator_miners.cpp
   void begin_incarnation(MinerIndex index, const Registration& registration, bool is_known);
   bool is_news(const MinerRecord& miner, const MergeApplied& applied) const;

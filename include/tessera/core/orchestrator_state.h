@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tessera/base/clock.h"
+#include "tessera/core/audit_board.h"
 #include "tessera/core/butterfly.h"
 #include "tessera/core/data_plan.h"
 #include "tessera/core/events.h"
@@ -184,6 +185,7 @@ struct OrchestratorState {
   std::optional<StageIndex> poorest;       // the stage that a routine move would go to, at the last boundary
   uint32_t poorest_boundaries = 0;         // in a row at which it was that stage
   std::vector<RandomLease> unpublished;    // random pathways of complete microbatches, until the head stage's next merge
+  AuditState audits;
   template <class A>
   void fields(A& a) {
     a("created", created)("run_id", run_id)("spec", spec)("data", data)("secret", secret)("phase", phase)(
@@ -196,7 +198,7 @@ struct OrchestratorState {
         "repaired", repaired)("double_counted", double_counted)("lost", lost)("completion_ms", completion_ms)(
         "spec_version", spec_version)("file_spec", file_spec)("waiting", waiting)("next_ticket", next_ticket)(
         "restage", restage)("restage_id", restage_id)("moves", moves)("poorest", poorest)(
-        "poorest_boundaries", poorest_boundaries)("unpublished", unpublished);
+        "poorest_boundaries", poorest_boundaries)("unpublished", unpublished)("audits", audits);
   }
 };
 

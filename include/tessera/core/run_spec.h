@@ -162,6 +162,32 @@ struct CheckpointSpec {
   }
 };
 
+// Re-running a secret part of the miners' work (docs/trust.md). Thresholds: what honest noise never reaches.
+struct AuditSpec {
+  bool enabled = false;              // off: miners commit to nothing and store no payloads
+  double share = 0.05;               // of the segments
+  uint32_t segment_steps = 8;        // local steps from one commitment to the next, at most; a merge ends a segment too
+  uint32_t lease_ms = 600000;        // an audit without a result by then goes to another validator
+  bool exact = false;                // outputs must have the same bits; where all devices are of one kind
+  double relative_error = 2e-2;      // of activations and boundary gradients
+  double cosine = 0.9995;
+  double norm_deviation = 0.02;      // the ratio of the norms is within 1 +- this
+  double rounding_flips = 0.04;      // share of integer codes that honest noise rounds the other way
+  double delta_cosine = 0.99;        // of the change of the weights over a segment
+  double delta_norm_deviation = 0.1;
+  double loss_tolerance = 0.02;      // relative; absolute below a loss of 1
+  uint32_t retention_epochs = 2;     // payloads and states of so many epochs stay in the blob store
+  uint64_t retention_bytes = uint64_t{64} << 30;  // and no more than this; the oldest go first
+  template <class A>
+  void fields(A& a) {
+    a("enabled", enabled)("share", share)("segment_steps", segment_steps)("lease_ms", lease_ms)("exact", exact)(
+        "relative_error", relative_error)("cosine", cosine)("norm_deviation", norm_deviation)(
+        "rounding_flips", rounding_flips)("delta_cosine", delta_cosine)(
+        "delta_norm_deviation", delta_norm_deviation)("loss_tolerance", loss_tolerance)(
+        "retention_epochs", retention_epochs)("retention_bytes", retention_bytes);
+  }
+};
+
 struct RunSpec {
   std::string name = "run";  // the YAML key is run.name
   ModelSpec model;
@@ -171,10 +197,11 @@ struct RunSpec {
   MergeSpec merge;
   TimeoutSpec timeouts;
   CheckpointSpec checkpoint;
+  AuditSpec audit;
   template <class A>
   void fields(A& a) {
     a("name", name)("model", model)("pipeline", pipeline)("training", training)("boundary", boundary)(
-        "merge", merge)("timeouts", timeouts)("checkpoint", checkpoint);
+        "merge", merge)("timeouts", timeouts)("checkpoint", checkpoint)("audit", audit);
   }
 
   // Microbatches the run is planned for.

@@ -34,6 +34,12 @@ struct LocalState {
   std::vector<float> residual;        // of the merge's uploads: what their rounding left out; empty: nothing
 };
 
+// One version of a stage's weights, as they compute: exact when they are rounded to the device's type of computation.
+struct WeightVersion {
+  uint64_t version = 0;
+  std::vector<float> values;
+};
+
 // What a miner's own checkpoint says of the LocalState in it: enough to know whether it fits the stage's state that the next
 // process is given (docs/formats/local-state.md).
 struct LocalCheckpoint {

@@ -37,7 +37,7 @@ struct HelloInfo {
   std::string software;
 };
 
-class GrpcOrchestratorLink : public ports::OrchestratorLink {
+class GrpcOrchestratorLink : public ports::OrchestratorLink, public ports::ValidatorLink {
  public:
   // INVALID_ARGUMENT for a malformed address.
   static StatusOr<std::unique_ptr<GrpcOrchestratorLink>> create(OrchestratorLinkOptions options);
@@ -50,6 +50,9 @@ class GrpcOrchestratorLink : public ports::OrchestratorLink {
   // not take the signature (another run, a clock far off): register again.
   void sync(core::SyncRequest request,
             std::function<void(StatusOr<core::SyncAnswer>)> done) override = 0;
+
+  // Blocking. Says Hello first if need be. PERMISSION_DENIED if the orchestrator does not know this key as a validator's.
+  StatusOr<core::ValidatorOrders> report(const core::ValidatorReport& report) override = 0;
 
   // Blocking, for tools. query() and command() say Hello first if need be.
   virtual StatusOr<HelloInfo> hello() = 0;

@@ -45,6 +45,7 @@ class BackgroundJobs {
   void work(core::miner_effect::PutOutState& job);
   void work(core::miner_effect::UploadLocalState& job);
   void work(core::miner_effect::SaveLocalState& job);
+  void work(core::miner_effect::StoreSegment& job);
   Status fetch(const core::miner_effect::FetchState& job, core::miner_event::StateFetched* done);
   ReduceInputs reduction_of(Epoch target, const std::vector<core::UploadRef>& uploads, uint64_t first_block,
                             uint64_t block_count, const Digest& token) const;

@@ -14,14 +14,17 @@ namespace tessera::node {
 class ComputeJobs {
  public:
   using MakeEngine = std::function<StatusOr<std::unique_ptr<ports::StageEngine>>()>;
+  // Every boundary tensor that came in or went out, for audits. Called by the compute thread; must not wait. May be empty.
+  using KeepPayload = std::function<void(const core::BoundaryPayload&)>;
   // `post` takes the events; `fatal` is called if the engine can't go on (device lost, out of memory); `clock_ms` says what
   // time it is, to measure jobs.
   ComputeJobs(MakeEngine make_engine, std::function<void(core::MinerEvent)> post, std::function<void(Status)> fatal,
-              std::function<double()> clock_ms)
+              std::function<double()> clock_ms, KeepPayload keep = {})
       : make_engine_(std::move(make_engine)),
         post_(std::move(post)),
         fatal_(std::move(fatal)),
-        clock_ms_(std::move(clock_ms)) {}
+        clock_ms_(std::move(clock_ms)),
+        keep_(std::move(keep)) {}
 
   void run(core::ComputeJob& job);
 
@@ -34,6 +37,10 @@ class ComputeJobs {
   void work(core::miner_effect::TakeSnapshot& job);
   void work(core::miner_effect::ApplyBase& job);
   void work(core::miner_effect::ExportLocalState& job);
+  void work(core::miner_effect::ExportSegment& job);
+  void keep(const core::BoundaryPayload& payload) const {
+    if (keep_ && !payload.bytes.empty()) keep_(payload);
+  }
   Status install(const core::miner_effect::InstallState& job, core::miner_event::StateInstalled* done);
   // True if the error ends this process' usefulness; tells `fatal_`.
   bool is_fatal(const Status& status);
@@ -42,6 +49,7 @@ class ComputeJobs {
   const std::function<void(core::MinerEvent)> post_;
   const std::function<void(Status)> fatal_;
   const std::function<double()> clock_ms_;
+  const KeepPayload keep_;
   std::unique_ptr<ports::StageEngine> engine_;
 };
 

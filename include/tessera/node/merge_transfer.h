@@ -48,6 +48,12 @@ struct DeltaUpload {
 StatusOr<DeltaUpload> upload_delta(ports::BlobLink& blobs, const core::MergeSpec& merge, const std::vector<float>& base,
                                    const std::vector<float>& snapshot, const std::vector<float>& residual);
 
+// What an upload says: the pseudo-gradient of a whole stage. DATA_LOSS if it is not one.
+StatusOr<std::vector<float>> fetch_upload(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values,
+                                          const Digest& object);
+// How far the upload format alone moves a pseudo-gradient: |format(delta) - delta| / |delta|; 0 for fp32.
+double upload_rounding(const core::MergeSpec& merge, const std::vector<float>& delta);
+
 // Makes a copy of a shard whose own copies are all bad, from the uploads.
 using RemakeShard = std::function<StatusOr<core::ResultCopy>(const core::ShardResult& shard)>;
 

@@ -32,6 +32,7 @@ struct OrchestratorOptions {
   OrchestratorJobs::PrepareRun prepare_run = {};
   std::optional<ports::Checkpoint> resume_from;
   std::vector<NodeId> admins;      // may give orders
+  std::vector<NodeId> validators;  // may audit
   uint64_t snapshot_events = 100000;  // journal entries between two snapshots of the state; 0: none
   bool journal_json = true;        // each entry also as JSON, for people and SQL
   bool exit_when_over = false;     // run() returns when the run is finished or stopped and the miners know it
@@ -47,6 +48,11 @@ struct SyncCall {
   core::SyncRequest request;
   std::function<void(StatusOr<core::SyncAnswer>)> done;
 };
+struct ValidateCall {
+  ports::Caller caller;
+  core::ValidatorReport report;
+  std::function<void(StatusOr<core::ValidatorOrders>)> done;
+};
 struct QueryCall {
   std::string topic;
   std::string argument;
@@ -58,7 +64,8 @@ struct CommandCall {
   std::string argument;
   std::function<void(StatusOr<std::string>)> done;
 };
-using Call = std::variant<RegisterCall, SyncCall, QueryCall, CommandCall, CreatedCall, PublishedCall, core::Event>;
+using Call =
+    std::variant<RegisterCall, SyncCall, ValidateCall, QueryCall, CommandCall, CreatedCall, PublishedCall, core::Event>;
 
 // What differs between a daemon and a simulation.
 struct OrchestratorSurroundings {
@@ -106,6 +113,8 @@ class OrchestratorControl {
   Status handle_register(RegisterCall& call);
   bool takes_over_too_soon(const core::Registration& registration);
   Status handle_sync(SyncCall& call);
+  Status handle_validate(ValidateCall& call);
+  Status watch_validators();
   Status handle_command(CommandCall& call);
   Status handle_create(CommandCall& call);
   Status handle_created(CreatedCall& call);
@@ -135,6 +144,7 @@ class OrchestratorControl {
   std::map<MinerIndex, core::MinerStatus> statuses_;
   std::map<MinerIndex, bool> told_to_leave_;
   std::map<MinerIndex, TimeMs> published_checked_;  // when a miner's claim to have published was last given to a check
+  std::map<NodeId, TimeMs> validators_heard_;
   double loss_ = 0;                       // moving average of the tail's losses since this process began; 0: none yet
   TimeMs last_time_ = 0;
   TimeMs over_since_ = 0;

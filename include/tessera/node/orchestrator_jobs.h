@@ -27,6 +27,9 @@ struct NewRun {
 // Whatever these objects do not need may go.
 struct SweepJob {
   std::vector<Digest> live;
+  // Of the others those that were put since then stay for audits and traces, the newest first, up to so many bytes.
+  TimeMs recent_since_ms = 0;
+  uint64_t recent_bytes = 0;
 };
 // An administrator's run, from the text of its YAML.
 struct CreateJob {
@@ -55,7 +58,7 @@ using OrchestratorJobResult = std::variant<core::Event, CreatedCall, PublishedCa
 class OrchestratorJobs {
  public:
   // Removes the blobs that are not named and not recent; returns the bytes. Empty: nothing is ever removed.
-  using SweepBlobs = std::function<StatusOr<uint64_t>(const std::set<Digest>& keep)>;
+  using SweepBlobs = std::function<StatusOr<uint64_t>(const std::set<Digest>& keep, TimeMs recent_since_ms, uint64_t recent_bytes)>;
 
   using PrepareRun = std::function<StatusOr<NewRun>(const std::string& yaml)>;
 

@@ -46,6 +46,8 @@ class OrchestratorNode final : public ports::OrchestratorHandler {
                    std::function<void(StatusOr<core::RegisterAnswer>)> done) override;
   void on_sync(const ports::Caller& caller, core::SyncRequest request,
                std::function<void(StatusOr<core::SyncAnswer>)> done) override;
+  void on_validate(const ports::Caller& caller, core::ValidatorReport report,
+                   std::function<void(StatusOr<core::ValidatorOrders>)> done) override;
   void on_query(const ports::Caller& caller, std::string topic, std::string argument,
                 std::function<void(StatusOr<std::string>)> done) override;
   void on_command(const ports::Caller& caller, std::string command, std::string argument,

@@ -9,6 +9,7 @@
 
 #include "tessera/base/ids.h"
 #include "tessera/base/status.h"
+#include "tessera/core/audit_messages.h"
 #include "tessera/core/messages.h"
 
 namespace tessera::ports {
@@ -30,6 +31,10 @@ class OrchestratorHandler {
                            std::function<void(StatusOr<core::RegisterAnswer>)> done) = 0;
   virtual void on_sync(const Caller& caller, core::SyncRequest request,
                        std::function<void(StatusOr<core::SyncAnswer>)> done) = 0;
+  virtual void on_validate(const Caller& caller, core::ValidatorReport report,
+                           std::function<void(StatusOr<core::ValidatorOrders>)> done) {
+    done(error(absl::StatusCode::kUnimplemented, "this orchestrator takes no validators"));
+  }
   // A question anyone may ask; the answer is JSON. Topics: "status", "miners".
   virtual void on_query(const Caller& caller, std::string topic, std::string argument,
                         std::function<void(StatusOr<std::string>)> done) = 0;
@@ -57,6 +62,13 @@ class OrchestratorLink {
                               std::function<void(StatusOr<core::RegisterAnswer>)> done) = 0;
   // Signs with the session and run of the last accepted registration.
   virtual void sync(core::SyncRequest request, std::function<void(StatusOr<core::SyncAnswer>)> done) = 0;
+};
+
+// Used by a validator. Blocks, within the link's deadline.
+class ValidatorLink {
+ public:
+  virtual ~ValidatorLink() = default;
+  virtual StatusOr<core::ValidatorOrders> report(const core::ValidatorReport& report) = 0;
 };
 
 class PeerLink {

@@ -20,6 +20,7 @@ using core::BoundaryPayload;
 using core::LocalState;
 using core::MicrobatchKey;
 using core::TensorLayout;
+using core::WeightVersion;
 
 struct ForwardResult {
   BoundaryPayload output;       // empty at the tail
@@ -71,6 +72,12 @@ class StageEngine {
 
   virtual LocalState export_state() = 0;
   virtual Status import_state(const LocalState& state) = 0;
+
+  // The weights that microbatches in flight still use, without the newest, by version. UNIMPLEMENTED where they can't be had:
+  // such an engine's work can't be audited.
+  virtual StatusOr<std::vector<WeightVersion>> older_weights() {
+    return error(absl::StatusCode::kUnimplemented, "this engine does not give its older weights");
+  }
 };
 
 }  // namespace tessera::ports

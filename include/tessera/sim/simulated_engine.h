@@ -42,6 +42,7 @@ class SimulatedEngine final : public ports::StageEngine {
   Status set_masters(const std::vector<float>& values) override;
   core::LocalState export_state() override;
   Status import_state(const core::LocalState& state) override;
+  StatusOr<std::vector<ports::WeightVersion>> older_weights() override;
 
  private:
   struct Held {

@@ -45,7 +45,12 @@ class BlobStore {
   Status remove(const Digest& digest);
   // Removes every blob that is not in `keep` and was neither put nor asked for during the last `min_age`: what is on its
   // way and not named anywhere yet is younger. Returns the bytes removed.
-  StatusOr<uint64_t> sweep(const std::set<Digest>& keep, std::chrono::seconds min_age);
+  // Of the others those used since `recent.since_unix_ms` stay too, the newest first, up to `recent.bytes`.
+  struct Recent {
+    int64_t since_unix_ms = 0;
+    uint64_t bytes = 0;
+  };
+  StatusOr<uint64_t> sweep(const std::set<Digest>& keep, std::chrono::seconds min_age, Recent recent = {0, 0});
   // In the order of the digests.
   std::vector<Digest> list() const;
   // Of the contents stored.

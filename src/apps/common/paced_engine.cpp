@@ -48,6 +48,7 @@ class PacedEngine final : public ports::StageEngine {
   }
   LocalState export_state() override { return engine_->export_state(); }
   Status import_state(const LocalState& state) override { return engine_->import_state(state); }
+  StatusOr<std::vector<ports::WeightVersion>> older_weights() override { return engine_->older_weights(); }
 
  private:
   const std::unique_ptr<ports::StageEngine> engine_;

@@ -130,9 +130,9 @@ int export_checkpoint(const ExportFlags& flags) {
   return kExitOk;
 }
 
-// What needs a model runs in the program that links LibTorch; its flags are the same.
-int run_model_tool(const std::string& command, const std::vector<std::string>& arguments) {
-  const auto program = sibling_program("tessera-model");
+// What needs a model runs in a program that links LibTorch; its flags are the same.
+int run_other_program(const std::string& name, const std::string& command, const std::vector<std::string>& arguments) {
+  const auto program = sibling_program(name);
   if (!program.ok()) return fail(kProgram, program.status());
   std::vector<std::string> words{*program, command};
   words.insert(words.end(), arguments.begin(), arguments.end());
@@ -143,11 +143,13 @@ int run_model_tool(const std::string& command, const std::vector<std::string>& a
   return fail(kProgram, internal_error("{} can't be started", words[0]));
 }
 
-void add_model_tool(CLI::App& app, Action& action, const std::string& name, const std::string& about) {
+void add_other_program(CLI::App& app, Action& action, const std::string& program, const std::string& name,
+                       const std::string& about) {
   CLI::App* command = app.add_subcommand(name, about);
   command->prefix_command();  // everything behind it is the other program's
   command->set_help_flag();
-  command->callback([&action, command, name] { action = [=] { return run_model_tool(name, command->remaining()); }; });
+  command->callback(
+      [&action, command, program, name] { action = [=] { return run_other_program(program, name, command->remaining()); }; });
 }
 
 }  // namespace
@@ -167,12 +169,13 @@ void add_config_commands(CLI::App& app, Action& action) {
 
   CLI::App* reference = config->add_subcommand("reference", "All keys with defaults, as Markdown");
   const auto kind = std::make_shared<std::string>("run");
-  reference->add_option("kind", *kind, "run, orchestrator, miner or scenario")
-      ->check(CLI::IsMember({"run", "orchestrator", "miner", "scenario"}));
+  reference->add_option("kind", *kind, "run, orchestrator, miner, validator or scenario")
+      ->check(CLI::IsMember({"run", "orchestrator", "miner", "validator", "scenario"}));
   reference->callback([&action, kind] {
     action = [kind] {
       fmt::print("{}", *kind == "run" ? config::run_config_reference_markdown()
                        : *kind == "scenario" ? config::scenario_reference_markdown()
+                       : *kind == "validator" ? config::validator_config_reference_markdown()
                        : *kind == "miner" ? config::miner_config_reference_markdown()
                                           : config::orchestrator_config_reference_markdown());
       return kExitOk;
@@ -217,8 +220,12 @@ void add_checkpoint_commands(CLI::App& app, Action& action) {
   exporter->add_flag("--force", flags->force, "Replace files in it");
   exporter->add_flag("--json", flags->json, "Answer as JSON");
   exporter->callback([&action, flags] { action = [flags] { return export_checkpoint(*flags); }; });
-  add_model_tool(app, action, "eval", "Loss of a checkpoint on a text (--help for its flags)");
-  add_model_tool(app, action, "generate", "Samples text from a checkpoint (--help for its flags)");
+  add_other_program(app, action, "tessera-model", "eval", "Loss of a checkpoint on a text (--help for its flags)");
+  add_other_program(app, action, "tessera-model", "generate", "Samples text from a checkpoint (--help for its flags)");
+  CLI::App* validator = app.add_subcommand("validator", "Validators");
+  validator->require_subcommand(1);
+  add_other_program(*validator, action, "tessera-validator", "calibrate",
+                    "Measures how far honest engines are apart here, and proposes audit thresholds (--help for its flags)");
 }
 
 }  // namespace tessera::apps

@@ -51,6 +51,8 @@ class LocalSwarm {
   Status prepare();
   Status start_orchestrator();
   Status start_miners();
+  Status prepare_validators();
+  Status start_validators();
   Status start(Child& child);
   Status write_pids();
   // Looks after the children; true when the orchestrator has ended well.
@@ -67,6 +69,8 @@ class LocalSwarm {
   config::RunConfig config_;
   Child orchestrator_;
   std::vector<Child> miners_;
+  std::vector<Child> validators_;
+  std::string validator_keys_;  // for the orchestrator
   std::string address_;
   std::unique_ptr<net::GrpcOrchestratorLink> link_;
   TimeMs shown_at_ = 0;
@@ -95,6 +99,7 @@ Status LocalSwarm::start(Child& child) {
 Status LocalSwarm::write_pids() {
   nlohmann::json pids = {{"orchestrator", orchestrator_.pid}, {"miners", nlohmann::json::array()}};
   for (const Child& miner : miners_) pids["miners"].push_back(miner.pid);
+  for (const Child& validator : validators_) pids["validators"].push_back(validator.pid);
   return write_file_atomic(options_.out + "/pids.json", pids.dump() + "\n");
 }
 
@@ -104,7 +109,8 @@ Status LocalSwarm::start_orchestrator() {
   const std::string about = out + "/orchestrator.json";
   ::unlink(about.c_str());
   TESSERA_RETURN_IF_ERROR(write_file_atomic(
-      out + "/orchestrator.yaml", fmt::format("listen: 127.0.0.1:0\ndirectory: {0}\nrun_config: {0}/run.yaml\n", out)));
+      out + "/orchestrator.yaml", fmt::format("listen: 127.0.0.1:0\ndirectory: {0}\nrun_config: {0}/run.yaml\nvalidators: [{1}]\n", out,
+                                               validator_keys_)));
   orchestrator_.name = "orchestrator";
   orchestrator_.directory = out;
   orchestrator_.command = {program, "--config", out + "/orchestrator.yaml", "--exit-when-over"};
@@ -164,6 +170,35 @@ Status LocalSwarm::start_miners() {
   return ok_status();
 }
 
+// Their keys, which the orchestrator must know before it starts.
+Status LocalSwarm::prepare_validators() {
+  for (uint32_t i = 0; i < options_.validators; ++i) {
+    Child validator;
+    validator.name = fmt::format("validator-{}", i);
+    validator.directory = fmt::format("{}/validators/{}", options_.out, i);
+    TESSERA_RETURN_IF_ERROR(make_directories(validator.directory));
+    TESSERA_ASSIGN_OR_RETURN(const KeyPair key, KeyPair::load_or_create(validator.directory + "/validator.key"));
+    validator_keys_ += (i == 0 ? "" : ", ") + key.id().hex();
+    validators_.push_back(std::move(validator));
+  }
+  return ok_status();
+}
+
+Status LocalSwarm::start_validators() {
+  if (validators_.empty()) return ok_status();
+  TESSERA_ASSIGN_OR_RETURN(const std::string program, sibling_program("tessera-validator"));
+  for (Child& validator : validators_) {
+    validator.command = {program};
+    for (const std::string& setting : {"orchestrator=" + address_, "directory=" + validator.directory,
+                                       fmt::format("threads={}", std::max(1u, options_.threads)), "device=" + options_.device}) {
+      validator.command.push_back("--set");
+      validator.command.push_back(setting);
+    }
+    TESSERA_RETURN_IF_ERROR(start(validator));
+  }
+  return ok_status();
+}
+
 StatusOr<bool> LocalSwarm::supervise() {
   const auto restart = [&](Child& child, int code) -> Status {
     if (++child.restarts > kMaxRestarts) {
@@ -180,13 +215,15 @@ StatusOr<bool> LocalSwarm::supervise() {
     if (*code == 0) return true;
     TESSERA_RETURN_IF_ERROR(restart(orchestrator_, *code));
   }
-  for (Child& miner : miners_) {
-    if (miner.pid < 0) continue;
-    const auto code = poll_process(miner.pid);
-    if (!code) continue;
-    miner.pid = -1;
-    miner.ended_well = *code == 0;
-    if (*code != 0) TESSERA_RETURN_IF_ERROR(restart(miner, *code));
+  for (auto* children : {&miners_, &validators_}) {
+    for (Child& child : *children) {
+      if (child.pid < 0) continue;
+      const auto code = poll_process(child.pid);
+      if (!code) continue;
+      child.pid = -1;
+      child.ended_well = *code == 0;
+      if (*code != 0) TESSERA_RETURN_IF_ERROR(restart(child, *code));
+    }
   }
   return false;
 }
@@ -224,6 +261,7 @@ void LocalSwarm::kill_all() {
     child.pid = -1;
   };
   for (Child& miner : miners_) end(miner);
+  for (Child& validator : validators_) end(validator);
   end(orchestrator_);
 }
 
@@ -236,8 +274,10 @@ void LocalSwarm::stop_orderly() {
     if (poll_process(orchestrator_.pid)) orchestrator_.pid = -1;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  for (const Child& miner : miners_) {
-    if (miner.pid > 0) ::kill(miner.pid, SIGTERM);
+  for (const auto* children : {&miners_, &validators_}) {
+    for (const Child& child : *children) {
+      if (child.pid > 0) ::kill(child.pid, SIGTERM);
+    }
   }
   await_miners();
 }
@@ -247,14 +287,16 @@ void LocalSwarm::await_miners() {
   bool alive = true;
   while (alive && monotonic_now_ms() < began + (signals_.stop ? kShortFarewellMs : kFarewellMs)) {
     alive = false;
-    for (Child& miner : miners_) {
-      if (miner.pid < 0) continue;
-      if (const auto code = poll_process(miner.pid)) {
-        miner.pid = -1;
-        miner.ended_well = *code == 0;
-        if (*code != 0) fmt::print(stderr, "\n{} ended with exit code {}; see {}\n", miner.name, *code, log_of(miner));
-      } else {
-        alive = true;
+    for (auto* children : {&miners_, &validators_}) {
+      for (Child& child : *children) {
+        if (child.pid < 0) continue;
+        if (const auto code = poll_process(child.pid)) {
+          child.pid = -1;
+          child.ended_well = *code == 0;
+          if (*code != 0) fmt::print(stderr, "\n{} ended with exit code {}; see {}\n", child.name, *code, log_of(child));
+        } else {
+          alive = true;
+        }
       }
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -289,8 +331,10 @@ StatusOr<nlohmann::json> LocalSwarm::finish(double seconds) {
 StatusOr<int> LocalSwarm::run() {
   TESSERA_RETURN_IF_ERROR(prepare());
   const TimeMs began = monotonic_now_ms();
+  TESSERA_RETURN_IF_ERROR(prepare_validators());
   TESSERA_RETURN_IF_ERROR(start_orchestrator());
   TESSERA_RETURN_IF_ERROR(start_miners());
+  TESSERA_RETURN_IF_ERROR(start_validators());
   while (!signals_.stop) {
     TESSERA_ASSIGN_OR_RETURN(const bool over, supervise());
     if (over) break;
@@ -332,6 +376,7 @@ void add_swarm_commands(CLI::App& app, Action& action) {
   local->add_option("--resume", options->resume, "Go on from a checkpoint (default: OUT/checkpoint)")->expected(0, 1)->default_str("latest");
   local->add_option("--device", options->device, "auto, cpu, cuda or cuda:N, for every miner")->capture_default_str();
   local->add_option("--miners", options->miners, "Miners to start (default: stages x miners_per_stage)");
+  local->add_option("--validators", options->validators, "Validators to start; they have work if audit.enabled is set");
   local->add_option("--threads", options->threads, "Compute threads of a miner on the CPU (default: cores shared)");
   local->add_flag("--json", options->json, "Print the summary as one line of JSON");
   local->add_flag("!--no-validate", options->validate, "Leave out the evaluation on the validation split");

@@ -1,0 +1,149 @@
+// Which segments are audited, by whom, and what came of it: the orchestrator's part that no miner sees. Pure; its state is a
+// part of the orchestrator's.
+//
+// Segment n of an incarnation is picked if a hash of the run's secret, the miner, its incarnation and n falls into
+// audit.share. So the decision is made before the work is done, nobody without the secret can know it, nothing that a miner
+// is told or asked depends on it, and only the receipts of picked segments are kept.
+//
+// A picked segment becomes an audit when the commitment to its end is known. Audits go to validators in order, one each, for
+// audit.lease_ms; one whose validator is gone or late goes to another, at most kMostAttempts times.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tessera/base/clock.h"
+#include "tessera/core/audit_events.h"
+#include "tessera/core/verdict.h"
+
+namespace tessera::core {
+
+inline constexpr size_t kMostOpenAudits = 256;
+inline constexpr uint32_t kMostAttempts = 3;
+inline constexpr size_t kMostValidators = 1024;
+
+// What is known of the segment that a miner works on.
+struct SegmentUnderWay {
+  uint64_t incarnation = 0;
+  StageIndex stage = 0;
+  std::string device;
+  std::optional<SegmentCommit> begin;      // nothing before the incarnation's first
+  std::vector<Receipt> receipts;           // kept while this segment or the next is picked
+  bool complete = true;                    // no receipt of it is missing
+  bool schedule_known = true;
+  std::optional<UploadCommit> upload;      // the newest, until the segment that it belongs to has ended
+  Digest base;                             // the stage's state that the epoch began with
+  template <class A>
+  void fields(A& a) {
+    a("incarnation", incarnation)("stage", stage)("device", device)("begin", begin)("receipts", receipts)(
+        "complete", complete)("schedule_known", schedule_known)("upload", upload)("base", base);
+  }
+};
+
+struct OpenAudit {
+  AuditTask task;
+  std::optional<NodeId> validator;         // that has it in hand
+  std::optional<NodeId> last_validator;    // that had it and gave no result
+  TimeMs deadline = 0;
+  uint32_t attempts = 0;
+  template <class A>
+  void fields(A& a) {
+    a("task", task)("validator", validator)("last_validator", last_validator)("deadline", deadline)("attempts", attempts);
+  }
+};
+
+struct ValidatorRecord {
+  uint64_t incarnation = 0;
+  std::string device;
+  std::string software;
+  bool live = false;
+  uint64_t finished = 0;
+  template <class A>
+  void fields(A& a) {
+    a("incarnation", incarnation)("device", device)("software", software)("live", live)("finished", finished);
+  }
+};
+
+struct EpochBegin {
+  Epoch epoch = 0;
+  TimeMs at = 0;
+  template <class A>
+  void fields(A& a) {
+    a("epoch", epoch)("at", at);
+  }
+};
+
+struct AuditState {
+  std::map<StageIndex, std::vector<EpochBegin>> epochs;  // the last audit.retention_epochs that a miner has begun
+  std::map<MinerIndex, SegmentUnderWay> under_way;
+  std::map<uint64_t, OpenAudit> open;
+  std::map<NodeId, ValidatorRecord> validators;
+  uint64_t next_audit = 1;
+  uint64_t segments = 0;       // that ended
+  uint64_t picked = 0;
+  uint64_t unauditable = 0;    // picked, but the miner's state was not stored, or the log has holes
+  uint64_t no_room = 0;        // picked, but too many audits waited
+  uint64_t passed = 0;
+  uint64_t failed = 0;
+  uint64_t unreadable = 0;     // a validator could not judge
+  uint64_t given_up = 0;       // no validator brought a result
+  template <class A>
+  void fields(A& a) {
+    a("epochs", epochs)("under_way", under_way)("open", open)("validators", validators)("next_audit", next_audit)("segments", segments)(
+        "picked", picked)("unauditable", unauditable)("no_room", no_room)("passed", passed)("failed", failed)(
+        "unreadable", unreadable)("given_up", given_up);
+  }
+};
+
+// Payloads and states from then on stay in the blob store; 0: all.
+TimeMs payloads_kept_since(const AuditState& state, const AuditSpec& spec);
+
+// One decision of the board. `text` is for the log; empty: nothing worth a line.
+struct AuditNote {
+  std::string text;
+  bool warning = false;
+  uint64_t over = 0;  // the audit that this ends: who had it is secret no longer; 0: none
+};
+
+class AuditBoard {
+ public:
+  // Changes `state` only. `secret`: the run's.
+  AuditBoard(AuditState& state, const AuditSpec& spec, uint64_t secret) : state_(state), spec_(spec), secret_(secret) {}
+
+  // A process of this miner begins to work on a stage.
+  void begin(MinerIndex miner, uint64_t incarnation, StageIndex stage, const std::string& device);
+  void receipt(MinerIndex miner, const Receipt& receipt);
+  void upload(MinerIndex miner, const UploadCommit& commit);
+  void schedule_changed();
+  // `base`: the state that the stage had when commit.epoch began.
+  void segment(MinerIndex miner, const SegmentCommit& commit, const Digest& base, std::vector<AuditNote>* notes);
+  void note_epoch(TimeMs now, StageIndex stage, Epoch epoch);
+  void join(const ValidatorJoined& event);
+  void lose(const ValidatorLost& event, std::vector<AuditNote>* notes);
+  void lease(TimeMs now, const AuditLeased& event);
+  void finish(const AuditFinished& event, std::vector<AuditNote>* notes);
+  void expire(TimeMs now, std::vector<AuditNote>* notes);
+
+  // Questions.
+  bool is_news(MinerIndex miner, const SegmentCommit& commit, uint64_t receipts_through) const;
+  uint64_t known_segment(MinerIndex miner) const;
+  bool is_picked(MinerIndex miner, uint64_t incarnation, uint64_t number) const;
+  std::optional<uint64_t> audit_for(const NodeId& validator) const;
+  bool is_awaited(const NodeId& validator, const AuditResult& result) const;
+  Verdict verdict_of(const AuditResult& result) const;  // of an awaited one
+  TimeMs next_deadline() const;  // 0: none
+
+ private:
+  void open_audit(MinerIndex miner, const SegmentUnderWay& segment, const SegmentCommit& end, const Digest& next_base,
+                  std::vector<AuditNote>* notes);
+  void take_back(uint64_t audit, const std::string& why, std::vector<AuditNote>* notes);
+
+  AuditState& state_;
+  const AuditSpec& spec_;
+  const uint64_t secret_;
+};
+
+}  // namespace tessera::core

@@ -1,0 +1,43 @@
+// A miner that cheats: the miner's own program around an engine or a link that lies. Only built for tests; nothing in the
+// product knows of it. TESSERA_CHEAT names how (tests/adversaries/cheating_engine.h, or invented-receipts and
+// replayed-receipts), TESSERA_CHEAT_SHARE in how much of its work, TESSERA_CHEAT_SEED in which.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "adversaries/cheating_engine.h"
+#include "adversaries/lying_link.h"
+#include "apps/miner_program.h"
+
+namespace {
+
+std::string setting(const char* name, const char* otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : value;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using namespace tessera;
+  const std::string name = setting("TESSERA_CHEAT", "none");
+  test::CheatOptions options;
+  options.share = std::stod(setting("TESSERA_CHEAT_SHARE", "1"));
+  options.seed = std::stoull(setting("TESSERA_CHEAT_SEED", "1"));
+  apps::MinerHooks hooks;
+  if (name == "invented-receipts" || name == "replayed-receipts") {
+    const test::Lie lie = name == "invented-receipts" ? test::Lie::kInventedReceipts : test::Lie::kReplayedReceipts;
+    hooks.orchestrator = [=](ports::OrchestratorLink& link, const KeyPair& key) {
+      return std::make_unique<test::LyingLink>(link, key, lie, options.share, options.seed);
+    };
+  } else if (const auto cheat = test::cheat_named(name)) {
+    options.cheat = *cheat;
+    hooks.engine = [options](std::unique_ptr<ports::StageEngine> engine, const core::RunSpec& spec) {
+      return test::cheating(std::move(engine), spec, options);
+    };
+  } else {
+    std::fprintf(stderr, "TESSERA_CHEAT: nobody cheats like '%s'\n", name.c_str());
+    return 2;
+  }
+  return apps::run_miner(argc, argv, hooks);
+}

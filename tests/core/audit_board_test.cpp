@@ -1,0 +1,397 @@
+// Picks, audits and their way through validators; and that a miner can't tell.
+#include "tessera/core/audit_board.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "support/small_run.h"
+#include "tessera/core/orchestrator.h"
+#include "tessera/core/stage_layout.h"
+
+namespace tessera::test {
+namespace {
+
+using core::AuditBoard;
+using core::AuditFinding;
+using core::AuditResult;
+using core::AuditState;
+using core::SegmentCommit;
+using testing::HasSubstr;
+
+// A board, its state, and a miner that commits to one segment after the other.
+struct Board {
+  explicit Board(double share = 1) {
+    spec.enabled = true;
+    spec.share = share;
+    spec.lease_ms = 1000;
+    board().begin(kMiner, 77, 2, "cpu");
+  }
+  AuditBoard board() { return AuditBoard(state, spec, 4711); }
+  // Two receipts and one step a segment.
+  SegmentCommit commit(uint64_t number) const {
+    SegmentCommit made;
+    made.number = number;
+    made.local_step = number - 1;
+    made.weight_version = number;
+    made.first_receipt = 2 * number - 1;
+    made.state = digest_of("state " + std::to_string(number));
+    if (number > 1) made.steps.push_back({0.1, 2, false});
+    return made;
+  }
+  void receipts_of(uint64_t number) {
+    for (uint64_t sequence = 2 * number - 1; sequence <= 2 * number; ++sequence) {
+      core::Receipt receipt;
+      receipt.sequence = sequence;
+      receipt.miner = kMiner;
+      board().receipt(kMiner, receipt);
+    }
+  }
+  void segment(SegmentCommit made) { board().segment(kMiner, made, digest_of("base"), &notes); }
+  void through(uint64_t last) {
+    for (uint64_t number = 1; number <= last; ++number) {
+      segment(commit(number));
+      receipts_of(number);
+    }
+  }
+  void join(uint64_t validator) { board().join({node_of(validator), validator, "cpu", "test"}); }
+  std::optional<uint64_t> lease_to(uint64_t validator, TimeMs now = 0) {
+    const auto audit = board().audit_for(node_of(validator));
+    if (audit) board().lease(now, {*audit, node_of(validator)});
+    return audit;
+  }
+  AuditResult result(uint64_t audit, AuditFinding finding = AuditFinding::kNone) const {
+    AuditResult made;
+    made.audit = audit;
+    made.finding = finding;
+    made.reason = "because";
+    return made;
+  }
+
+  static constexpr MinerIndex kMiner = 5;
+  core::AuditSpec spec;
+  AuditState state;
+  std::vector<core::AuditNote> notes;
+};
+
+TEST(Picks, AreAShareThatOnlyTheSecretDecides) {
+  Board board(0.1);
+  AuditBoard other(board.state, board.spec, 4712);
+  int picked = 0, both = 0;
+  for (uint64_t number = 1; number <= 10000; ++number) {
+    const bool here = board.board().is_picked(3, 77, number);
+    EXPECT_EQ(here, board.board().is_picked(3, 77, number));
+    picked += here;
+    both += here && other.is_picked(3, 77, number);
+  }
+  EXPECT_NEAR(picked, 1000, 100);
+  EXPECT_NEAR(both, 100, 50);
+  board.spec.share = 0;
+  EXPECT_FALSE(board.board().is_picked(3, 77, 1));
+  board.spec.share = 1;
+  EXPECT_TRUE(board.board().is_picked(3, 77, 1));
+}
+
+TEST(Audits, HaveExactlyTheSegmentsReceipts) {
+  Board board;
+  board.segment(board.commit(1));
+  board.receipts_of(1);
+  board.receipts_of(2);  // they come before the commitment to the second segment's begin does
+  EXPECT_TRUE(board.state.open.empty());
+  board.segment(board.commit(2));
+  ASSERT_EQ(board.state.open.size(), 1u);
+  const core::AuditTask& task = board.state.open.begin()->second.task;
+  EXPECT_EQ(task.miner, Board::kMiner);
+  EXPECT_EQ(task.stage, 2u);
+  EXPECT_EQ(task.begin.number, 1u);
+  EXPECT_EQ(task.end.number, 2u);
+  EXPECT_EQ(task.base, digest_of("base"));
+  ASSERT_EQ(task.receipts.size(), 2u);
+  EXPECT_EQ(task.receipts[0].sequence, 1u);
+  EXPECT_EQ(task.receipts[1].sequence, 2u);
+  board.segment(board.commit(3));
+  EXPECT_EQ(board.state.open.rbegin()->second.task.receipts.front().sequence, 3u);
+}
+
+TEST(Audits, ReceiptsOfSegmentsThatAreNotPickedAreNotKept) {
+  Board board(0);
+  board.through(5);
+  EXPECT_TRUE(board.state.open.empty());
+  EXPECT_TRUE(board.state.under_way.at(Board::kMiner).receipts.empty());
+  EXPECT_EQ(board.state.segments, 4u);
+}
+
+TEST(Audits, WhatCannotBeRunAgainIsCountedAndSaid) {
+  const auto after = [](auto change) {
+    Board board;
+    board.segment(board.commit(1));
+    board.receipts_of(1);
+    SegmentCommit end = board.commit(2);
+    change(board, end);
+    board.segment(end);
+    EXPECT_TRUE(board.state.open.empty());
+    EXPECT_EQ(board.state.unauditable, 1u);
+    return board.notes.empty() ? "" : board.notes.back().text;
+  };
+  EXPECT_THAT(after([](Board&, SegmentCommit& end) { end.state = {}; }), HasSubstr("was not stored"));
+  EXPECT_THAT(after([](Board&, SegmentCommit& end) { end.whole = false; }), HasSubstr("whole"));
+  EXPECT_THAT(after([](Board& board, SegmentCommit&) { board.state.under_way.at(Board::kMiner).receipts.pop_back(); }),
+              HasSubstr("receipts"));
+}
+
+TEST(Audits, CommitmentsAreTakenInOrderAndAfterTheirReceipts) {
+  Board board;
+  EXPECT_TRUE(board.board().is_news(Board::kMiner, board.commit(1), 0));
+  EXPECT_FALSE(board.board().is_news(Board::kMiner, board.commit(2), 10));
+  board.segment(board.commit(1));
+  EXPECT_EQ(board.board().known_segment(Board::kMiner), 1u);
+  EXPECT_FALSE(board.board().is_news(Board::kMiner, board.commit(1), 10));
+  EXPECT_FALSE(board.board().is_news(Board::kMiner, board.commit(2), 1));
+  EXPECT_TRUE(board.board().is_news(Board::kMiner, board.commit(2), 2));
+  EXPECT_FALSE(board.board().is_news(99, board.commit(1), 0));  // nobody
+}
+
+TEST(Audits, AnUploadBelongsToTheSegmentOfItsSnapshot) {
+  core::UploadCommit upload;
+  upload.target = 1;
+  upload.snapshot_step = 1;
+  upload.snapshot_version = 1;
+  Board early;
+  early.segment(early.commit(1));
+  early.receipts_of(1);
+  early.board().upload(Board::kMiner, upload);
+  early.segment(early.commit(2));
+  EXPECT_TRUE(early.state.open.begin()->second.task.upload);
+  Board late;  // it arrives when the segment is over
+  late.through(2);
+  ASSERT_FALSE(late.state.open.begin()->second.task.upload);
+  late.board().upload(Board::kMiner, upload);
+  EXPECT_TRUE(late.state.open.begin()->second.task.upload);
+  Board other;  // its snapshot was taken later
+  upload.snapshot_step = 7;
+  upload.snapshot_version = 7;
+  other.through(2);
+  other.board().upload(Board::kMiner, upload);
+  EXPECT_FALSE(other.state.open.begin()->second.task.upload);
+}
+
+TEST(Validators, ShareTheAuditsOneEach) {
+  Board board;
+  board.through(4);
+  board.join(100);
+  board.join(101);
+  const auto first = board.lease_to(100), second = board.lease_to(101);
+  ASSERT_TRUE(first && second);
+  EXPECT_NE(*first, *second);
+  EXPECT_EQ(board.board().audit_for(node_of(100)), first);  // a lost answer is given again
+  EXPECT_FALSE(board.board().audit_for(node_of(102)));      // nobody knows this one
+}
+
+TEST(Validators, ADeadOnesAuditGoesToAnother) {
+  Board board;
+  board.through(2);
+  board.join(100);
+  board.join(101);
+  const auto audit = board.lease_to(100);
+  EXPECT_FALSE(board.lease_to(101));
+  board.board().lose({node_of(100), "silent"}, &board.notes);
+  EXPECT_THAT(board.notes.back().text, HasSubstr("another validator"));
+  EXPECT_EQ(board.lease_to(101), audit);
+  EXPECT_FALSE(board.board().is_awaited(node_of(100), board.result(*audit)));
+  EXPECT_TRUE(board.board().is_awaited(node_of(101), board.result(*audit)));
+}
+
+TEST(Validators, ALateOneLosesItsAudit) {
+  Board board;
+  board.through(2);
+  board.join(100);
+  board.join(101);
+  const auto audit = board.lease_to(100, 5000);
+  EXPECT_EQ(board.board().next_deadline(), 6000);
+  board.board().expire(5999, &board.notes);
+  EXPECT_TRUE(board.state.open.at(*audit).validator);
+  board.board().expire(6000, &board.notes);
+  EXPECT_FALSE(board.board().audit_for(node_of(100)));  // another is there for it
+  EXPECT_EQ(board.lease_to(101, 6000), audit);
+}
+
+TEST(Validators, AnAuditThatNobodyFinishesIsGivenUp) {
+  Board board;
+  board.through(2);
+  board.join(100);
+  for (uint32_t attempt = 0; attempt < core::kMostAttempts; ++attempt) {
+    ASSERT_TRUE(board.lease_to(100, 0)) << attempt;
+    board.board().expire(1000, &board.notes);
+  }
+  EXPECT_TRUE(board.state.open.empty());
+  EXPECT_EQ(board.state.given_up, 1u);
+}
+
+TEST(Validators, ARestartedOneHasNothingInHand) {
+  Board board;
+  board.through(2);
+  board.join(100);
+  const auto audit = board.lease_to(100);
+  board.board().join({node_of(100), 999, "cpu", "test"});
+  EXPECT_FALSE(board.state.open.at(*audit).validator);
+  EXPECT_EQ(board.lease_to(100), audit);
+}
+
+TEST(Verdicts, SayWhoAndWhy) {
+  Board board;
+  board.through(3);
+  board.join(100);
+  const auto audit = board.lease_to(100);
+  core::Verdict verdict = board.board().verdict_of(board.result(*audit, AuditFinding::kGradient));
+  EXPECT_EQ(verdict.miner, Board::kMiner);
+  EXPECT_EQ(verdict.stage, 2u);
+  EXPECT_FALSE(verdict.passed);
+  EXPECT_TRUE(core::voids_epoch(verdict));
+  EXPECT_THAT(verdict.reason, HasSubstr("gradient: because"));
+  EXPECT_TRUE(board.board().verdict_of(board.result(*audit)).passed);
+  // What could not be judged is held against nobody.
+  verdict = board.board().verdict_of(board.result(*audit, AuditFinding::kUnreadable));
+  EXPECT_FALSE(core::voids_epoch(verdict));
+  board.board().finish({node_of(100), board.result(*audit, AuditFinding::kGradient)}, &board.notes);
+  EXPECT_EQ(board.state.failed, 1u);
+  EXPECT_EQ(board.state.open.count(*audit), 0u);
+  // Late, doubled or uninvited results change nothing.
+  board.board().finish({node_of(100), board.result(*audit)}, &board.notes);
+  board.board().finish({node_of(101), board.result(*board.lease_to(100))}, &board.notes);
+  EXPECT_EQ(board.state.passed, 0u);
+}
+
+TEST(Retention, CountsEpochs) {
+  Board board;
+  board.spec.retention_epochs = 2;
+  EXPECT_EQ(core::payloads_kept_since(board.state, board.spec), 0);
+  board.board().note_epoch(10, 0, 0);
+  board.board().note_epoch(20, 1, 0);
+  EXPECT_EQ(core::payloads_kept_since(board.state, board.spec), 0);
+  for (const TimeMs now : {30, 50}) board.board().note_epoch(now, 0, static_cast<Epoch>(now / 20));
+  for (const TimeMs now : {40, 60}) board.board().note_epoch(now, 1, static_cast<Epoch>(now / 20));
+  EXPECT_EQ(core::payloads_kept_since(board.state, board.spec), 30);
+}
+
+// ---- the orchestrator: what its miners are told does not depend on audits -------------------------------------------
+
+std::string bytes_of(const core::SyncAnswer& answer) {
+  Encoder encoder;
+  encoder.write(answer.phase);
+  encoder.write(answer.reason);
+  encoder.write(answer.known);
+  encoder.write(answer.receipts_acknowledged);
+  encoder.write(answer.lease_request);
+  encoder.write(answer.leases);
+  encoder.write(answer.peers_version);
+  encoder.write(answer.peers);
+  encoder.write(answer.assignment);
+  encoder.write(answer.merge.has_value());
+  encoder.write(answer.publish_state);
+  encoder.write(answer.checkpoint);
+  encoder.write(answer.leave);
+  encoder.write(answer.drain);
+  encoder.write(answer.spec_version);
+  encoder.write(answer.segment_known);
+  return encoder.take();
+}
+
+// One miner that trains and commits; with a validator that takes audits and fails every one of them, or without.
+struct AuditedRun {
+  std::vector<std::string> answers;
+  uint64_t failed = 0;
+  std::vector<uint64_t> unsealed;  // audits
+};
+AuditedRun answers_of_a_run(bool audited) {
+  core::RunSpec spec = small_spec(1, 1);
+  spec.audit.enabled = true;
+  spec.audit.share = 1;
+  spec.merge.enabled = false;
+  core::Orchestrator orchestrator;
+  core::RunCreated created;
+  created.run_id = "0123456789abcdef";
+  created.run_spec = encode(spec);
+  created.data_plan = encode(small_data());
+  created.secret = 99;
+  created.stage_values = {core::stage_value_count(spec, 0)};
+  TimeMs now = 1;
+  AuditedRun run;
+  const auto step = [&](core::Event event) {
+    for (const core::Event& published : orchestrator.step(now, event).publish) {
+      const auto* unsealed = std::get_if<core::SecretUnsealed>(&published);
+      if (unsealed && unsealed->kind == core::AuditLeased::kName) run.unsealed.push_back(unsealed->id);
+    }
+  };
+  step(created);
+  core::MinerRegistered registered;
+  registered.registration.node = node_of(1);
+  registered.registration.incarnation = 7;
+  registered.registration.address = "miner:1";
+  step(registered);
+  core::SyncRequest request;
+  request.miner = 0;
+  request.incarnation = 7;
+  request.status.phase = core::MinerPhase::kReady;
+  request.applied = core::MergeApplied{.epoch = 0, .state = digest_of("seed"), .version_after = 1, .local_step = 0};
+  uint64_t sequence = 0, segment = 0;
+  for (uint64_t round = 0; round < 10; ++round) {
+    ++now;
+    request.lease_request = round + 1;
+    request.leases_wanted = 2;
+    // Repeated until it is known, as miners do.
+    if (!request.segment) {
+      SegmentCommit& commit = request.segment.emplace();
+      commit.number = ++segment;
+      commit.first_receipt = sequence + 1;
+      commit.local_step = round;
+      commit.weight_version = round + 1;
+      commit.state = digest_of("state " + std::to_string(round));
+      if (segment > 1) commit.steps.push_back({0.1, 2, false});
+    }
+    for (core::Event& event : orchestrator.news_in(request)) step(std::move(event));
+    if (auto leases = orchestrator.lease_request_in(request)) step(std::move(*leases));
+    const core::SyncAnswer answer = orchestrator.answer_for(request);
+    run.answers.push_back(bytes_of(answer));
+    if (answer.segment_known == segment) request.segment.reset();
+    request.receipts.clear();
+    for (const core::Lease& lease : answer.leases) {
+      core::Receipt receipt;
+      receipt.sequence = ++sequence;
+      receipt.miner = 0;
+      receipt.microbatch = lease.microbatch;
+      receipt.accumulated = true;
+      receipt.local_step = round;
+      request.receipts.push_back(receipt);
+    }
+    if (!audited) continue;
+    core::ValidatorReport report;
+    report.incarnation = 5;
+    const NodeId validator = node_of(50);
+    for (core::Event& event : orchestrator.news_in(validator, report)) step(std::move(event));
+    if (auto lease = orchestrator.audit_request_in(validator, report)) step(std::move(*lease));
+    const core::ValidatorOrders orders = orchestrator.orders_for(validator, report);
+    if (!orders.task) continue;
+    AuditResult result;
+    result.audit = orders.task->audit;
+    result.finding = AuditFinding::kActivation;
+    result.reason = "noise";
+    report.results.push_back(result);
+    for (core::Event& event : orchestrator.news_in(validator, report)) step(std::move(event));
+  }
+  run.failed = orchestrator.state().audits.failed;
+  return run;
+}
+
+TEST(Secrecy, AMinerIsToldTheSameWithAndWithoutAudits) {
+  const AuditedRun audited = answers_of_a_run(true), other = answers_of_a_run(false);
+  EXPECT_EQ(audited.answers, other.answers);
+  EXPECT_GE(audited.failed, 5u);  // the audits did take place
+  EXPECT_EQ(other.failed, 0u);
+  // Who had which audit is secret until its verdict.
+  EXPECT_EQ(audited.unsealed.size(), audited.failed);
+  core::AuditLeased leased;
+  leased.audit = 3;
+  EXPECT_EQ(core::seal_id(core::Event(leased)), 3u);
+}
+
+}  // namespace
+}  // namespace tessera::test

@@ -1,0 +1,45 @@
+"""Validators name the miner that cheats, and nobody else."""
+
+import unittest
+
+from trust import TrustSwarm
+
+
+class Trust(unittest.TestCase):
+    def named(self, cheat, stage, finding, share=1.0):
+        with TrustSwarm() as swarm:
+            swarm.start_with(cheat, [stage], share)
+            swarm.until(lambda: swarm.failed(), f"a verdict on the {cheat} miner")
+            failed = swarm.failed()
+            adversary = swarm.number_of(swarm.adversary_keys[0])
+            self.assertEqual({verdict["miner"] for verdict in failed}, {adversary}, failed)
+            self.assertIn(finding, failed[0]["reason"])
+            self.assertNotEqual(failed[0]["evidence"], "0" * 64)
+
+    def test_honest_miners_pass_every_audit(self):
+        with TrustSwarm() as swarm:
+            swarm.start_with(None, [])
+            swarm.wait()
+            verdicts = swarm.verdicts()
+            self.assertGreater(len(verdicts), 20)
+            self.assertEqual(swarm.failed(), [])
+            self.assertGreater(swarm.judged(), 100)
+
+    def test_noise_is_named(self):
+        self.named("noise", 1, "activation")
+
+    def test_flipped_gradients_are_named(self):
+        self.named("flipped-gradient", 1, "gradient")
+
+    def test_a_wrong_loss_is_named(self):
+        self.named("wrong-loss", 2, "loss")
+
+    def test_frozen_weights_are_named(self):
+        self.named("frozen-weights", 0, "weights")
+
+    def test_invented_receipts_are_named(self):
+        self.named("invented-receipts", 1, "audit", share=0.3)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
