@@ -23,6 +23,15 @@ std::vector<Receipt> ReceiptStreams::news_in(const ReceiptsArrived& arrived) {
   return news;
 }
 
+void HeldEpochs::read(const Event& event) {
+  if (const auto* held = std::get_if<StateHeld>(&event)) epochs_[held->miner] = held->applied.epoch;
+}
+
+Epoch HeldEpochs::of(MinerIndex miner) const {
+  const auto found = epochs_.find(miner);
+  return found == epochs_.end() ? 0 : found->second;
+}
+
 void MinerKeys::read(const Event& event) {
   const auto* registered = std::get_if<MinerRegistered>(&event);
   if (registered == nullptr) return;

@@ -36,7 +36,7 @@ void note(MergeShard& shard, uint32_t place, OwnerOutcome outcome) {
 
 // For the ledger. What may be the fault of a disk or a link is never held against anybody.
 Verdict ledger_verdict(StageIndex stage, const MergeVerdict& found) {
-  Verdict verdict{.miner = found.miner, .stage = stage, .epoch = found.target, .kind = VerdictKind::kMergeUpload,
+  Verdict verdict{.miner = found.miner, .stage = stage, .epoch = found.target - 1, .kind = VerdictKind::kMergeUpload,
                   .passed = false, .reason = {}, .evidence = digest_of(encode(found))};
   switch (found.fault) {
     case MergeFault::kWrongReduction:

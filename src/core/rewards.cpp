@@ -24,9 +24,9 @@ Confirmation compare(const Receipt& below, const Receipt& above) {
   const bool named = below.downstream == above.miner && above.upstream == below.miner;
   const bool same_forward = below.output_hash == above.input_hash;
   const bool same_backward = below.gradient_in_hash == above.gradient_out_hash;
-  if (named && same_forward && same_backward) return {Word::kConfirms, ""};
-  if (below.repaired && above.repaired) return {Word::kConfirms, "repaired on both sides of the boundary"};
   if (!named) return {Word::kSilent, fmt::format("miners {} and {} don't name each other", below.miner, above.miner)};
+  if (same_forward && same_backward) return {Word::kConfirms, ""};
+  if (below.repaired && above.repaired) return {Word::kConfirms, "repaired on both sides of the boundary"};
   return {Word::kContradicts, fmt::format("miners {} and {} signed different {}", below.miner, above.miner,
                                           same_forward ? "gradients" : "activations")};
 }
@@ -61,7 +61,7 @@ const VoidedEpochs::Cause* VoidedEpochs::find(const EpochOfMiner& epoch) const {
   return found == causes_.end() ? nullptr : &found->second;
 }
 
-// As the orchestrator counts: at most one gradient of a (stage, microbatch), the first.
+// At most one gradient of a (stage, microbatch): the first whose neighbours confirm it.
 bool Rewards::count(const Receipt& receipt) {
   if (!receipt.accumulated) return false;
   const uint64_t bit = uint64_t{1} << receipt.stage;
@@ -91,11 +91,28 @@ void Rewards::note(const LedgerEntry& entry, const Receipt& receipt) {
   if (receipt.stage >= stages_ || receipt.stage >= 64 || receipt.microbatch >= total_microbatches_) return;
   const Key key{receipt.microbatch, receipt.attempt};
   Attempt& attempt = pending_[key];
+  for (const Hop& hop : attempt.hops) {
+    if (hop.receipt.stage == receipt.stage && hop.receipt.miner == receipt.miner) return;  // its first word binds
+  }
   by_age_.erase({attempt.newest, key});
   attempt.newest = entry.time;
   by_age_.insert({attempt.newest, key});
-  attempt.stages_seen |= uint64_t{1} << receipt.stage;
-  attempt.hops.push_back({entry.sequence, entry.time, receipt, count(receipt)});
+  attempt.hops.push_back({entry.sequence, entry.time, held_.of(receipt.miner), receipt});
+}
+
+// One receipt a stage, confirmed on all boundaries: what else comes can't change what these are worth.
+bool Rewards::is_whole(const Attempt& attempt) const {
+  if (attempt.hops.size() != stages_) return false;
+  std::vector<const Receipt*> by_stage(stages_);
+  for (const Hop& hop : attempt.hops) {
+    // A replaced miner may still send its own.
+    if (hop.receipt.repaired || by_stage[hop.receipt.stage] != nullptr) return false;
+    by_stage[hop.receipt.stage] = &hop.receipt;
+  }
+  for (size_t s = 1; s < by_stage.size(); ++s) {
+    if (compare(*by_stage[s - 1], *by_stage[s]).word != Word::kConfirms) return false;
+  }
+  return true;
 }
 
 // Its neighbours are those of the same attempt in the stages beside its own; with several (a repair), the one that confirms
@@ -103,7 +120,7 @@ void Rewards::note(const LedgerEntry& entry, const Receipt& receipt) {
 RewardedReceipt Rewards::judge(const Attempt& attempt, const Hop& hop) {
   const Receipt& receipt = hop.receipt;
   RewardedReceipt judged{.entry = hop.entry, .time = hop.time, .miner = receipt.miner, .stage = receipt.stage,
-                         .epoch = receipt.epoch, .sequence = receipt.sequence, .microbatch = receipt.microbatch,
+                         .epoch = hop.epoch, .sequence = receipt.sequence, .microbatch = receipt.microbatch,
                          .attempt = receipt.attempt, .outcome = RewardOutcome::kFull, .why = "", .voided = false, .score = 0};
   Confirmation below{receipt.stage == 0 ? Word::kConfirms : Word::kSilent, "no receipt of the miner before it"};
   Confirmation above{receipt.stage + 1 == stages_ ? Word::kConfirms : Word::kSilent, "no receipt of the miner after it"};
@@ -121,7 +138,7 @@ RewardedReceipt Rewards::judge(const Attempt& attempt, const Hop& hop) {
   if (below.word == Word::kContradicts || above.word == Word::kContradicts) {
     judged.outcome = RewardOutcome::kContradicted;
     judged.why = below.word == Word::kContradicts ? below.why : above.why;
-  } else if (below.word == Word::kConfirms && above.word == Word::kConfirms && hop.counted) {
+  } else if (below.word == Word::kConfirms && above.word == Word::kConfirms && count(receipt)) {
     judged.why = "both neighbours confirm it";
   } else if (below.word == Word::kConfirms && above.word == Word::kConfirms) {
     judged.outcome = RewardOutcome::kForwardOnly;
@@ -158,6 +175,16 @@ void Rewards::settle(const Attempt& attempt, std::vector<RewardedReceipt>* settl
   }
 }
 
+void Rewards::settle_whole(const ReceiptsArrived& arrived, std::vector<RewardedReceipt>* settled) {
+  for (const Receipt& receipt : arrived.receipts) {
+    const auto found = pending_.find({receipt.microbatch, receipt.attempt});
+    if (found == pending_.end() || !is_whole(found->second)) continue;
+    settle(found->second, settled);
+    by_age_.erase({found->second.newest, found->first});
+    pending_.erase(found);
+  }
+}
+
 void Rewards::settle_old(TimeMs now, std::vector<RewardedReceipt>* settled) {
   while (!by_age_.empty() && (now - by_age_.begin()->first > kSettleMs || pending_.size() > kMaxPending)) {
     const Key key = by_age_.begin()->second;
@@ -169,6 +196,7 @@ void Rewards::settle_old(TimeMs now, std::vector<RewardedReceipt>* settled) {
 
 std::vector<RewardedReceipt> Rewards::read(const LedgerEntry& entry) {
   std::vector<RewardedReceipt> settled;
+  held_.read(entry.event);
   if (const auto* created = std::get_if<RunCreated>(&entry.event)) {
     RunSpec spec;
     if (decode(created->run_spec, &spec)) {
@@ -185,16 +213,7 @@ std::vector<RewardedReceipt> Rewards::read(const LedgerEntry& entry) {
     if (decode(again->run_spec, &spec)) total_microbatches_ = spec.total_microbatches();
   } else if (const auto* arrived = std::get_if<ReceiptsArrived>(&entry.event)) {
     for (const Receipt& receipt : streams_.news_in(*arrived)) note(entry, receipt);
-    for (const Receipt& receipt : arrived->receipts) {
-      const auto found = pending_.find({receipt.microbatch, receipt.attempt});
-      if (found == pending_.end() || found->second.stages_seen != all_of(stages_)) continue;
-      // A replaced miner may still send its own; it is settled by age then, so that both are there.
-      const auto& hops = found->second.hops;
-      if (std::any_of(hops.begin(), hops.end(), [](const Hop& hop) { return hop.receipt.repaired; })) continue;
-      settle(found->second, &settled);
-      by_age_.erase({found->second.newest, found->first});
-      pending_.erase(found);
-    }
+    settle_whole(*arrived, &settled);
   }
   settle_old(entry.time, &settled);
   return settled;

@@ -31,7 +31,7 @@ class LedgerStory {
 
   // Receipts of an attempt, not in the ledger yet: change them, then report them.
   std::vector<core::Receipt> receipts(MicrobatchId microbatch, const std::vector<MinerIndex>& pathway, float loss = 4,
-                                      uint32_t attempt = 0, Epoch epoch = 0) {
+                                      uint32_t attempt = 0, Epoch epoch = 0) const {
     const auto hash = [&](const char* what, size_t boundary) {
       return digest_of(fmt::format("{} {} {} {}", what, microbatch, attempt, boundary));
     };
@@ -65,6 +65,8 @@ class LedgerStory {
     receipt.sequence = ++sequences_[receipt.miner];
     add(core::ReceiptsArrived{receipt.miner, {receipt}});
   }
+  // The miner says that it holds its stage's state of the epoch.
+  void hold(MinerIndex miner, Epoch epoch) { add(core::StateHeld{miner, {.epoch = epoch}}); }
   // The tail's first, as it happens.
   void report(const std::vector<core::Receipt>& receipts) {
     for (auto receipt = receipts.rbegin(); receipt != receipts.rend(); ++receipt) report(*receipt);

@@ -286,6 +286,7 @@ TEST(MergeTrust, EveryVerdictIsAnEventOfTheLedger) {
     const auto* recorded = std::get_if<core::VerdictRecorded>(&event);
     if (recorded == nullptr) continue;
     EXPECT_FALSE(recorded->verdict.passed);
+    EXPECT_EQ(recorded->verdict.epoch, 0u);  // in which the work was done that merged to epoch 1
     EXPECT_EQ(recorded->verdict.miner, core::voids_epoch(recorded->verdict) ? 1u : 2u);
     (core::voids_epoch(recorded->verdict) ? fraud : infrastructure)++;
   }

@@ -127,6 +127,7 @@ TEST(Rewards, RepairedWorkIsPaidWhenBothSidesSaySo) {
 TEST(Rewards, AFraudVerdictVoidsItsEpochAndNoOther) {
   LedgerStory story(2);
   for (Epoch epoch = 0; epoch < 3; ++epoch) {
+    for (const MinerIndex miner : {0u, 2u}) story.hold(miner, epoch);
     for (MicrobatchId i = 0; i < 5; ++i) story.report(story.receipts(epoch * 5 + i, {0, 2}, 4, 0, epoch));
   }
   story.judge(2, 1, 1, VerdictKind::kAuditedWork, false);
@@ -138,6 +139,77 @@ TEST(Rewards, AFraudVerdictVoidsItsEpochAndNoOther) {
   EXPECT_EQ(reading.scores.at(2), 10);
   EXPECT_TRUE(reading.epochs.at({2, 1, 1}).voided);
   EXPECT_EQ(reading.epochs.at({2, 1, 1}).lost_score, 5);
+}
+
+// A receipt for work that was not done: nobody names the miner of it.
+core::Receipt stray_of(const LedgerStory& story, MicrobatchId id, MinerIndex miner, uint32_t attempt = 0) {
+  core::Receipt stray = story.receipts(id, {0, miner, 4}, 4, attempt)[1];
+  stray.input_hash = stray.gradient_out_hash = digest_of("of nothing");
+  return stray;
+}
+
+TEST(Rewards, AReceiptThatIsSignedAgainIsPaidOnce) {
+  for (const bool repaired : {false, true}) {
+    LedgerStory story(2);
+    auto receipts = story.receipts(1, {0, 2});
+    receipts[0].repaired = receipts[1].repaired = repaired;
+    for (int times = 0; times < 3; ++times) story.report(receipts[1]);
+    story.report(receipts[0]);
+    story.report(receipts[1]);
+    const Reading reading = read(story);
+    EXPECT_EQ(reading.scores.at(0), 1);
+    EXPECT_EQ(reading.scores.at(2), 1);
+  }
+}
+
+// It can neither take a gradient of (stage, microbatch) for itself nor settle an attempt before the honest have reported.
+TEST(Rewards, AStrayReceiptTakesNobodysPay) {
+  LedgerStory story(3);
+  for (MicrobatchId id = 1; id <= 11; ++id) story.report(stray_of(story, id, 9));
+  story.report(stray_of(story, 1, 9, 5));  // of an attempt that was never issued
+  for (MicrobatchId id = 1; id <= 11; ++id) {
+    const auto receipts = story.receipts(id, {0, 2, 4});
+    story.report(receipts[0]);  // heads report more often
+    story.report(receipts[2]);
+    story.report(receipts[1]);
+    story.pass(1000);
+  }
+  const Reading reading = read(story);
+  for (const core::RewardedReceipt& receipt : reading.receipts) {
+    EXPECT_EQ(receipt.outcome, receipt.miner == 9 ? RewardOutcome::kUnconfirmed : RewardOutcome::kFull) << receipt.miner;
+  }
+  for (const MinerIndex miner : {0u, 2u, 4u}) EXPECT_EQ(reading.scores.at(miner), 11) << miner;
+  EXPECT_EQ(reading.scores.at(9), 0);
+}
+
+// In work that really was repaired, too: to say so is free.
+TEST(Rewards, AStrayReceiptOfRepairedWorkIsNotConfirmedByTheRepaired) {
+  LedgerStory story(3);
+  core::Receipt stray = stray_of(story, 1, 9);
+  stray.repaired = true;
+  story.report(stray);
+  auto receipts = story.receipts(1, {0, 2, 4});
+  for (core::Receipt& receipt : receipts) receipt.repaired = true;
+  story.report(receipts);
+  const Reading reading = read(story);
+  EXPECT_EQ(reading.outcome(9), RewardOutcome::kUnconfirmed);
+  for (const MinerIndex miner : {0u, 2u, 4u}) EXPECT_EQ(reading.outcome(miner), RewardOutcome::kFull) << miner;
+}
+
+TEST(Rewards, TheLedgerSaysInWhichEpochWorkWasDoneAndNotTheReceipt) {
+  LedgerStory story(2);
+  story.hold(0, 1);
+  story.hold(2, 1);
+  story.report(story.receipts(1, {0, 2}, 4, 0, 99));
+  story.hold(2, 2);
+  story.report(story.receipts(2, {0, 2}, 4, 0, 1));
+  story.judge(2, 1, 1, VerdictKind::kMergeShard, false);
+  const Reading reading = read(story);
+  EXPECT_EQ(reading.scores.at(0), 2);
+  EXPECT_EQ(reading.scores.at(2), 1);
+  EXPECT_TRUE(reading.epochs.at({2, 1, 1}).voided);
+  EXPECT_EQ(reading.epochs.at({2, 1, 2}).full, 1u);
+  EXPECT_EQ(reading.epochs.size(), 3u);  // none is made up by a receipt
 }
 
 TEST(Rewards, AgeDecidesTheWeight) {

@@ -31,6 +31,17 @@ class ReceiptStreams {
   std::map<MinerIndex, Stream> streams_;
 };
 
+// The epochs that miners are at, by the states they reported to hold: a receipt's own word on its epoch proves nothing.
+class HeldEpochs {
+ public:
+  void read(const Event& event);
+  // Of its stage; 0 before it held any state.
+  Epoch of(MinerIndex miner) const;
+
+ private:
+  std::map<MinerIndex, Epoch> epochs_;
+};
+
 // Miners' keys by their numbers, which are given in the order of first registrations.
 class MinerKeys {
  public:

@@ -8,9 +8,11 @@
 //   contradicted   0               a neighbour's receipt of the same attempt says otherwise
 //   unconfirmed    0               neither neighbour's receipt came
 //
-// A neighbour confirms a hop when it names the miner and both signed the same hashes for what went over the boundary. Work
-// that was repaired is done with other weights on the two sides of the repair: there the two receipts must both say so. Pure;
-// entries come in order; memory grows with miners and epochs, not with receipts.
+// Neighbours confirm each other when each names the other and both signed the same hashes for what went over the boundary. Work
+// that was repaired is done with other weights on the two sides of the repair: there the two receipts must both say so instead.
+// Of a miner's receipts of one attempt the first counts, and only a confirmed gradient can be the first of (stage, microbatch):
+// neither repetition nor a receipt for work that never was takes anybody's pay. The epoch is the one that the ledger knows the
+// miner in. Pure; entries come in order; memory grows with miners and epochs, not with receipts.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +43,7 @@ struct RewardedReceipt {
   TimeMs time = 0;
   MinerIndex miner = kNoMiner;
   StageIndex stage = 0;
-  Epoch epoch = 0;
+  Epoch epoch = 0;                // of the miner's last state_held
   uint64_t sequence = 0;          // the miner's own number of it
   MicrobatchId microbatch = 0;
   uint32_t attempt = 0;
@@ -93,7 +95,8 @@ class Rewards {
 
   Rewards(RewardRules rules, TimeMs now, const VoidedEpochs& voided) : rules_(rules), now_(now), voided_(voided) {}
 
-  // The receipts that this entry settles: those of an attempt whose receipts are all there, or that nothing will be added to.
+  // The receipts that this entry settles: those of an attempt whose receipts confirm each other from head to tail, or that
+  // nothing will be added to.
   std::vector<RewardedReceipt> read(const LedgerEntry& entry);
   // The others, at the ledger's end.
   std::vector<RewardedReceipt> finish();
@@ -106,20 +109,21 @@ class Rewards {
   struct Hop {
     uint64_t entry = 0;
     TimeMs time = 0;
+    Epoch epoch = 0;              // that the miner held when the receipt came
     Receipt receipt;
-    bool counted = false;         // the first gradient of (stage, microbatch)
   };
   struct Attempt {
-    std::vector<Hop> hops;
-    uint64_t stages_seen = 0;
+    std::vector<Hop> hops;        // one of each miner and stage
     TimeMs newest = 0;
   };
   using Key = std::pair<MicrobatchId, uint32_t>;
 
   void note(const LedgerEntry& entry, const Receipt& receipt);
+  bool is_whole(const Attempt& attempt) const;
   bool count(const Receipt& receipt);
   void resumed(const RunResumed& event);
   void settle(const Attempt& attempt, std::vector<RewardedReceipt>* settled);
+  void settle_whole(const ReceiptsArrived& arrived, std::vector<RewardedReceipt>* settled);
   void settle_old(TimeMs now, std::vector<RewardedReceipt>* settled);
   RewardedReceipt judge(const Attempt& attempt, const Hop& hop);
 
@@ -127,6 +131,7 @@ class Rewards {
   const TimeMs now_;
   const VoidedEpochs& voided_;
   ReceiptStreams streams_;
+  HeldEpochs held_;
   uint32_t stages_ = 0;
   uint64_t total_microbatches_ = 0;
   std::map<Key, Attempt> pending_;

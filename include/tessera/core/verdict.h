@@ -23,7 +23,7 @@ const char* name_of(VerdictKind kind);
 struct Verdict {
   MinerIndex miner = kNoMiner;
   StageIndex stage = 0;
-  Epoch epoch = 0;             // of the stage: the one in whose work it is
+  Epoch epoch = 0;             // of the stage: that of the miner's state_held when it did the work
   VerdictKind kind = VerdictKind::kAuditedWork;
   bool passed = false;
   std::string reason;          // one sentence: what was compared, the figures, the limits
