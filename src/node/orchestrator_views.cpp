@@ -34,11 +34,11 @@ struct StatusView {
   std::string phase;
   uint64_t microbatches_total = 0;
   uint64_t microbatches_done = 0;
-  uint64_t microbatches_leased = 0;
-  uint64_t microbatches_reissued = 0;
-  uint64_t microbatches_repaired = 0;
+  uint64_t microbatches_leased = 0;    // leases: new microbatches, and the next two
+  uint64_t microbatches_reissued = 0;  // as another attempt
+  uint64_t microbatches_repaired = 0;  // the same attempt with another head
   uint64_t double_counted = 0;
-  uint64_t lost = 0;
+  uint64_t lost = 0;                   // (stage, microbatch) without a gradient when the run was finished
   uint64_t tokens = 0;
   double loss = 0;
   uint64_t merges = 0;
@@ -52,7 +52,8 @@ struct StatusView {
   void fields(A& a) {
     a("name", name)("run_id", run_id)("phase", phase)("microbatches_total", microbatches_total)(
         "microbatches_done", microbatches_done)("microbatches_leased", microbatches_leased)(
-        "microbatches_reissued", microbatches_reissued)("double_counted", double_counted)("tokens", tokens)("loss", loss)(
+        "microbatches_reissued", microbatches_reissued)("microbatches_repaired", microbatches_repaired)(
+        "double_counted", double_counted)("lost", lost)("tokens", tokens)("loss", loss)(
         "merges", merges)("miners_live", miners_live)("miners_waiting", miners_waiting)("moves", moves)(
         "spec_version", spec_version)("last_checkpoint", last_checkpoint)("stages", stages);
   }

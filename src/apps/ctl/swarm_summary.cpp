@@ -165,6 +165,7 @@ StatusOr<nlohmann::json> summarise(const SummaryInputs& inputs) {
                          {{"leased", state.leased},
                           {"done", state.done},
                           {"reissued", state.reissued},
+                          {"repaired", state.repaired},
                           {"open", state.open.size()},
                           {"double_counted", state.double_counted}}},
                         {"receipts", ledger.receipts},
