@@ -225,6 +225,8 @@ void Orchestrator::on(const StagesChanged& event) {
     stage.published_epoch = stage.epoch;
     stage.published_state = stage.state;
     stage.past.clear();
+    stage.disputants.clear();
+    stage.remaking = stage.settled = false;
     stage.final_merge_done = false;
     stage.cooled_at = stage.epoch + 1;
   }

@@ -240,6 +240,8 @@ void Orchestrator::retire_merge(StageIndex s) {
   stage.epoch = merge.target;
   stage.state = Digest{};
   stage.state_published = false;
+  stage.disputants.clear();
+  stage.remaking = stage.settled = false;
   stage.merges++;
   if (merge.final) stage.final_merge_done = true;
   say(fmt::format("stage {} is at epoch {}", s, stage.epoch));

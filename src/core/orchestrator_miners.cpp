@@ -154,6 +154,7 @@ bool Orchestrator::is_news(const MinerRecord& miner, const MergeApplied& applied
   if (!expected) return false;  // of the future, or too old to go on from
   if (miner.ready && applied.epoch < miner.epoch) return false;  // an old report that came late
   if (miner.ready && applied.epoch == miner.epoch && applied.state == *expected) return false;
+  if (applied.epoch == stage.epoch && applied.state != *expected && stage.disputants.count(miner.index) > 0) return false;
   // One that was found wrong is believed only when it holds what others hold.
   return !miner.must_download || applied.state == *expected;
 }
@@ -170,6 +171,7 @@ void Orchestrator::on(const StateHeld& event) {
   }
   if (*stage.state_at(event.applied.epoch) != event.applied.state) {
     stage.replica_mismatches++;
+    if (event.applied.epoch == stage.epoch && dispute(miner.stage, miner)) return;
     must_load(miner, fmt::format("its base at epoch {} differs from the stage's", event.applied.epoch));
     return;
   }
@@ -190,6 +192,67 @@ void Orchestrator::on(const StateHeld& event) {
     peers_changed(miner.index);
     say(fmt::format("miner {} of stage {} is ready at epoch {}", miner.index, miner.stage, miner.epoch));
   }
+}
+
+// The first word on a state stands until somebody contradicts it. Then neither is believed: what the merge gave can be made
+// from the state before, which everyone held. False: not any more, or not at epoch 0, where the seed's word is all there is.
+bool Orchestrator::dispute(StageIndex s, MinerRecord& miner) {
+  StageRecord& stage = state_.stages[s];
+  if (stage.settled || stage.past.empty() || stage.past.back().target != stage.epoch) return false;
+  stage.disputants.insert(miner.index);
+  miner.why = fmt::format("its base at epoch {} differs from the first one told; the orchestrator makes it to see who is right",
+                          stage.epoch);
+  say(fmt::format("miner {} of stage {}: {}", miner.index, s, miner.why), true);
+  if (stage.remaking) return true;
+  stage.remaking = true;
+  effects_.remake.push_back(*pending_remake(s));
+  return true;
+}
+
+std::optional<RemakeState> Orchestrator::pending_remake(StageIndex s) const {
+  const StageRecord& stage = state_.stages[s];
+  if (!stage.remaking) return std::nullopt;
+  return RemakeState{.stage = s,
+                     .stage_values = stage.values,
+                     .past = stage.past.back(),
+                     .merge = state_.spec.merge,
+                     .rounding_key = merge_rounding_key(state_.run_id, s, stage.epoch)};
+}
+
+void Orchestrator::on(const StateRemade& event) {
+  if (event.stage >= state_.stages.size()) return;
+  StageRecord& stage = state_.stages[event.stage];
+  if (!stage.remaking || event.epoch != stage.epoch) return;
+  stage.remaking = false;
+  stage.settled = true;
+  const std::set<MinerIndex> disputants = std::move(stage.disputants);
+  stage.disputants.clear();
+  const std::vector<MinerIndex> places = index_.stage(event.stage).places;
+  if (event.state.is_zero()) {
+    say(fmt::format("stage {}: its state at epoch {} could not be made ({}); the first one told stands", event.stage, event.epoch,
+                    event.why), true);
+  } else if (event.state != stage.state) {
+    stage.state = event.state;
+    if (stage.merge) abort_merge(event.stage, "its replicas began from a wrong base");
+    for (const MinerIndex index : places) {
+      if (index == kNoMiner) continue;
+      MinerRecord& miner = state_.miners[index];
+      if (!miner.ready || miner.epoch != stage.epoch) continue;
+      must_load(miner, fmt::format("its base at epoch {} is not what the merge gives", stage.epoch));
+      index_.update(state_, index);
+    }
+  } else {
+    say(fmt::format("stage {}: the state told first at epoch {} is what the merge gives", event.stage, event.epoch));
+  }
+  if (!event.state.is_zero()) {
+    stage.state_published = true;
+    stage.published_epoch = stage.epoch;
+    stage.published_state = stage.state;
+    members_changed_ = true;
+  }
+  forget_old_merges(stage);
+  // Who was right says so again with its next report; the others are found wrong by theirs.
+  for (const MinerIndex index : disputants) state_.miners[index].why = "its base was in dispute";
 }
 
 void Orchestrator::must_load(MinerRecord& miner, const std::string& reason) {

@@ -10,6 +10,7 @@ std::vector<Digest> live_objects(const core::OrchestratorState& state) {
   for (const core::StageRecord& stage : state.stages) {
     objects.push_back(stage.state);
     objects.push_back(stage.published_state);
+    if (!stage.past.empty()) objects.push_back(stage.past.back().from);
     for (const core::PastMerge& past : stage.past) {
       for (const core::UploadRef& upload : past.uploads) objects.push_back(upload.object);
       for (const core::ShardResult& result : past.results) {

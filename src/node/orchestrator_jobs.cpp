@@ -1,8 +1,11 @@
 #include "tessera/node/orchestrator_jobs.h"
 
 #include "live_blobs.h"
+#include "tessera/base/crypto.h"
 #include "tessera/base/log.h"
+#include "tessera/kernels/merge.h"
 #include "tessera/node/merge_reduce.h"
+#include "tessera/node/merge_transfer.h"
 #include "tessera/node/objects.h"
 
 namespace tessera::node {
@@ -24,6 +27,7 @@ RestageJob make_restage_job(const core::OrchestratorState& state) {
 
 std::optional<OrchestratorJobResult> OrchestratorJobs::run(const OrchestratorJob& job) {
   if (const auto* shard = std::get_if<core::RecomputeShard>(&job)) return core::Event(recompute(*shard));
+  if (const auto* wanted = std::get_if<core::RemakeState>(&job)) return core::Event(remake(*wanted));
   if (const auto* checkpoint = std::get_if<CheckpointJob>(&job)) return core::Event(write(*checkpoint));
   if (const auto* stages = std::get_if<RestageJob>(&job)) return core::Event(restage(blobs_, *stages));
   if (const auto* wanted = std::get_if<CreateJob>(&job)) return CreatedCall{prepare_run_(wanted->yaml), wanted->done};
@@ -52,6 +56,45 @@ core::ShardRecomputed OrchestratorJobs::recompute(const core::RecomputeShard& sh
   } else {
     spdlog::warn("recomputing a shard: {}", message_of(reduction.status()));
     done.unreadable = unreadable_uploads(blobs_, inputs);
+  }
+  return done;
+}
+
+namespace {
+
+StatusOr<Digest> remade(ports::BlobLink& blobs, const core::RemakeState& wanted) {
+  const core::PastMerge& past = wanted.past;
+  TESSERA_ASSIGN_OR_RETURN(const std::string bytes, get_object(blobs, past.from, 2 * wanted.stage_values * sizeof(float)));
+  std::vector<float> base = values_of(std::string_view(bytes).substr(0, bytes.size() / 2));
+  std::vector<float> momentum = values_of(std::string_view(bytes).substr(bytes.size() / 2));
+  KeptBlobs link(blobs);
+  const auto remake_shard = [&](const core::ShardResult& shard) -> StatusOr<core::ResultCopy> {
+    const Digest token = digest_of(shard.result.view());
+    TESSERA_ASSIGN_OR_RETURN(const Reduction made, reduce_shard(link, {.uploads = past.uploads,
+                                                                       .first_block = shard.first_block,
+                                                                       .block_count = shard.block_count,
+                                                                       .stage_values = wanted.stage_values,
+                                                                       .merge = wanted.merge,
+                                                                       .rounding_key = wanted.rounding_key,
+                                                                       .token = token}));
+    return core::ResultCopy{made.object, token};
+  };
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> mean,
+                           fetch_mean(link, wanted.merge, wanted.stage_values, past.results, remake_shard));
+  kernels::outer_step_cpu(base.data(), momentum.data(), mean.data(), wanted.stage_values,
+                          static_cast<float>(past.outer_learning_rate), static_cast<float>(past.outer_momentum));
+  return put_object(blobs, encode_stage_state(base, momentum));
+}
+
+}  // namespace
+
+core::StateRemade OrchestratorJobs::remake(const core::RemakeState& wanted) {
+  core::StateRemade done{.stage = wanted.stage, .epoch = wanted.past.target, .state = {}, .why = {}};
+  const StatusOr<Digest> state = remade(blobs_, wanted);
+  if (state.ok()) {
+    done.state = *state;
+  } else {
+    done.why = message_of(state.status());
   }
   return done;
 }

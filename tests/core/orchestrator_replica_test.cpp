@@ -200,6 +200,50 @@ TEST(Replicas, OneWhoseStateDiffersLoadsAgainAndIsCountedOnce) {
   EXPECT_EQ(swarm.world.state().phase, RunPhase::kRunning);
 }
 
+// Whoever computes nothing is the first to name a result.
+TEST(Replicas, TheFirstWordOnAMergesResultDoesNotStandAgainstAnother) {
+  ScriptedSwarm swarm(one_stage(3));
+  swarm.start();
+  swarm.train(4);
+  ScriptedMiner& liar = swarm.at(0, 0);
+  liar.spoiled_state = digest_of("a lie");
+  ASSERT_TRUE(swarm.sync_until([&] { return !swarm.world.remakes.empty(); }));
+  EXPECT_EQ(swarm.world.stage(0).state, digest_of("a lie"));
+  for (int i = 0; i < 3; ++i) swarm.sync_all();
+  EXPECT_EQ(swarm.world.remakes.size(), 1u);
+  EXPECT_TRUE(swarm.at(0, 1).record().ready);
+  EXPECT_TRUE(swarm.at(0, 2).record().ready);
+  swarm.world.restart();
+  ASSERT_EQ(swarm.world.remakes.size(), 1u);
+
+  const core::RemakeState wanted = swarm.world.remakes.front();
+  EXPECT_EQ(wanted.past.from, seed_state(0));
+  const Digest truth = state_after(wanted.past.from, wanted.past.results);
+  swarm.world.step(core::StateRemade{0, wanted.past.target, truth, ""});
+  EXPECT_EQ(swarm.world.stage(0).state, truth);
+  EXPECT_FALSE(liar.record().ready);
+  swarm.sync_all();
+  EXPECT_TRUE(swarm.at(0, 1).record().ready);
+  EXPECT_EQ(swarm.at(0, 1).record().epoch, 1u);
+  EXPECT_EQ(swarm.at(0, 2).record().epoch, 1u);
+  EXPECT_FALSE(liar.record().ready);  // it says the same again, and is not believed
+  liar.spoiled_state.reset();
+  for (int i = 0; i < 3; ++i) swarm.sync_all();
+  EXPECT_TRUE(liar.record().ready);
+}
+
+TEST(Replicas, AStateThatCannotBeMadeIsTheFirstOneTold) {
+  ScriptedSwarm swarm(one_stage(2));
+  swarm.start();
+  swarm.train(4);
+  swarm.at(0, 1).spoiled_state = digest_of("a cosmic ray");
+  ASSERT_TRUE(swarm.sync_until([&] { return !swarm.world.remakes.empty(); }));
+  swarm.world.step(core::StateRemade{0, 1, Digest{}, "the blobs are gone"});
+  swarm.sync_all();
+  EXPECT_TRUE(swarm.at(0, 0).record().ready);
+  EXPECT_FALSE(swarm.at(0, 1).record().ready);
+}
+
 TEST(Replicas, ADriftAtAMergeIsFoundAlsoWhenTheStageHasMovedOn) {
   core::RunSpec spec = one_stage(3);
   spec.merge.quorum = 0.6;

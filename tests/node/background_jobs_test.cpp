@@ -9,6 +9,7 @@
 #include "support/small_run.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/node/objects.h"
+#include "tessera/node/orchestrator_jobs.h"
 
 namespace tessera::node {
 namespace {
@@ -54,6 +55,18 @@ TEST(BackgroundJobs, WhatARestartedParticipantRecoversCountsOnce) {
   ASSERT_TRUE(prepared.ok) << prepared.why;
   ASSERT_TRUE(prepared.reference);
   EXPECT_EQ(*prepared.reference, masters);  // only steps since the restart are carried over
+
+  // In a dispute the orchestrator comes to the same state by itself.
+  test::MemoryCheckpoints checkpoints;
+  OrchestratorJobs disputes(blobs, checkpoints, nullptr, nullptr);
+  core::RemakeState wanted{.stage_values = count, .merge = spec.merge};
+  wanted.past = {.target = 5, .from = assignment.state, .uploads = uploads,
+                 .results = {{0, blocks, mean->result, {{mean->object, token}}}}, .outer_learning_rate = 1};
+  const core::Event remade = std::get<core::Event>(*disputes.run(OrchestratorJob(wanted)));
+  EXPECT_EQ(std::get<core::StateRemade>(remade).state, prepared.state);
+  EXPECT_TRUE(check_object(blobs, prepared.state, 2 * count * sizeof(float)).ok());
+  wanted.past.from = digest_of("gone");
+  EXPECT_TRUE(std::get<core::StateRemade>(std::get<core::Event>(*disputes.run(OrchestratorJob(wanted)))).state.is_zero());
 
   core::BackgroundJob store = core::miner_effect::UploadLocalState{1, std::make_shared<const core::LocalState>(saved)};
   jobs.run(store);

@@ -96,6 +96,7 @@ void OrchestratorWorld::step(const core::Event& event) {
   ASSERT_EQ(broken_transition(before, event, state()), "")
       << "at " << journal_.back().name << " number " << journal_.size();
   for (core::RecomputeShard& shard : effects.recompute) recomputations.push_back(std::move(shard));
+  for (core::RemakeState& wanted : effects.remake) remakes.push_back(std::move(wanted));
   if (effects.checkpoint) checkpoints.push_back(effects.checkpoint->id);
   if (effects.restage) restages.push_back(effects.restage->id);
   for (const core::Decision& decision : effects.decisions) decisions_.push_back(decision.text);
@@ -157,8 +158,10 @@ core::Orchestrator OrchestratorWorld::replayed_from_snapshot() const {
 void OrchestratorWorld::restart() {
   core_ = replayed_from_snapshot();
   recomputations.clear();
+  remakes.clear();
   checkpoints.clear();
   for (StageIndex s = 0; s < state().stages.size(); ++s) {
+    if (std::optional<core::RemakeState> wanted = core_.pending_remake(s)) remakes.push_back(*std::move(wanted));
     if (!state().stages[s].merge) continue;
     for (core::RecomputeShard& shard : core_.pending_recomputations(s))
       recomputations.push_back(std::move(shard));

@@ -41,6 +41,7 @@ class OrchestratorWorld {
   bool said(const std::string& part) const;
 
   std::deque<core::RecomputeShard> recomputations;  // that the background was asked for
+  std::deque<core::RemakeState> remakes;
   std::deque<uint64_t> checkpoints;
   std::deque<uint64_t> restages;  // new stages that the background was asked for
   std::vector<core::Event> events;  // everything that happened

@@ -180,6 +180,18 @@ struct StatePublished {
     a("miner", miner)("epoch", epoch)("state", state);
   }
 };
+// Replicas of a stage disagreed on what a merge gave: the orchestrator made it from the state before and the merge's shards.
+struct StateRemade {
+  static constexpr const char* kName = "state_remade";
+  StageIndex stage = 0;
+  Epoch epoch = 0;
+  Digest state;     // it lies in the blob store; zero: it could not be made
+  std::string why;  // if not
+  template <class A>
+  void fields(A& a) {
+    a("stage", stage)("epoch", epoch)("state", state)("why", why);
+  }
+};
 struct CheckpointCommitted {
   static constexpr const char* kName = "checkpoint_committed";
   MinerIndex miner = kNoMiner;
@@ -279,7 +291,7 @@ struct StagesChanged {
 
 using Event = std::variant<RunCreated, RunResumed, MinerRegistered, MinerLost, MinerReturned, LeasesRequested,
                            ReceiptsArrived, UploadCommitted, ShardCommitted, ShardRecomputed, StateHeld,
-                           StatePublished, CheckpointCommitted, CheckpointWritten, MinerReported, Ticked, Commanded,
+                           StatePublished, StateRemade, CheckpointCommitted, CheckpointWritten, MinerReported, Ticked, Commanded,
                            MinerAssigned, DrainOrdered, SpecChanged, StagesOrdered, StagesChanged, VerdictRecorded,
                            RandomLeasesPublished, PairingsPublished, SecretUnsealed,
                            SegmentCommitted, ValidatorJoined, ValidatorLost, AuditLeased, AuditFinished>;

@@ -39,6 +39,14 @@ struct RecomputeShard {
   MergeSpec merge;             // formats, blocks, robustness
   uint64_t rounding_key = 0;
 };
+// A stage's state from the one before its newest merge.
+struct RemakeState {
+  StageIndex stage = 0;
+  uint64_t stage_values = 0;
+  PastMerge past;
+  MergeSpec merge;
+  uint64_t rounding_key = 0;
+};
 struct WriteCheckpoint {
   uint64_t id = 0;
 };
@@ -52,6 +60,7 @@ struct Decision {
 };
 struct Effects {
   std::vector<RecomputeShard> recompute;
+  std::vector<RemakeState> remake;
   std::optional<WriteCheckpoint> checkpoint;
   std::optional<ChangeStages> restage;
   std::vector<Decision> decisions;
@@ -103,6 +112,7 @@ class Orchestrator {
   size_t queue_position(const MinerRecord& miner) const;
   // The recomputations under way: after a replay the shell begins them again.
   std::vector<RecomputeShard> pending_recomputations(StageIndex stage) const;
+  std::optional<RemakeState> pending_remake(StageIndex stage) const;
 
  private:
   void on(const RunCreated& event);
@@ -117,6 +127,7 @@ class Orchestrator {
   void on(const ShardRecomputed& event);
   void on(const StateHeld& event);
   void on(const StatePublished& event);
+  void on(const StateRemade& event);
   void on(const CheckpointCommitted& event);
   void on(const CheckpointWritten& event);
   void on(const MinerReported&) {}
@@ -148,6 +159,7 @@ class Orchestrator {
   void begin_incarnation(MinerIndex index, const Registration& registration, bool is_known);
   bool is_news(const MinerRecord& miner, const MergeApplied& applied) const;
   void must_load(MinerRecord& miner, const std::string& reason);
+  bool dispute(StageIndex stage, MinerRecord& miner);
   void hurry(MinerIndex miner);
   // orchestrator_peers.cpp
   void take_place(MinerRecord& miner);

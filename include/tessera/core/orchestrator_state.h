@@ -101,6 +101,9 @@ struct StageRecord {
   uint64_t values = 0;
   Epoch epoch = 0;
   Digest state;                            // object name of base | momentum at `epoch`; zero until someone holds it
+  std::set<MinerIndex> disputants;         // that hold another state at `epoch`; until it is made again
+  bool remaking = false;                   // by the orchestrator, for a dispute
+  bool settled = false;                    // it was: nobody's word on `epoch` counts any more
   uint32_t publisher_turn = 0;             // which of the current miners is asked to publish it
   TimeMs publisher_asked_at = 0;           // since when
   bool state_published = false;
@@ -124,7 +127,8 @@ struct StageRecord {
   std::optional<Digest> state_at(Epoch at) const;
   template <class A>
   void fields(A& a) {
-    a("values", values)("epoch", epoch)("state", state)("publisher_turn", publisher_turn)(
+    a("values", values)("epoch", epoch)("state", state)("disputants", disputants)(
+        "remaking", remaking)("settled", settled)("publisher_turn", publisher_turn)(
         "publisher_asked_at", publisher_asked_at)("state_published", state_published)(
         "published_epoch", published_epoch)("published_state", published_state)("merge", merge)("past", past)(
         "merges", merges)("merges_aborted", merges_aborted)("shards_recomputed", shards_recomputed)(
