@@ -29,6 +29,7 @@ std::vector<MinerEffect> Miner::step(TimeMs now, MinerEvent event) {
   effects_.clear();
   if (gap >= spec_.timeouts.peer_ms && gap >= kStoodStillMs) stood_still(gap);
   std::visit([&](auto& e) { on(e); }, event);
+  send_waiting();
   schedule();
   return std::move(effects_);
 }
@@ -257,6 +258,7 @@ void Miner::begin_drain(const std::string& reason) {
 }
 
 void Miner::on(miner_event::Ticked&) {
+  window_.forget(now_);
   retry_and_expire();
   watch_peers();
   ask_overdue();

@@ -87,7 +87,7 @@ Admission Miner::adopt(const MicrobatchKey& key, Work& work, MinerIndex sender, 
   work.upstream = sender;
   work.adopted |= moved;
   if (moved && (work.state == WorkState::kReturning || work.state == WorkState::kReturned)) {
-    sends_.erase(work.send);
+    abandon_send(work);
     work.state = WorkState::kReturning;
     send_back(key, work);
   } else if (newer && !moved && work.state == WorkState::kAwaitingGradient) {
@@ -158,7 +158,7 @@ Admission Miner::admit_backward(miner_event::FrameArrived& event) {
   // The gradient may overtake the answer to the forward frame.
   if (work.state != WorkState::kSending && work.state != WorkState::kAwaitingGradient) return Admission::kDuplicate;
   if (work.state == WorkState::kSending) {
-    sends_.erase(work.send);
+    abandon_send(work);
     work.retry_at = 0;
     status_.boundary_tensors_sent++;
   } else if (!work.asked_again) {

@@ -77,7 +77,47 @@ void Miner::release_downstream(Work& work) {
   if (peer != peers_.end() && peer->second.outstanding > 0) peer->second.outstanding--;
 }
 
+// A frame of the work goes out.
+void Miner::sent(const MicrobatchKey& key, Work& work, TimeMs timeout) {
+  work.retry_at = 0;
+  work.waits_to_be_sent = false;
+  work.send = next_send_++;
+  work.sent_at = now_;
+  sends_[work.send] = key;
+  window_.sent(work.send, now_, timeout);
+}
+
+void Miner::abandon_send(const Work& work) {
+  sends_.erase(work.send);
+  window_.abandoned(work.send);
+}
+
+void Miner::wait_to_be_sent(const MicrobatchKey& key, Work& work) {
+  work.retry_at = 0;
+  if (work.waits_to_be_sent) return;
+  work.waits_to_be_sent = true;
+  (work.state == WorkState::kReturning ? unsent_backwards_ : unsent_forwards_).push_back(key);
+}
+
+void Miner::send_waiting() {
+  for (std::deque<MicrobatchKey>* queue : {&unsent_backwards_, &unsent_forwards_}) {
+    while (!queue->empty() && window_.open()) {
+      const MicrobatchKey key = queue->front();
+      queue->pop_front();
+      const auto found = works_.find(key);
+      if (found == works_.end() || !found->second.waits_to_be_sent) continue;
+      found->second.waits_to_be_sent = false;
+      if (found->second.state == WorkState::kSending) {
+        send_onward(key, found->second);
+      } else if (found->second.state == WorkState::kReturning) {
+        send_back(key, found->second);
+      }
+    }
+  }
+}
+
 void Miner::send_onward(const MicrobatchKey& key, Work& work) {
+  if (!window_.open()) return wait_to_be_sent(key, work);
   const MinerIndex to = choose_downstream(work);
   if (to == kNoMiner) {
     work.tried.clear();
@@ -93,17 +133,18 @@ void Miner::send_forward_to(MinerIndex to, const MicrobatchKey& key, Work& work)
   if (found == peers_.end()) return send_onward(key, work);  // it left the run
   PeerState& peer = found->second;
   work.state = WorkState::kSending;
-  work.retry_at = 0;
   work.downstream = to;
-  work.send = next_send_++;
-  work.sent_at = now_;
   work.sent_as = work.repairs;
   work.outstanding = true;
-  sends_[work.send] = key;
   peer.outstanding++;
   peer.given_since++;
+  // What is under way to anybody leaves by the same link before it.
   const TimeMs most = spec_.timeouts.peer_ms;
-  const auto timeout = static_cast<uint32_t>(peer.admissions.deadline(kAdmissionFloorMs, most));
+  const TimeMs before = static_cast<TimeMs>(window_.under_way()) * peer.admissions.median();
+  const TimeMs least = std::max(kAdmissionFloorMs, window_.patience());
+  const auto timeout =
+      static_cast<uint32_t>(std::min(peer.admissions.deadline(least, most) + before, most));
+  sent(key, work, timeout);
   emit(miner_effect::SendFrame{work.send, peer.peer, frame_of(key, work, Direction::kForward),
                                timeout});
   ask_health(peer);
@@ -116,15 +157,14 @@ void Miner::send_back(const MicrobatchKey& key, Work& work) {
     work.retry_at = now_ + 4 * kRetryMs;
     return;
   }
-  work.retry_at = 0;
-  work.send = next_send_++;
-  work.sent_at = now_;
-  sends_[work.send] = key;
+  if (!window_.open()) return wait_to_be_sent(key, work);
+  sent(key, work, spec_.timeouts.peer_ms);
   emit(miner_effect::SendFrame{work.send, peer->second.peer,
                                frame_of(key, work, Direction::kBackward), spec_.timeouts.peer_ms});
 }
 
 void Miner::on(miner_event::FrameAnswered& event) {
+  window_.answered(event.send, now_, event.admission != Admission::kUnreachable);
   const auto sent = sends_.find(event.send);
   if (sent == sends_.end()) return;  // its microbatch is over
   const MicrobatchKey key = sent->second;
@@ -235,7 +275,7 @@ void Miner::forward_answered(const MicrobatchKey& key, Work& work, Admission adm
 
 // To another miner of the next stage: the one that has it is gone, or may never have got it.
 void Miner::give_again(const MicrobatchKey& key, Work& work) {
-  sends_.erase(work.send);
+  abandon_send(work);
   release_downstream(work);
   work.tried = {work.downstream};
   if (work.given_again < UINT8_MAX) work.given_again++;
@@ -254,6 +294,7 @@ void Miner::ask_overdue() {
       overdue.push_back(key);
   }
   for (const MicrobatchKey& key : overdue) {
+    if (!window_.open()) return;  // it may be this miner's own link that is slow: later
     Work& work = works_.at(key);
     const auto peer = peers_.find(work.downstream);
     const bool ask = !work.asked_again && peer != peers_.end() && is_usable(peer->second);

@@ -237,7 +237,7 @@ void Miner::drop(const MicrobatchKey& key, const std::string& reason) {
   say(fmt::format("microbatch {} attempt {} dropped: {}", key.microbatch, key.attempt, reason), true);
   std::erase(forward_queue_, key);
   std::erase(backward_queue_, key);
-  sends_.erase(work.send);
+  abandon_send(work);
   release_downstream(work);
   const bool engine_holds = work.state == WorkState::kSending || work.state == WorkState::kAwaitingGradient ||
                             work.state == WorkState::kBackwardQueued;

@@ -24,6 +24,7 @@ struct Message {
   uint64_t id = 0;             // of the call, for its answer
   std::string session{};       // of a report
   uint64_t bytes = 0;
+  int64_t until_us = INT64_MAX;  // when the sender gives it up; frames only
   std::variant<core::Frame, core::Admission, core::Registration, StatusOr<core::RegisterAnswer>,
                core::SyncRequest, StatusOr<core::SyncAnswer>, ProbeRequest,
                StatusOr<core::PeerHealth>, ConnectionBroken>

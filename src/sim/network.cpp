@@ -5,6 +5,8 @@
 namespace tessera::sim {
 namespace {
 
+constexpr double kLinkBufferBytes = 256 * 1024;  // of a router at home
+
 double us_per_byte(double mbit) { return mbit > 0 ? 8.0 / mbit : 0; }
 
 }  // namespace
@@ -28,8 +30,25 @@ TimeUs Network::latency() {
 
 TimeUs Network::arrival(TimeUs now, uint32_t from, uint64_t bytes) {
   TimeUs& free = up_free_[from];
-  free = std::max(free, now) + static_cast<TimeUs>(static_cast<double>(bytes) * up_us_per_byte_);
-  return free + latency();
+  const auto takes = static_cast<TimeUs>(static_cast<double>(bytes) * up_us_per_byte_);
+  const auto held = static_cast<TimeUs>(kLinkBufferBytes * up_us_per_byte_);
+  const TimeUs begins = std::clamp(free, now, now + held);
+  free = std::max(free, now) + takes;
+  return begins + takes + latency();
+}
+
+std::optional<TimeUs> Network::frame_arrival(TimeUs now, uint32_t from, uint64_t bytes,
+                                             TimeUs until) {
+  TimeUs& free = up_free_[from];
+  const TimeUs begins = std::max(free, now);
+  const TimeUs ends =
+      begins + static_cast<TimeUs>(static_cast<double>(bytes) * up_us_per_byte_);
+  if (ends > until) {
+    if (begins < until) free = until;
+    return std::nullopt;
+  }
+  free = ends;
+  return ends + latency();
 }
 
 TimeUs Network::delivery(TimeUs now, uint32_t to, uint64_t bytes) {

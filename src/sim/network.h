@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "event_queue.h"
@@ -17,8 +18,12 @@ class Network {
   Network(const config::SimSpec& sim, Prng* random);
 
   void add_node();
-  // When `bytes` that are sent now are at the receiver's link.
+  // When `bytes` of a message that is sent now are at the receiver's link. It waits for what the link itself holds, not for
+  // the frames that are still in the sender's queues.
   TimeUs arrival(TimeUs now, uint32_t from, uint64_t bytes);
+  // When a frame's are. Frames leave one after the other; nothing: it was given up before it had left, and took only the
+  // time until then.
+  std::optional<TimeUs> frame_arrival(TimeUs now, uint32_t from, uint64_t bytes, TimeUs until);
   // When bytes that are at the link now are through it.
   TimeUs delivery(TimeUs now, uint32_t to, uint64_t bytes);
   // One way, for what has no size.

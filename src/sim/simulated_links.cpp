@@ -148,14 +148,15 @@ void SimulatedMiner::reply(const core::miner_effect::ReplyAdmission& effect) {
 
 void SimulatedMiner::send(core::miner_effect::SendFrame effect) {
   sends_.insert(effect.send);
-  world_.queue.push(world_.queue.now_us() + us_of_ms(effect.timeout_ms), EventKind::kSendTimeout,
-                    node_, generation_, effect.send);
+  const TimeUs until = world_.queue.now_us() + us_of_ms(effect.timeout_ms);
+  world_.queue.push(until, EventKind::kSendTimeout, node_, generation_, effect.send);
   world_.send({.from = node_,
                .to = node_of_key(effect.peer.node),
                .from_generation = generation_,
                .to_generation = 0,
                .id = effect.send,
                .bytes = 0,
+               .until_us = until,
                .body = std::move(effect.frame)});
 }
 

@@ -85,7 +85,14 @@ bool World::fails(double share) { return share > 0 && !faults_over && random.uni
 
 void World::send(Message message) {
   message.bytes = std::visit(BytesOf{scenario}, message.body);
-  TimeUs arrival = network.arrival(queue.now_us(), message.from, message.bytes);
+  TimeUs arrival = 0;
+  if (std::holds_alternative<core::Frame>(message.body)) {
+    const auto through = network.frame_arrival(queue.now_us(), message.from, message.bytes, message.until_us);
+    if (!through) return;
+    arrival = *through;
+  } else {
+    arrival = network.arrival(queue.now_us(), message.from, message.bytes);
+  }
   if (fails(sim.loss)) return;
   if (fails(sim.reordering))
     arrival += static_cast<TimeUs>(random.uniform() * sim.reordering_ms * 1000);

@@ -31,6 +31,11 @@ TEST(Network, MessagesQueueForALink) {
   EXPECT_EQ(network.arrival(0, 0, 1000), 12000);
   EXPECT_EQ(network.arrival(0, 1, 1000), 11000);      // another's link
   EXPECT_EQ(network.arrival(50000, 0, 1000), 61000);  // it is free again
+  // A megabyte is on its way, one more would come too late, and a small message waits for a buffer's length only.
+  EXPECT_EQ(network.frame_arrival(100000, 0, 1000000, 2000000), 1110000);
+  EXPECT_EQ(network.frame_arrival(100000, 0, 1000000, 1900000), std::nullopt);
+  EXPECT_EQ(network.frame_arrival(100000, 0, 1000000, 3000000), 2910000);
+  EXPECT_EQ(network.arrival(100000, 0, 1000), 100000 + 262144 + 1000 + 10000);
   EXPECT_EQ(network.delivery(0, 1, 3000), 3000);
   EXPECT_EQ(network.delivery(1000, 1, 1000), 4000);
 }

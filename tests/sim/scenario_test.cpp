@@ -189,6 +189,49 @@ TEST(Scenario, TenThousandMinersTakeTheSameWayInSmall) {
   EXPECT_GT(result.merges, 0u);
 }
 
+// Links that are busy for most of the time. Whoever has much to send must not blame the others for the wait: each of them
+// left out would hand on more.
+TEST(Scenario, BusyLinksDoNotMakeMinersBlameEachOther) {
+  const std::vector<std::string> small = {
+      "sim.duration_s=600", "sim.faults_until_s=600", "model.layers=4", "pipeline.stages=4",
+      "pipeline.miners_per_stage=12", "pipeline.max_in_flight=24", "merge.enabled=false"};
+  const sim::Result with_faults = simulate(scenario_of("thousand", small));
+  expect_sound(with_faults);
+  EXPECT_GT(with_faults.faults, 30u);
+  EXPECT_LT(with_faults.redone_share, 0.1);
+  EXPECT_GT(late_share(with_faults, 0.5), 0.6);
+  std::vector<std::string> slow = small;
+  slow.insert(slow.end(), {"sim.faults=[]", "sim.upload_mbit=12"});
+  const sim::Result slow_links = simulate(scenario_of("thousand", slow));
+  expect_sound(slow_links);
+  EXPECT_EQ(slow_links.leases_reissued, 0u);
+  EXPECT_LT(slow_links.redone_share, 0.1);
+  EXPECT_GT(late_share(slow_links, 0.5), 0.5);
+}
+
+// A machine with too many processes: everybody stands still for a moment again and again. What is left of the time is
+// used as well as all of it would be.
+TEST(Scenario, StandingStillCostsOnlyItsTime) {
+  const std::vector<std::string> swift = {
+      "sim.duration_s=60", "sim.faults_until_s=60", "sim.tick_ms=5", "sim.forward_ms_per_layer=1",
+      "sim.backward_ms_per_layer=1", "sim.latency_ms=1", "sim.latency_jitter_ms=1", "timeouts.lease_ms=3000",
+      "timeouts.miner_lost_ms=300", "timeouts.peer_ms=500", "timeouts.sync_ms=5", "merge.enabled=false"};
+  const auto share_with = [&](const std::string& faults) {
+    std::vector<std::string> overrides = swift;
+    overrides.push_back("sim.faults=" + faults);
+    const sim::Result result = simulate(scenario_of("churn", overrides));
+    expect_sound(result);
+    EXPECT_LT(result.redone_share, 0.02);
+    return result.throughput_share;
+  };
+  const double undisturbed = share_with("[]");
+  for (const char* faults : {"[{kind: freeze, every_s: 0.1, for_s: 0.08, share: 1}]",
+                             "[{kind: freeze, every_s: 1, for_s: 0.6, share: 1}]",
+                             "[{kind: freeze, every_s: 4, for_s: 2, share: 1}]"}) {
+    EXPECT_GT(share_with(faults), 0.95 * undisturbed) << faults;
+  }
+}
+
 TEST(Scenario, StoppingGivesWhatThereIs) {
   auto simulation = sim::Simulation::create(scenario_of("churn", {}), "");
   ASSERT_TRUE(simulation.ok());

@@ -29,6 +29,7 @@
 #include "tessera/core/response_times.h"
 #include "tessera/core/recent_times.h"
 #include "tessera/core/routing.h"
+#include "tessera/core/send_window.h"
 #include "tessera/core/run_spec.h"
 #include "tessera/core/stage_state.h"
 
@@ -97,6 +98,7 @@ class Miner {
     bool adopted = false;          // its upstream was replaced
     bool backward_running = false;
     bool outstanding = false;      // with downstream
+    bool waits_to_be_sent = false; // for room in the window
     MinerIndex upstream = kNoMiner;
     MinerIndex downstream = kNoMiner;
     std::set<MinerIndex> tried;    // refused it in this round
@@ -189,6 +191,10 @@ class Miner {
   void give_again(const MicrobatchKey& key, Work& work);
   void ask_overdue();
   void release_downstream(Work& work);
+  void sent(const MicrobatchKey& key, Work& work, TimeMs timeout);
+  void abandon_send(const Work& work);
+  void wait_to_be_sent(const MicrobatchKey& key, Work& work);
+  void send_waiting();
   MinerIndex choose_downstream(const Work& work);
   // miner_peers.cpp: how peers are
   void on(miner_event::ProbeAnswered& event);
@@ -249,6 +255,9 @@ class Miner {
 
   std::map<MicrobatchKey, Work> works_;
   std::map<uint64_t, MicrobatchKey> sends_;
+  SendWindow window_;
+  std::deque<MicrobatchKey> unsent_backwards_;  // wait for room in the window; may name some that do so no more
+  std::deque<MicrobatchKey> unsent_forwards_;
   std::map<MicrobatchKey, Kept> kept_;
   std::deque<MicrobatchKey> kept_order_;       // oldest first; may name some that are gone
   size_t kept_bytes_ = 0;
