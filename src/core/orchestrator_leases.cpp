@@ -13,7 +13,7 @@ constexpr double kShortestMs = 0.01;
 constexpr double kLongestMs = 3'600'000;
 constexpr size_t kCompletionsKept = 64;
 constexpr size_t kCompletionsNeeded = 16;
-constexpr uint64_t kDeviations = 8;
+constexpr uint64_t kPatience = 3;
 
 }  // namespace
 
@@ -62,21 +62,20 @@ std::vector<MinerIndex> Orchestrator::propose_pathway(MicrobatchId id, uint32_t 
   return pathway;
 }
 
-// Median and deviation of the last completions decide how long one is waited for; the configured time is the most. A hung
+// The last completions decide how long one is waited for: three times what nine of ten took. The configured time is the
+// most, and holds until the swarm has been through its pipeline twice: what is done first took the fast miners only. A hung
 // peer on the way is noticed within peer_ms, and the microbatch then begins again at its stage.
 uint32_t Orchestrator::lease_lifetime_ms() const {
   const TimeoutSpec& timeouts = state_.spec.timeouts;
-  if (state_.completion_ms.size() < kCompletionsNeeded) return timeouts.lease_ms;
+  if (state_.completion_ms.size() < kCompletionsNeeded || state_.done < 2 * state_.open.size()) return timeouts.lease_ms;
   std::vector<uint32_t> times(state_.completion_ms.begin(), state_.completion_ms.end());
-  const auto median_of = [](std::vector<uint32_t>& values) {
-    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-    std::nth_element(values.begin(), middle, values.end());
-    return uint64_t{*middle};
+  const auto taken_by = [&](size_t tenths) {
+    const auto place = times.begin() + static_cast<std::ptrdiff_t>(times.size() * tenths / 10);
+    std::nth_element(times.begin(), place, times.end());
+    return uint64_t{*place};
   };
-  const uint64_t median = median_of(times);
-  for (uint32_t& time : times) time = static_cast<uint32_t>(time > median ? time - median : median - time);
-  const uint64_t wanted = median + kDeviations * median_of(times);
-  const uint64_t least = 2 * (median + timeouts.peer_ms);
+  const uint64_t wanted = kPatience * taken_by(9);
+  const uint64_t least = 2 * (taken_by(5) + timeouts.peer_ms);
   return static_cast<uint32_t>(std::min<uint64_t>(std::max(wanted, least), timeouts.lease_ms));
 }
 
@@ -242,7 +241,9 @@ void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
   if (open->second.counted_stages == all) {
     release(receipt.microbatch, open->second);
     note_random_lease(receipt.microbatch, open->second);
-    if (open->second.first_leased_at > 0) {
+    // As many are kept as say something of all that are open: of a wide swarm one of many.
+    const uint64_t every = std::max<uint64_t>(1, state_.open.size() / kCompletionsKept);
+    if (open->second.first_leased_at > 0 && state_.done % every == 0) {
       state_.completion_ms.push_back(static_cast<uint32_t>(std::min<TimeMs>(now_ - open->second.first_leased_at, UINT32_MAX)));
       if (state_.completion_ms.size() > kCompletionsKept) state_.completion_ms.pop_front();
     }
