@@ -88,6 +88,7 @@ std::vector<PlacedMiner> Orchestrator::placed_miners(bool for_moves) const {
   std::vector<PlacedMiner> placed;
   std::vector<uint32_t> staying(state_.stages.size(), 0);  // ready ones
   for (const MinerRecord& miner : state_.miners) {
+    if (!for_moves) break;
     staying[miner.stage] += miner.live && miner.ready && !miner.on_its_way_out() && !miner.pending_stage;
   }
   for (const MinerRecord& miner : state_.miners) {
@@ -209,6 +210,7 @@ void Orchestrator::place_waiting() {
 // The miner is told at its next report; it drains, and its next incarnation has the stage.
 void Orchestrator::move_now(MinerRecord& miner, StageIndex stage, const std::string& reason) {
   miner.pending_stage.reset();
+  index_.update(state_, miner.index);
   if (stage == miner.stage) return;
   miner.assigned_stage = stage;
   miner.moving_until = now_ + state_.spec.timeouts.lease_ms + kMoveMs;
@@ -230,23 +232,41 @@ void Orchestrator::note_poorest() {
   state_.poorest = wanted;
 }
 
+// Whether any move may be due at all. Members come and go all the time, and what follows looks at everybody.
+bool Orchestrator::may_move_someone() const {
+  const auto& pipeline = state_.spec.pipeline;
+  if (pipeline.rebalance_gain <= 0) return false;
+  const std::vector<StageSummary>& stages = index_.stages();
+  if (state_.phase == RunPhase::kWaiting) {  // somebody has to be one too many
+    return std::any_of(stages.begin(), stages.end(), [&](const StageSummary& stage) {
+      return stage.staying + index_.moving() > pipeline.miners_per_stage;
+    });
+  }
+  if (state_.phase != RunPhase::kRunning) return false;
+  return !boundaries_.empty() || std::any_of(stages.begin(), stages.end(), [&](const StageSummary& stage) {
+    return stage.staying == 0 || 2 * stage.staying < pipeline.miners_per_stage;
+  });
+}
+
 void Orchestrator::consider_moves() {
   if (boundaries_.empty() && !members_changed_) return;
   place_waiting();
   for (MinerRecord& miner : state_.miners) {
+    if (index_.moving() == 0) break;
     if (!miner.pending_stage) continue;
     const bool merging = state_.phase == RunPhase::kRunning && state_.spec.merge.enabled && miner.ready && miner.live;
     if (!merging || boundaries_.count(miner.stage) > 0) move_now(miner, *miner.pending_stage, "assigned by an operator");
   }
   const auto& pipeline = state_.spec.pipeline;
-  while (state_.phase == RunPhase::kWaiting && pipeline.rebalance_gain > 0) {
+  const bool may_move = may_move_someone();
+  while (may_move && state_.phase == RunPhase::kWaiting) {
     const auto move = choose_filler(placed_miners(true), situations(), pipeline.miners_per_stage);
     if (!move) break;
     move_now(state_.miners[move->miner], move->to, fmt::format("the run waits for a miner of stage {}", move->to));
   }
-  const bool may_move = state_.phase == RunPhase::kRunning && pipeline.rebalance_gain > 0;
-  if (may_move && !boundaries_.empty()) note_poorest();
-  for (size_t i = 0; may_move && i < state_.stages.size(); ++i) {
+  const bool rebalances = may_move && state_.phase == RunPhase::kRunning;
+  if (rebalances && !boundaries_.empty()) note_poorest();
+  for (size_t i = 0; rebalances && i < state_.stages.size(); ++i) {
     const auto move = choose_move(placed_miners(true), situations(), pipeline.rebalance_gain, pipeline.miners_per_stage);
     if (!move) break;
     StageRecord& from = state_.stages[move->from];

@@ -66,6 +66,7 @@ void Orchestrator::on(const MinerAssigned& event) {
     miner.pending_stage = event.stage;
     miner.why = fmt::format("goes to stage {} at the next epoch boundary: assigned by an operator", event.stage);
   }
+  index_.update(state_, event.miner);
   say(fmt::format("miner {} is assigned to stage {} by an operator", event.miner, event.stage));
 }
 

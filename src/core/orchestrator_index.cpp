@@ -15,6 +15,9 @@ MinerFacts facts_of(const OrchestratorState& state, const MinerRecord& miner) {
   facts.known = true;
   facts.stage = miner.stage;
   facts.live = miner.live && miner.placed;
+  const bool meant_for_another = miner.assigned_stage || miner.pending_stage;
+  facts.staying = facts.live && !miner.drain && !meant_for_another;
+  facts.moving = miner.placed && !miner.drain && meant_for_another;
   facts.place = miner.place;
   facts.ready = miner.live && miner.ready;
   if (!facts.ready) return facts;
@@ -57,6 +60,7 @@ void OrchestratorIndex::rebuild(const OrchestratorState& state) {
   stages_.resize(state.stages.size());
   for (StageSummary& stage : stages_) stage.neighbourhoods.resize(state.neighbourhoods);
   facts_.clear();
+  moving_ = 0;
   deadlines_.clear();
   leases_.clear();
   for (const MinerRecord& miner : state.miners) update(state, miner.index);
@@ -84,6 +88,8 @@ void OrchestratorIndex::update_stage(const OrchestratorState& state, StageIndex 
 void OrchestratorIndex::add(MinerIndex miner, const MinerFacts& facts) {
   StageSummary& stage = stages_[facts.stage];
   stage.live += facts.live;
+  stage.staying += facts.staying;
+  moving_ += facts.moving;
   if (facts.place != kNoPlace) {
     while (stage.places.size() <= facts.place) {
       stage.vacant.insert(static_cast<uint32_t>(stage.places.size()));
@@ -98,6 +104,8 @@ void OrchestratorIndex::add(MinerIndex miner, const MinerFacts& facts) {
 void OrchestratorIndex::remove(MinerIndex miner, const MinerFacts& facts) {
   StageSummary& stage = stages_[facts.stage];
   stage.live -= facts.live;
+  stage.staying -= facts.staying;
+  moving_ -= facts.moving;
   if (facts.place != kNoPlace && stage.places[facts.place] == miner) {
     stage.places[facts.place] = kNoMiner;
     stage.vacant.insert(facts.place);

@@ -213,7 +213,7 @@ TEST(Scenario, BusyLinksDoNotMakeMinersBlameEachOther) {
 // used as well as all of it would be.
 TEST(Scenario, StandingStillCostsOnlyItsTime) {
   const std::vector<std::string> swift = {
-      "sim.duration_s=60", "sim.faults_until_s=60", "sim.tick_ms=5", "sim.forward_ms_per_layer=1",
+      "sim.duration_s=12", "sim.faults_until_s=12", "sim.tick_ms=5", "sim.forward_ms_per_layer=1",
       "sim.backward_ms_per_layer=1", "sim.latency_ms=1", "sim.latency_jitter_ms=1", "timeouts.lease_ms=3000",
       "timeouts.miner_lost_ms=300", "timeouts.peer_ms=500", "timeouts.sync_ms=5", "merge.enabled=false"};
   const auto share_with = [&](const std::string& faults) {

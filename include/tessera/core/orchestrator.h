@@ -183,6 +183,7 @@ class Orchestrator {
   void place_waiting();
   void note_poorest();
   void consider_moves();
+  bool may_move_someone() const;
   void move_now(MinerRecord& miner, StageIndex stage, const std::string& reason);
   // orchestrator_commands.cpp
   void advance_restage(bool late);

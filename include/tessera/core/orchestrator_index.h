@@ -34,6 +34,8 @@ struct MinerFacts {
   bool mergeable = false;         // ready, its upload can be read
   bool qualified = false;         // mergeable, at its stage's epoch, min_microbatches in its masters
   bool qualified_for_last = false;
+  bool staying = false;           // live, has a stage, and neither leaves it nor is about to
+  bool moving = false;            // has a stage, and another one is meant for it
   uint32_t place = kNoPlace;
   uint32_t microbatch_us = 0;
   uint32_t in_flight = 0;
@@ -53,6 +55,7 @@ struct Neighbourhood {
 
 struct StageSummary {
   uint32_t live = 0;
+  uint32_t staying = 0;
   uint32_t ready = 0;
   uint32_t behind = 0;
   uint32_t uncommitted = 0;
@@ -97,6 +100,8 @@ class OrchestratorIndex {
     if (!recomputing) stages_[stage].unsettled--;
   }
 
+  // Miners for which another stage is meant than they have.
+  uint32_t moving() const { return moving_; }
   const StageSummary& stage(StageIndex stage) const { return stages_[stage]; }
   const std::vector<StageSummary>& stages() const { return stages_; }
   // Leased microbatches by deadline.
@@ -120,6 +125,7 @@ class OrchestratorIndex {
 
   std::vector<StageSummary> stages_;
   std::vector<MinerFacts> facts_;
+  uint32_t moving_ = 0;
   std::set<std::pair<TimeMs, MicrobatchId>> deadlines_;
   std::set<std::pair<MinerIndex, MicrobatchId>> leases_;
 };
