@@ -41,21 +41,19 @@ std::optional<OrchestratorJobResult> OrchestratorJobs::run(const OrchestratorJob
 
 core::ShardRecomputed OrchestratorJobs::recompute(const core::RecomputeShard& shard) {
   const ReduceInputs inputs{.uploads = shard.uploads,
-                            .first_block = shard.first_block,
-                            .block_count = shard.block_count,
                             .stage_values = shard.stage_values,
                             .merge = shard.merge,
-                            .rounding_key = shard.rounding_key,
-                            .token = shard.token};
+                            .rounding_key = shard.rounding_key};
+  const core::ShardTask task{shard.shard, shard.first_block, shard.block_count, shard.token};
   core::ShardRecomputed done{.stage = shard.stage, .commit = {.target = shard.target, .shard = shard.shard}, .unreadable = {}};
-  StatusOr<Reduction> reduction = reduce_shard(blobs_, inputs);
+  StatusOr<Reduction> reduction = reduce_shard(blobs_, inputs, task);
   if (reduction.ok()) {
     done.commit.result = reduction->result;
     done.commit.object = reduction->object;
     done.commit.measures = std::move(reduction->measures);
   } else {
     spdlog::warn("recomputing a shard: {}", message_of(reduction.status()));
-    done.unreadable = unreadable_uploads(blobs_, inputs);
+    done.unreadable = unreadable_uploads(blobs_, inputs, task);
   }
   return done;
 }
