@@ -76,7 +76,8 @@ class StruckMerge {
   void expect_consistent(const World& world, const std::string& where) {
     EXPECT_EQ(stage().replica_mismatches, 0u) << where;
     for (uint32_t i = 0; i < kMiners; ++i) {
-      if (!dead_[i]) EXPECT_EQ(swarm_.at(0, i).state(), stage().state) << where << ", miner " << i;
+      if (dead_[i]) continue;
+      EXPECT_EQ(swarm_.at(0, i).state(), stage().state) << where << ", miner " << i;
     }
     for (const core::MergeVerdict& verdict : stage().merge_verdicts) {
       EXPECT_TRUE(world.liar && verdict.miner == swarm_.at(0, 0).index()) << where << ", miner " << verdict.miner;

@@ -8,21 +8,20 @@
 namespace tessera::test {
 namespace {
 
-core::RunSpec four_with_slow_links() {
+core::RunSpec four_miners() {
   core::RunSpec spec = one_stage(4);
   spec.model.ffn_width = 64;
-  spec.merge.quorum = 0.75;
+  spec.merge.quorum = 1;
   return spec;
 }
 
 TEST(MergeUploads, OwnersBeginWhenAllHaveCommitted) {
-  ScriptedSwarm swarm(four_with_slow_links());
+  ScriptedSwarm swarm(four_miners());
   swarm.start();
-  for (const auto& miner : swarm.miners) miner->habits.stores = false;
+  for (const auto& miner : swarm.miners) miner->habits.stores = miner->habits.reduces = false;
   swarm.train(4);
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
   EXPECT_FALSE(swarm.world.stage(0).merge->uploads_are_whole());
-  for (const auto& miner : swarm.miners) miner->habits.reduces = false;
   swarm.sync_all();
   for (const auto& miner : swarm.miners) {
     ASSERT_TRUE(miner->answer().merge);
@@ -38,18 +37,16 @@ TEST(MergeUploads, OwnersBeginWhenAllHaveCommitted) {
   EXPECT_EQ(swarm.world.stage(0).past[0].participants.size(), 4u);
 }
 
-// The grace begins when enough are whole; then the late one is left out, accused of nothing, and waited for beforehand in the
-// merges that follow.
+// Left out after the phase's time, accused of nothing, and waited for beforehand in the merges that follow.
 TEST(MergeUploads, ALateOneIsLeftOutAndMustBeWholeBeforeTheNextManifest) {
-  ScriptedSwarm swarm(four_with_slow_links());
+  ScriptedSwarm swarm(four_miners());
   swarm.start();
   swarm.at(0, 3).habits.stores = false;
   for (const auto& miner : swarm.miners) miner->habits.reduces = false;
   swarm.train(4);
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
   EXPECT_EQ(swarm.world.stage(0).merge->participants.size(), 4u);
-  const TimeMs grace = swarm.world.state().spec.timeouts.upload_grace_ms;
-  swarm.world.pass(grace);
+  swarm.world.pass(swarm.world.state().spec.timeouts.merge_phase_ms);
   ASSERT_TRUE(swarm.reducing());
   EXPECT_EQ(swarm.world.stage(0).merge->participants.size(), 3u);
   EXPECT_GT(swarm.at(0, 3).record().whole_first, 0u);
@@ -59,7 +56,7 @@ TEST(MergeUploads, ALateOneIsLeftOutAndMustBeWholeBeforeTheNextManifest) {
   EXPECT_TRUE(swarm.world.stage(0).merge_verdicts.empty());
   EXPECT_EQ(swarm.at(0, 3).record().fresh_total(), 4u);  // its work counts in the next
 
-  swarm.train(4);
+  swarm.train(6);
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.world.stage(0).merge && swarm.world.stage(0).merge->uploads.size() == 4; }));
   EXPECT_FALSE(swarm.reducing());  // committed, and not whole
   swarm.at(0, 3).habits.stores = true;
@@ -67,9 +64,33 @@ TEST(MergeUploads, ALateOneIsLeftOutAndMustBeWholeBeforeTheNextManifest) {
   EXPECT_EQ(swarm.world.stage(0).past[1].participants.size(), 4u);
 }
 
+TEST(MergeUploads, WhenAQuorumIsWholeTheOthersGetAGrace) {
+  core::RunSpec spec = one_stage(4);
+  spec.merge.quorum = 0.5;  // two are invited
+  spec.timeouts.upload_grace_ms = 100;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->habits.stores = miner->habits.reduces = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
+  const std::vector<MinerIndex> participants = swarm.world.stage(0).merge->participants;
+  ASSERT_EQ(participants.size(), 2u);
+  const TimeMs grace = spec.timeouts.upload_grace_ms;
+  ASSERT_LT(grace, spec.timeouts.merge_phase_ms);
+  swarm.world.pass(grace);
+  EXPECT_EQ(swarm.world.stage(0).merge->participants, participants);  // nobody is: they have the phase's whole time
+  swarm.at(0, participants[0]).habits.stores = true;
+  swarm.at(0, participants[0]).sync();
+  swarm.at(0, participants[0]).sync();
+  swarm.world.pass(grace - 1);
+  EXPECT_EQ(swarm.world.stage(0).merge->participants, participants);
+  swarm.world.pass(1);
+  EXPECT_EQ(swarm.world.stage(0).merge->participants, (std::vector<MinerIndex>{participants[0]}));
+}
+
 TEST(MergeUploads, OneWhoseMinerDiesOnTheWayIsLeftOutAtOnce) {
   for (const bool restarts : {false, true}) {
-    ScriptedSwarm swarm(four_with_slow_links());
+    ScriptedSwarm swarm(four_miners());
     swarm.start();
     swarm.at(0, 1).habits.stores = false;
     for (const auto& miner : swarm.miners) miner->habits.reduces = false;
@@ -91,7 +112,7 @@ TEST(MergeUploads, OneWhoseMinerDiesOnTheWayIsLeftOutAtOnce) {
 
 // Before every upload is whole nobody can say that one is missing: neither an owner nor a recomputation.
 TEST(MergeUploads, NothingIsHeldAgainstAnybodyWhileOneIsOnItsWay) {
-  ScriptedSwarm swarm(four_with_slow_links());
+  ScriptedSwarm swarm(four_miners());
   swarm.start();
   swarm.at(0, 3).habits.stores = false;
   swarm.at(0, 0).habits.cannot_read = 3;
@@ -102,10 +123,11 @@ TEST(MergeUploads, NothingIsHeldAgainstAnybodyWhileOneIsOnItsWay) {
   EXPECT_TRUE(swarm.world.recomputations.empty());
   for (const core::MergeShard& shard : swarm.world.stage(0).merge->shards) {
     for (const auto& copy : {shard.copy_a, shard.copy_b}) {
-      if (copy) EXPECT_TRUE(copy->unavailable.is_zero());
+      EXPECT_TRUE(!copy || copy->unavailable.is_zero());
     }
   }
   swarm.at(0, 3).habits.stores = true;
+  swarm.sync_all();
   swarm.sync_all();
   EXPECT_FALSE(swarm.world.recomputations.empty());
   ASSERT_TRUE(merge_until(swarm, [&] { return swarm.world.stage(0).epoch == 1; }));
