@@ -68,13 +68,12 @@ StatusOr<Digest> remade(ports::BlobLink& blobs, const core::RemakeState& wanted)
   KeptBlobs link(blobs);
   const auto remake_shard = [&](const core::ShardResult& shard) -> StatusOr<core::ResultCopy> {
     const Digest token = digest_of(shard.result.view());
-    TESSERA_ASSIGN_OR_RETURN(const Reduction made, reduce_shard(link, {.uploads = past.uploads,
-                                                                       .first_block = shard.first_block,
-                                                                       .block_count = shard.block_count,
-                                                                       .stage_values = wanted.stage_values,
-                                                                       .merge = wanted.merge,
-                                                                       .rounding_key = wanted.rounding_key,
-                                                                       .token = token}));
+    const ReduceInputs inputs{.uploads = past.uploads,
+                              .stage_values = wanted.stage_values,
+                              .merge = wanted.merge,
+                              .rounding_key = wanted.rounding_key};
+    const core::ShardTask task{.first_block = shard.first_block, .block_count = shard.block_count, .token = token};
+    TESSERA_ASSIGN_OR_RETURN(const Reduction made, reduce_shard(link, inputs, task));
     return core::ResultCopy{made.object, token};
   };
   TESSERA_ASSIGN_OR_RETURN(const std::vector<float> mean,

@@ -10,12 +10,15 @@
 #include <mutex>
 
 #include "support/memory_ports.h"
+#include "support/whole_upload.h"
 #include "tessera/kernels/merge_wire.h"
 #include "tessera/node/merge_transfer.h"
 #include "tessera/node/objects.h"
 
 namespace tessera::node {
 namespace {
+
+using test::upload_delta;
 
 constexpr uint32_t kBlock = 256;
 constexpr uint64_t kBlocks = 6;
@@ -33,15 +36,6 @@ core::MergeSpec merge_of(Codec uploads, Codec results) {
   merge.upload_format = uploads;
   merge.result_format = results;
   return merge;
-}
-
-// Commits and stores all of it.
-StatusOr<DeltaUpload> upload_delta(ports::BlobLink& blobs, const core::MergeSpec& merge, const std::vector<float>& base,
-                                   const std::vector<float>& snapshot, const std::vector<float>& residual) {
-  KeptBlobs kept(blobs);
-  TESSERA_ASSIGN_OR_RETURN(DeltaUpload upload, commit_delta(kept, merge, base, snapshot, residual, 1));
-  TESSERA_RETURN_IF_ERROR(store_delta(kept, upload.manifest, 2, [] { return false; }));
-  return upload;
 }
 
 class MergeReduceTest : public testing::Test {
