@@ -23,17 +23,20 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
       upload_.reset();
       enqueue(miner_effect::TakeSnapshot{merge.target});
       break;
-    case MergePhase::kReduce:
+    case MergePhase::kReduce: {
       if (reduce_target_ != merge.target) {
         reduce_target_ = merge.target;
         reducing_.clear();
         shards_.clear();
       }
+      std::vector<ShardTask> tasks;
       for (const ShardTask& task : merge.tasks) {
-        if (!reducing_.insert(task.shard).second) continue;
-        emit(BackgroundJob(miner_effect::ReduceShard{merge.target, task, merge.uploads}));
+        if (reducing_.insert(task.shard).second) tasks.push_back(task);
       }
+      if (tasks.empty()) break;
+      emit(BackgroundJob(miner_effect::ReduceShards{merge.target, std::move(tasks), merge.uploads, merge.uploads_whole}));
       break;
+    }
     case MergePhase::kApply:
       if (preparing_ == merge.target) break;
       preparing_ = merge.target;

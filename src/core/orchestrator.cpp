@@ -245,6 +245,8 @@ void Orchestrator::on(const Ticked&) {
     if (!merge || now_ < merge->deadline) continue;
     if (merge->phase == MergePhase::kSnapshot) {
       freeze(s);
+    } else if (!merge->uploads_are_whole()) {
+      leave_out_unfinished(s, "it did not come in time");
     } else {
       settle_shards(s);
     }

@@ -42,7 +42,15 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
   for (size_t p = 0; p < merge.participants.size(); ++p) {
     directive.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
   }
+  directive.uploads_whole = merge.uploads_are_whole();
   return directive;
+}
+
+bool says_more(const Merge& merge, MinerIndex miner, const UploadCommit& upload) {
+  if (merge.target != upload.target) return false;
+  const auto known = merge.uploads.find(miner);
+  if (known == merge.uploads.end()) return merge.phase == MergePhase::kSnapshot && merge.invited.count(miner) > 0;
+  return upload.whole && !known->second.whole && known->second.object == upload.object;
 }
 
 // What a miner that is not ready can start from: the newest published state from which the merges since then are still
@@ -119,6 +127,7 @@ std::vector<ShardCommit> Orchestrator::owed_commits(const SyncRequest& request) 
   std::set<uint32_t> open;
   for (const ShardTask& task : open_tasks(state_, index_.stage(miner.stage), miner)) open.insert(task.shard);
   for (const ShardCommit& commit : request.shards) {
+    if (!commit.unavailable.is_zero() && !stage.merge->uploads_are_whole()) continue;  // it says so again
     if (commit.target == stage.merge->target && open.erase(commit.shard) > 0) owed.push_back(commit);
   }
   return owed;
@@ -150,9 +159,7 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
   if (request.segment && audits().is_news(miner.index, *request.segment, next - 1)) {
     news.emplace_back(SegmentCommitted{miner.index, *request.segment});
   }
-  if (request.upload && stage.merge && stage.merge->phase == MergePhase::kSnapshot &&
-      stage.merge->target == request.upload->target && stage.merge->invited.count(miner.index) > 0 &&
-      stage.merge->uploads.count(miner.index) == 0) {
+  if (request.upload && stage.merge && says_more(*stage.merge, miner.index, *request.upload)) {
     news.emplace_back(UploadCommitted{miner.index, *request.upload});
   }
   for (ShardCommit& commit : owed_commits(request)) news.emplace_back(ShardCommitted{miner.index, std::move(commit), miner.stage});

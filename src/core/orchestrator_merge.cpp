@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "tessera/base/prng.h"
 #include "tessera/core/merge_gate.h"
@@ -14,8 +15,16 @@ namespace tessera::core {
 namespace {
 
 constexpr size_t kMaxPastMerges = 64;  // of a stage
+// After a late upload, a miner's upload must be whole before the manifest in so many merges: else all the others would begin
+// to reduce in vain each time.
+constexpr uint32_t kMergesWholeFirst = 8;
 
 }  // namespace
+
+bool Merge::uploads_are_whole() const {
+  return std::all_of(participants.begin(), participants.end(),
+                     [&](MinerIndex miner) { return uploads.at(miner).whole; });
+}
 
 void Orchestrator::consider_merges() {
   if (!state_.created || !state_.spec.merge.enabled) {
@@ -59,11 +68,13 @@ void Orchestrator::on(const UploadCommitted& event) {
   if (event.miner >= state_.miners.size()) return;
   const StageIndex s = state_.miners[event.miner].stage;
   auto& merge = state_.stages[s].merge;
-  if (!merge || merge->phase != MergePhase::kSnapshot || merge->target != event.commit.target ||
-      merge->invited.count(event.miner) == 0) {
-    return;
+  if (!merge || merge->target != event.commit.target) return;
+  if (const auto known = merge->uploads.find(event.miner); known != merge->uploads.end()) {
+    if (known->second.object == event.commit.object && event.commit.whole) note_whole(s, event.miner);
+    return;  // the first commitment binds
   }
-  merge->uploads.emplace(event.miner, event.commit);  // the first commitment binds
+  if (merge->phase != MergePhase::kSnapshot || merge->invited.count(event.miner) == 0) return;
+  merge->uploads.emplace(event.miner, event.commit);
   state_.miners[event.miner].upload = merge->uploads.at(event.miner).object;
   audits().upload(event.miner, merge->uploads.at(event.miner));
   const double quorum = state_.spec.merge.quorum * static_cast<double>(merge->invited.size());
@@ -75,7 +86,43 @@ void Orchestrator::on(const UploadCommitted& event) {
 
 void Orchestrator::freeze_if_complete(StageIndex s) {
   const Merge& merge = *state_.stages[s].merge;
-  if (merge.uploads.size() == merge.invited.size()) freeze(s);  // only who is invited uploads
+  const bool complete = merge.uploads.size() == merge.invited.size() &&  // only who is invited uploads
+                        std::all_of(merge.uploads.begin(), merge.uploads.end(), [&](const auto& upload) {
+                          return upload.second.whole || state_.miners[upload.first].whole_first == 0;
+                        });
+  if (complete) freeze(s);
+}
+
+// Every block of an upload is stored. When the last is, the reduction's time begins, and what waited for it is recomputed.
+void Orchestrator::note_whole(StageIndex s, MinerIndex miner) {
+  Merge& merge = *state_.stages[s].merge;
+  if (std::exchange(merge.uploads.at(miner).whole, true)) return;
+  if (merge.phase == MergePhase::kSnapshot) return freeze_if_complete(s);
+  const auto& participants = merge.participants;
+  if (std::find(participants.begin(), participants.end(), miner) == participants.end()) return;
+  const auto whole = std::count_if(participants.begin(), participants.end(),
+                                   [&](MinerIndex other) { return merge.uploads.at(other).whole; });
+  const auto& timeouts = state_.spec.timeouts;
+  if (static_cast<size_t>(whole) == participants.size()) {
+    merge.deadline = now_ + timeouts.merge_phase_ms;
+    for (RecomputeShard& job : pending_recomputations(s)) effects_.recompute.push_back(std::move(job));
+  } else if (static_cast<double>(whole) >= state_.spec.merge.quorum * static_cast<double>(participants.size()) - 1e-9) {
+    merge.deadline = std::min(merge.deadline, now_ + timeouts.upload_grace_ms);
+  }
+}
+
+// Whose upload is still on its way is left out, and the others' are reduced by another plan. No verdict: a slow link is no
+// fault, and the work stays in the masters of its miner.
+void Orchestrator::leave_out_unfinished(StageIndex s, const std::string& reason) {
+  Merge& merge = *state_.stages[s].merge;
+  for (const MinerIndex miner : merge.participants) {
+    if (merge.uploads.at(miner).whole) continue;
+    merge.uploads.erase(miner);
+    state_.miners[miner].whole_first = kMergesWholeFirst;
+    say(fmt::format("stage {} merge {}: the upload of miner {} is left out: {}", s, merge.target, miner, reason), true);
+  }
+  merge.round++;
+  freeze(s);
 }
 
 // Ends the commit phase: the manifest is the uploads that are there, weighted by the microbatches that receipts confirm.
@@ -83,7 +130,9 @@ void Orchestrator::freeze(StageIndex s) {
   Merge& merge = *state_.stages[s].merge;
   // A trimmed mean sorts every value of all uploads: there is a limit, and those beyond it carry their work over.
   const size_t limit = state_.spec.merge.trim_share > 0 ? kMaxTrimmedUploads : merge.uploads.size();
-  std::map<MinerIndex, uint32_t> counted;  // in the first round: who starts anew meanwhile has no steps any more
+  // Counted in the first round: who starts anew meanwhile has no steps any more, and nobody comes in later.
+  const bool first = merge.round == 0;
+  std::map<MinerIndex, uint32_t> counted;
   for (size_t p = 0; p < merge.participants.size(); ++p) counted[merge.participants[p]] = merge.counts[p];
   merge.participants.clear();
   merge.counts.clear();
@@ -91,9 +140,14 @@ void Orchestrator::freeze(StageIndex s) {
   uint64_t total = 0;
   for (const auto& [index, upload] : merge.uploads) {
     if (merge.gated.count(index) > 0 || merge.participants.size() == limit) continue;
+    uint32_t& whole_first = state_.miners[index].whole_first;
+    if (first && whole_first > 0) {
+      --whole_first;
+      if (!upload.whole) continue;
+    }
     uint32_t count = counted[index];
     for (const auto& [step, fresh] : state_.miners[index].fresh) {
-      if (merge.round == 0 && step < upload.snapshot_step) count += fresh;
+      if (first && step < upload.snapshot_step) count += fresh;
     }
     if (count == 0) continue;
     merge.participants.push_back(index);
@@ -142,7 +196,7 @@ void Orchestrator::plan_shards(StageIndex s) {
 // Their work stays in the masters of those left out.
 bool Orchestrator::gate(StageIndex s) {
   Merge& merge = *state_.stages[s].merge;
-  if (merge.round > 0) return false;
+  if (std::exchange(merge.gate_decided, true)) return false;
   for (const GateVerdict& verdict : gate_uploads(merge.measured, state_.spec.merge)) {
     const MinerIndex miner = merge.participants[verdict.upload];
     const UploadCommit& upload = merge.uploads.at(miner);
@@ -287,7 +341,8 @@ void Orchestrator::drop_from_merge(MinerIndex index, bool restarted) {
   auto& merge = state_.stages[s].merge;
   if (!merge) return;
   if (merge->phase == MergePhase::kSnapshot) {
-    if (restarted) merge->uploads.erase(index);
+    const auto upload = merge->uploads.find(index);
+    if (upload != merge->uploads.end() && (restarted || !upload->second.whole)) merge->uploads.erase(upload);
     if (merge->uploads.count(index) > 0) return;
     if (merge->invited.erase(index) == 0) return;
     if (merge->invited.empty()) {
@@ -297,8 +352,11 @@ void Orchestrator::drop_from_merge(MinerIndex index, bool restarted) {
     }
     return;
   }
-  if (const auto upload = merge->uploads.find(index); restarted && upload != merge->uploads.end()) {
-    upload->second.snapshot_step = 0;
+  if (const auto upload = merge->uploads.find(index); upload != merge->uploads.end()) {
+    if (!upload->second.whole && std::find(merge->participants.begin(), merge->participants.end(), index) != merge->participants.end()) {
+      return leave_out_unfinished(s, "its miner is gone");
+    }
+    if (restarted) upload->second.snapshot_step = 0;
   }
   if (const auto owned = index_.stage(s).owned.find(index); owned != index_.stage(s).owned.end()) {
     for (const uint32_t i : std::vector<uint32_t>(owned->second)) accept_if_settled(s, i);

@@ -89,6 +89,8 @@ void Orchestrator::on(const ShardCommitted& event) {
   if (index >= merge->shards.size()) return;
   MergeShard& shard = merge->shards[index];
   if (shard.accepted) return;
+  // Of an upload that is still on its way that is no news.
+  if (!event.commit.unavailable.is_zero() && !merge->uploads_are_whole()) return;
   const ShardCopy copy{event.miner, event.commit.result, event.commit.object, event.commit.unavailable,
                        digest_of(encode(event.commit.measures)), event.commit.signature};
   if (merge->participants[shard.owner_a] == event.miner && !shard.copy_a) {
@@ -210,13 +212,14 @@ void Orchestrator::recompute(StageIndex s, uint32_t index, const char* reason) {
   Merge& merge = *state_.stages[s].merge;
   merge.shards[index].recomputing = true;
   index_.shard_recomputing(s);
-  effects_.recompute.push_back(recomputation_of(s, index));
+  // What is not there before all uploads are whole is nobody's fault yet.
+  if (merge.uploads_are_whole()) effects_.recompute.push_back(recomputation_of(s, index));
   say(fmt::format("stage {} merge {} shard {}: {}; the orchestrator recomputes it", s, merge.target, index, reason));
 }
 
 std::vector<RecomputeShard> Orchestrator::pending_recomputations(StageIndex s) const {
   std::vector<RecomputeShard> jobs;
-  if (!state_.stages[s].merge) return jobs;
+  if (!state_.stages[s].merge || !state_.stages[s].merge->uploads_are_whole()) return jobs;
   for (uint32_t i = 0; i < state_.stages[s].merge->shards.size(); ++i) {
     const MergeShard& shard = state_.stages[s].merge->shards[i];
     if (shard.recomputing && !shard.accepted) jobs.push_back(recomputation_of(s, i));

@@ -78,8 +78,8 @@ class Dump {
     fields(a, b, c, d, e, f, g, h, i, j, k, l, m);
   }
   void composite(const Merge& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o);
   }
   void composite(const PastMerge& v) {
     const auto& [a, b, c, d, e, f, g, h] = v;
@@ -99,8 +99,8 @@ class Dump {
     fields(a, b, c, d, e, f, g, h, i);
   }
   void composite(const MinerRecord& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj, kk] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj, kk);
   }
   void composite(const OrchestratorState& v) {
     const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj, kk, ll, mm, nn] = v;

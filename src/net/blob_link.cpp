@@ -1,6 +1,7 @@
 #include <tessera/v1/blobs.pb.h>
 
 #include <algorithm>
+#include <atomic>
 #include <deque>
 #include <set>
 #include <utility>
@@ -27,18 +28,17 @@ class BlobClient final : public GrpcBlobLink {
       : deadline_ms_(options.deadline_ms),
         policy_{kCallsUnderWay, options.call_timeout_ms, options.min_backoff_ms,
                 options.max_backoff_ms},
-        endpoint_("blob server", options.server, std::move(options.signer),
-                  std::move(options.software), options.expected_server) {}
+        endpoint_("blob server", options.server, options.signer, options.software,
+                  options.expected_server),
+        puts_("blob server", options.server, options.signer, options.software,
+              options.expected_server) {}
 
   StatusOr<std::vector<Digest>> put(const std::vector<std::string>& blobs) override {
     std::vector<Digest> digests;
     digests.reserve(blobs.size());
     std::map<Digest, size_t> distinct;  // where its content is
     for (size_t i = 0; i < blobs.size(); ++i) {
-      if (blobs[i].size() > kMaxBlobBytes) {
-        return invalid_argument("blob {} has {} bytes, at most {} are allowed; cut it into chunks",
-                                i, blobs[i].size(), kMaxBlobBytes);
-      }
+      TESSERA_RETURN_IF_ERROR(check_size(blobs[i]));
       digests.push_back(digest_of(blobs[i]));
       distinct.emplace(digests.back(), i);
     }
@@ -50,16 +50,41 @@ class BlobClient final : public GrpcBlobLink {
     return digests;
   }
 
+  Status put_new(const std::vector<Digest>& names, const std::vector<std::string>& blobs) override {
+    TESSERA_CHECK(names.size() == blobs.size());
+    for (const std::string& blob : blobs) TESSERA_RETURN_IF_ERROR(check_size(blob));
+    return with_server([&](const Operation& operation) -> Status {
+      std::deque<size_t> all;
+      for (size_t i = 0; i < blobs.size(); ++i) all.push_back(i);
+      return send_contents(operation, blobs, names, all);
+    });
+  }
+
   StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) override {
-    std::vector<std::string> contents(digests.size());
-    std::deque<size_t> wanted;
-    for (size_t i = 0; i < digests.size(); ++i) wanted.push_back(i);
-    TESSERA_RETURN_IF_ERROR(with_server(
-        [&](const Operation& operation) { return fetch(operation, digests, wanted, &contents); }));
+    Contents contents(digests.size());
+    TESSERA_RETURN_IF_ERROR(fetch_all(digests, false, &contents));
+    std::vector<std::string> all;
+    all.reserve(contents.size());
+    for (std::optional<std::string>& content : contents) all.push_back(*std::move(content));
+    return all;
+  }
+
+  StatusOr<std::vector<std::optional<std::string>>> get_present(
+      const std::vector<Digest>& digests) override {
+    Contents contents(digests.size());
+    TESSERA_RETURN_IF_ERROR(fetch_all(digests, true, &contents));
     return contents;
   }
 
  private:
+  using Contents = std::vector<std::optional<std::string>>;
+
+  static Status check_size(const std::string& blob) {
+    if (blob.size() <= kMaxBlobBytes) return ok_status();
+    return invalid_argument("a blob has {} bytes, at most {} are allowed; cut it into chunks", blob.size(),
+                            kMaxBlobBytes);
+  }
+
   // A server whose run changed takes no signature for the old one: greet it again, once.
   Status with_server(const std::function<Status(const Operation&)>& work) {
     const TimeMs deadline_ms = monotonic_now_ms() + deadline_ms_;
@@ -101,7 +126,7 @@ class BlobClient final : public GrpcBlobLink {
     return BatchCall{
         [this, server = operation.server, method, buffer = buffer_of(serialize(request))](
             uint32_t timeout_ms, std::function<void(StatusOr<grpc::ByteBuffer>)> done) {
-          endpoint_.call(method, buffer, server.node, server.run_id, std::string(), timeout_ms,
+          (method == kPutBlobsMethod ? puts_ : endpoint_).call(method, buffer, server.node, server.run_id, std::string(), timeout_ms,
                          std::move(done));
         },
         std::move(take)};
@@ -183,10 +208,18 @@ class BlobClient final : public GrpcBlobLink {
     }
   };
 
+  Status fetch_all(const std::vector<Digest>& digests, bool may_miss, Contents* contents) {
+    std::deque<size_t> wanted;
+    for (size_t i = 0; i < digests.size(); ++i) wanted.push_back(i);
+    return with_server([&](const Operation& operation) {
+      return fetch(operation, digests, wanted, may_miss, contents);
+    });
+  }
+
   Status fetch(const Operation& operation, const std::vector<Digest>& digests,
-               std::deque<size_t> wanted, std::vector<std::string>* contents) {
-    SizeEstimate sizes;
-    return run_batch(policy_, operation.deadline_ms, [&]() -> std::optional<BatchCall> {
+               std::deque<size_t> wanted, bool may_miss, Contents* contents) {
+    SizeEstimate sizes{mean_bytes_ == 0 ? size_t{0} : size_t{1}, mean_bytes_};
+    const Status status = run_batch(policy_, operation.deadline_ms, [&]() -> std::optional<BatchCall> {
       if (wanted.empty()) return std::nullopt;
       v1::GetBlobsRequest request;
       std::vector<size_t> asked;
@@ -196,16 +229,18 @@ class BlobClient final : public GrpcBlobLink {
         wanted.pop_front();
       }
       return make_call(operation, kGetBlobsMethod, request,
-                       [this, asked = std::move(asked), &digests, &wanted, &sizes,
+                       [this, asked = std::move(asked), &digests, &wanted, &sizes, may_miss,
                         contents](const grpc::ByteBuffer& buffer) {
-                         return take_contents(buffer, asked, digests, &wanted, &sizes, contents);
+                         return take_contents(buffer, asked, digests, may_miss, &wanted, &sizes, contents);
                        });
     });
+    if (sizes.blobs > 0) mean_bytes_ = sizes.bytes / sizes.blobs;
+    return status;
   }
 
   Status take_contents(const grpc::ByteBuffer& buffer, const std::vector<size_t>& asked,
-                       const std::vector<Digest>& digests, std::deque<size_t>* wanted,
-                       SizeEstimate* sizes, std::vector<std::string>* contents) {
+                       const std::vector<Digest>& digests, bool may_miss,
+                       std::deque<size_t>* wanted, SizeEstimate* sizes, Contents* contents) {
     v1::GetBlobsAnswer answer;
     TESSERA_RETURN_IF_ERROR(parse(buffer, &answer));
     if (answer.blobs_size() != static_cast<int>(asked.size()) || asked.empty()) {
@@ -228,6 +263,7 @@ class BlobClient final : public GrpcBlobLink {
           (*contents)[asked[i]] = std::move(*result.mutable_content());
           break;
         case v1::BLOB_STATE_MISSING:
+          if (may_miss) break;
           return not_found("{}: it has no blob {}", endpoint_.name(), digest.hex());
         case v1::BLOB_STATE_FAILED:
           return data_loss("{}: it can't read its blob {}; put it again", endpoint_.name(),
@@ -245,6 +281,8 @@ class BlobClient final : public GrpcBlobLink {
   const uint32_t deadline_ms_;
   const RetryPolicy policy_;
   OrchestratorEndpoint endpoint_;
+  OrchestratorEndpoint puts_;  // a connection of its own: questions don't wait behind what goes up
+  std::atomic<size_t> mean_bytes_{0};  // of the blobs that came last: the next calls' first guess
 };
 
 }  // namespace

@@ -116,6 +116,7 @@ void to_proto(const core::MergeDirective& in, v1::MergeDirective* out) {
   out->set_outer_learning_rate(in.outer_learning_rate);
   out->set_outer_momentum(in.outer_momentum);
   out->set_drop_carry(in.drop_carry);
+  out->set_uploads_whole(in.uploads_whole);
 }
 
 Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
@@ -129,6 +130,7 @@ Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
   out->outer_learning_rate = in.outer_learning_rate();
   out->outer_momentum = in.outer_momentum();
   out->drop_carry = in.drop_carry();
+  out->uploads_whole = in.uploads_whole();
   return check.status();
 }
 

@@ -91,6 +91,7 @@ void to_proto(const core::UploadCommit& in, v1::UploadCommit* out) {
   out->set_object(bytes_of(in.object));
   out->set_snapshot_step(in.snapshot_step);
   out->set_snapshot_version(in.snapshot_version);
+  out->set_whole(in.whole);
   out->set_signature(in.signature.data(), in.signature.size());
 }
 
@@ -100,6 +101,7 @@ Status from_proto(const v1::UploadCommit& in, core::UploadCommit* out) {
   check.bytes32("object", in.object(), &out->object);
   out->snapshot_step = in.snapshot_step();
   out->snapshot_version = in.snapshot_version();
+  out->whole = in.whole();
   check.signature("signature", in.signature(), &out->signature);
   return check.status();
 }

@@ -2,7 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "local_checkpoint.h"
+#include "merge_workers.h"
 #include "tessera/base/crypto.h"
 #include "tessera/base/log.h"
 #include "tessera/core/stage_layout.h"
@@ -22,12 +26,22 @@ using core::miner_event::ShardReduced;
 using core::miner_event::StateFetched;
 using core::miner_event::StatePutOut;
 
+namespace {
+
+// Of a merge's phase: so long may nothing come of the uploads before a reduction ends, to be begun again if it is still asked
+// for.
+constexpr TimeMs kIdleShare = 4;
+constexpr size_t kFetchers = 8;  // of results: two calls each, one after the other
+
+}  // namespace
+
 void BackgroundJobs::run(core::BackgroundJob& job) {
   std::visit([this](auto& j) { work(j); }, job);
 }
 
 Status BackgroundJobs::fetch(const core::miner_effect::FetchState& job, StateFetched* done) {
   const core::Assignment& assignment = job.assignment;
+  stop_upload();
   stage_ = assignment.stage;
   epoch_ = assignment.epoch;
   snapshot_.reset();
@@ -85,73 +99,115 @@ void BackgroundJobs::work(core::miner_effect::AdoptBase& job) {
   post_(BaseAdopted{*state});
 }
 
+void BackgroundJobs::announce(const core::BackgroundJob& job) {
+  const auto* reduction = std::get_if<core::miner_effect::ReduceShards>(&job);
+  const bool ends_merge = std::holds_alternative<core::miner_effect::FetchState>(job) ||
+                          std::holds_alternative<core::miner_effect::UploadDelta>(job) ||
+                          std::holds_alternative<core::miner_effect::PrepareBase>(job);
+  if (reduction == nullptr && !ends_merge) return;
+  std::lock_guard lock(wanted_mutex_);
+  // More shards of the same manifest make none of the others pointless.
+  const Digest manifest = reduction == nullptr ? Digest{} : digest_of(encode(reduction->uploads));
+  if (std::exchange(wanted_manifest_, manifest) != manifest) ++reductions_wanted_;
+  if (ends_merge) upload_is_over_ = true;
+}
+
+void BackgroundJobs::stop_upload() {
+  upload_is_over_ = true;
+  if (uploader_.joinable()) uploader_.join();
+}
+
 void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
+  stop_upload();
   snapshot_ = job.snapshot;
   snapshot_target_ = job.target;
   const uint64_t wire = kernels::merge_run_bytes(spec_.merge.upload_format, base_->size(), spec_.merge.block_values);
   merge_blobs_.begin(3 * wire);  // the upload and, with two participants, as much of results
-  StatusOr<DeltaUpload> upload = upload_delta(merge_blobs_, spec_.merge, *base_, *job.snapshot, residual_);
+  StatusOr<DeltaUpload> upload =
+      commit_delta(merge_blobs_, spec_.merge, *base_, *job.snapshot, residual_, overlap_ ? kMergeWorkers : 1);
   DeltaUploaded done;
   done.commit.target = job.target;
   done.commit.snapshot_step = job.snapshot_step;
   done.commit.snapshot_version = job.snapshot_version;
   done.ok = upload.ok();
-  if (upload.ok()) {
-    done.commit.object = upload->object;
-    snapshot_residual_ = std::move(upload->residual);
-  } else {
+  if (!upload.ok()) {
     done.why = message_of(upload.status());
+    return post_(std::move(done));
   }
+  done.commit.object = upload->object;
+  snapshot_residual_ = std::move(upload->residual);
+  upload_is_over_ = false;
+  if (!overlap_) return store(std::move(done), upload->manifest);
+  post_(done);
+  uploader_ = std::jthread([this, done, manifest = std::move(upload->manifest)] { store(done, manifest); });
+}
+
+void BackgroundJobs::store(DeltaUploaded done, const core::ObjectManifest& manifest) {
+  const Status status =
+      store_delta(merge_blobs_, manifest, overlap_ ? kMergeWorkers : 1, [this] { return upload_is_over_.load(); });
+  if (absl::IsCancelled(status)) return;
+  done.ok = done.commit.whole = status.ok();
+  done.why = message_of(status);
   post_(std::move(done));
 }
 
-ReduceInputs BackgroundJobs::reduction_of(Epoch target, const std::vector<core::UploadRef>& uploads, uint64_t first_block,
-                                          uint64_t block_count, const Digest& token) const {
+ReduceInputs BackgroundJobs::reduction_of(Epoch target, const std::vector<core::UploadRef>& uploads) const {
   return {.uploads = uploads,
-          .first_block = first_block,
-          .block_count = block_count,
           .stage_values = core::stage_value_count(spec_, stage_),
           .merge = spec_.merge,
           .rounding_key = core::merge_rounding_key(run_id_, stage_, target),
-          .token = token,
           .overlap = overlap_};
 }
 
-void BackgroundJobs::work(core::miner_effect::ReduceShard& job) {
-  const ReduceInputs inputs =
-      reduction_of(job.target, job.uploads, job.task.first_block, job.task.block_count, job.task.token);
-  StatusOr<Reduction> reduction = reduce_shard(merge_blobs_, inputs);
-  ShardReduced done;
-  done.commit.target = job.target;
-  done.commit.shard = job.task.shard;
-  done.ok = reduction.ok();
-  if (reduction.ok()) {
-    done.commit.result = reduction->result;
-    done.commit.object = reduction->object;
-    done.commit.measures = std::move(reduction->measures);
-  } else if (const std::vector<Digest> unreadable = unreadable_uploads(merge_blobs_, inputs); !unreadable.empty()) {
-    done.ok = true;
-    done.commit.unavailable = unreadable.front();
-  } else {
-    done.why = message_of(reduction.status());
+void BackgroundJobs::work(core::miner_effect::ReduceShards& job) {
+  ReduceInputs inputs = reduction_of(job.target, job.uploads);
+  if (overlap_ && !job.uploads_whole) {
+    const TimeMs longest = std::max<TimeMs>(1, spec_.timeouts.merge_phase_ms / kIdleShare);
+    const uint64_t wanted = reductions_wanted_;
+    const bool is_wanted = [&] {
+      std::lock_guard lock(wanted_mutex_);
+      return wanted_manifest_ == digest_of(encode(job.uploads));
+    }();
+    inputs.keep_waiting = [this, wanted, is_wanted, longest](int64_t idle_ms) {
+      return is_wanted && reductions_wanted_ == wanted && idle_ms < longest;
+    };
   }
-  post_(std::move(done));
+  reduce_shards(merge_blobs_, inputs, job.tasks, [&](const core::ShardTask& task, StatusOr<Reduction> reduction) {
+    ShardReduced done;
+    done.commit.target = job.target;
+    done.commit.shard = task.shard;
+    done.ok = reduction.ok();
+    if (reduction.ok()) {
+      done.commit.result = reduction->result;
+      done.commit.object = reduction->object;
+      done.commit.measures = std::move(reduction->measures);
+    } else if (const std::vector<Digest> unreadable = job.uploads_whole ? unreadable_uploads(merge_blobs_, inputs, task)
+                                                                         : std::vector<Digest>();
+               !unreadable.empty()) {
+      done.ok = true;
+      done.commit.unavailable = unreadable.front();
+    } else {
+      done.why = message_of(reduction.status());
+    }
+    post_(std::move(done));
+  });
 }
 
 Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BasePrepared* done) {
   if (job.target != epoch_ + 1) return failed_precondition("base is at epoch {}", epoch_);
+  stop_upload();
   const uint64_t values = base_->size();
   // Both owners may have stored something else than they committed: whoever needs the shard makes it itself. The name of what
   // it stores is as good as any: it is nobody's secret any more.
   const auto remake = [&](const core::ShardResult& shard) -> StatusOr<core::ResultCopy> {
     const Digest token = digest_of(shard.result.view());
     TESSERA_ASSIGN_OR_RETURN(const Reduction made,
-                             reduce_shard(merge_blobs_, reduction_of(job.target, job.uploads, shard.first_block,
-                                                                     shard.block_count, token)));
+                             reduce_shard(merge_blobs_, reduction_of(job.target, job.uploads),
+                                          {.first_block = shard.first_block, .block_count = shard.block_count, .token = token}));
     return core::ResultCopy{made.object, token};
   };
   TESSERA_ASSIGN_OR_RETURN(const std::vector<float> delta,
-                           fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake));
+                           fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake, overlap_ ? kFetchers : 1));
   const core::Values old_base = base_;
   std::vector<float> base = *base_;
   kernels::outer_step_cpu(base.data(), momentum_.data(), delta.data(), values,

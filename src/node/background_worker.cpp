@@ -13,6 +13,7 @@ BackgroundWorker::BackgroundWorker(const core::RunSpec& spec, ports::BlobLink& b
 BackgroundWorker::~BackgroundWorker() { jobs_.close(); }
 
 void BackgroundWorker::run(core::BackgroundJob job) {
+  work_.announce(job);
   TESSERA_CHECK(jobs_.push(std::move(job)) != PushResult::kFull);
 }
 

@@ -1,194 +1,383 @@
 #include "tessera/node/merge_reduce.h"
 
 #include <algorithm>
-#include <cmath>
-#include <future>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
 
+#include "block_reducer.h"
+#include "merge_workers.h"
 #include "tessera/base/crypto.h"
-#include "tessera/kernels/merge.h"
 #include "tessera/kernels/merge_wire.h"
+#include "tessera/node/merge_transfer.h"
 #include "tessera/node/objects.h"
 
 namespace tessera::node {
 namespace {
 
-static_assert(core::kMaxTrimmedUploads == kernels::kMaximumTrimmedInputs);
+using Clock = std::chrono::steady_clock;
 
-// Of the energy of a mean: below it, what is left without one upload is rounding.
-constexpr double kNothingLeft = 1e-6;
-// A block below this norm has no direction: its reciprocal would leave fp32's range.
-constexpr double kSmallestEnergy = 1e-60;
+// Of what is fetched in one call, and stored in one. Small, so that something is always on its way in both directions.
+constexpr uint64_t kGroupBytes = uint64_t{512} << 10;
+// Threads that store what is reduced: a slow way up must not stop the fetching.
+constexpr size_t kStorers = 2;
+constexpr uint64_t kMostWaitingBytes = uint64_t{64} << 20;
+// Blocks that are not there yet are asked for again after so long; longer while nothing comes.
+constexpr std::chrono::milliseconds kFirstPause(4);
+constexpr std::chrono::milliseconds kLongestPause(32);
 
-StatusOr<core::ObjectManifest> get_upload(ports::BlobLink& blobs, const ReduceInputs& inputs, const Digest& object) {
-  TESSERA_ASSIGN_OR_RETURN(core::ObjectManifest manifest, get_manifest(blobs, object));
+StatusOr<core::ObjectManifest> checked_upload(const ReduceInputs& inputs, const Digest& object, std::string_view bytes) {
+  auto manifest = core::ObjectManifest::decode(bytes);
+  if (!manifest.ok()) return annotate(manifest.status(), "upload " + object.brief());
   const Codec format = inputs.merge.upload_format;
   const uint64_t total = kernels::merge_run_bytes(format, inputs.stage_values, inputs.merge.block_values);
   const uint64_t chunk = kernels::merge_block_bytes(format, inputs.merge.block_values);
-  if (manifest.total_bytes != total || manifest.chunk_bytes != chunk) {
+  if (manifest->total_bytes != total || manifest->chunk_bytes != chunk) {
     return data_loss("upload {} has {} bytes in chunks of {}; this stage has {} in chunks of {}", object.brief(),
-                     manifest.total_bytes, manifest.chunk_bytes, total, chunk);
+                     manifest->total_bytes, manifest->chunk_bytes, total, chunk);
   }
   return manifest;
 }
 
-uint64_t blocks_per_piece(const ReduceInputs& inputs) {
-  const uint64_t block_bytes = inputs.merge.block_values * sizeof(float) * (inputs.uploads.size() + 2);
-  return std::max<uint64_t>(1, kReduceBytes / block_bytes);
-}
-
-Status read_range(ports::BlobLink& blobs, const ReduceInputs& inputs, const Digest& object) {
-  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, get_upload(blobs, inputs, object));
-  for (uint64_t at = 0; at < inputs.block_count; at += blocks_per_piece(inputs)) {
-    const uint64_t blocks = std::min(blocks_per_piece(inputs), inputs.block_count - at);
-    TESSERA_RETURN_IF_ERROR(get_chunks(blobs, manifest, inputs.first_block + at, blocks).status());
+Status read_range(ports::BlobLink& blobs, const ReduceInputs& inputs, const Digest& object, const core::ShardTask& task) {
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<std::string> bytes, blobs.get({object}));
+  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, checked_upload(inputs, object, bytes.at(0)));
+  const uint64_t step = std::max<uint64_t>(1, kGroupBytes / manifest.chunk_bytes);
+  for (uint64_t at = 0; at < task.block_count; at += step) {
+    TESSERA_RETURN_IF_ERROR(
+        get_chunks(blobs, manifest, task.first_block + at, std::min(step, task.block_count - at)).status());
   }
   return ok_status();
 }
 
-// Some blocks of every upload, as they came.
-using Piece = StatusOr<std::vector<std::string>>;
-
-Piece fetch_piece(ports::BlobLink& blobs, const std::vector<core::ObjectManifest>& manifests, uint64_t first,
-                  uint64_t blocks) {
-  std::vector<std::string> pieces;
-  for (const core::ObjectManifest& manifest : manifests) {
-    TESSERA_ASSIGN_OR_RETURN(std::string bytes, get_chunks(blobs, manifest, first, blocks));
-    pieces.push_back(std::move(bytes));
+Status check(const ReduceInputs& inputs, const std::vector<core::ShardTask>& tasks) {
+  if (inputs.uploads.empty()) return invalid_argument("a reduction of no uploads");
+  if (inputs.merge.trim_share > 0 && inputs.uploads.size() > core::kMaxTrimmedUploads) {
+    return invalid_argument("a trimmed mean of {} uploads; the limit is {}", inputs.uploads.size(), core::kMaxTrimmedUploads);
   }
-  return pieces;
+  const uint64_t blocks = (inputs.stage_values + inputs.merge.block_values - 1) / inputs.merge.block_values;
+  for (const core::ShardTask& task : tasks) {
+    if (task.block_count > 0 && task.first_block < blocks && task.block_count <= blocks - task.first_block) continue;
+    return error(absl::StatusCode::kOutOfRange, "blocks {} to {} of a stage with {}", task.first_block,
+                 task.first_block + task.block_count, blocks);
+  }
+  return ok_status();
 }
 
-class Reducer {
- public:
-  Reducer(ports::BlobLink& blobs, const ReduceInputs& inputs)
-      : inputs_(inputs),
-        writer_(blobs, static_cast<uint32_t>(
-                           kernels::merge_block_bytes(inputs.merge.result_format, inputs.merge.block_values))),
-        values_(inputs.uploads.size()),
-        measures_(inputs.uploads.size()) {}
+uint64_t bytes_in(const std::vector<std::string>& blobs) {
+  uint64_t bytes = 0;
+  for (const std::string& blob : blobs) bytes += blob.size();
+  return bytes;
+}
 
-  Status add(const std::vector<std::string>& pieces, uint64_t first_block, uint64_t blocks);
-  StatusOr<Reduction> finish() {
-    TESSERA_ASSIGN_OR_RETURN(const Digest object, writer_.finish());
-    return Reduction{result_.finish(), object, measures_};
-  }
-
- private:
-  void measure();
-  void take_mean();
-  std::vector<double> dots(const std::vector<float>& a, const std::vector<float>& b) const;
-  Status store(uint64_t first_block);
-
-  const ReduceInputs& inputs_;
-  ObjectWriter writer_;
-  Hasher result_;
-  uint64_t number_ = 0;  // of the next block within the shard
-  std::vector<std::vector<float>> values_;
-  std::vector<float> mean_;
-  std::vector<core::UploadMeasure> measures_;
+// A shard that grows.
+struct OpenShard {
+  core::ShardTask task;
+  std::vector<Digest> blocks;  // as reduced
+  std::vector<Digest> sealed;  // under the token, as stored
+  std::vector<std::vector<core::UploadMeasure>> measures;
+  uint64_t left = 0;           // blocks
 };
 
-Status Reducer::add(const std::vector<std::string>& pieces, uint64_t first_block, uint64_t blocks) {
-  const uint64_t block = inputs_.merge.block_values;
-  const uint64_t values = std::min((first_block + blocks) * block, inputs_.stage_values) - first_block * block;
-  mean_.resize(values);
-  for (size_t k = 0; k < pieces.size(); ++k) {
-    values_[k].resize(values);
-    kernels::merge_decode_cpu({.run = {inputs_.merge.upload_format, values, block},
-                               .payload = reinterpret_cast<const uint8_t*>(pieces[k].data()),
-                               .assign = true,
-                               .sum = values_[k].data()});
+struct Place {
+  size_t shard = 0;
+  uint64_t number = 0;  // of the block within the stage
+};
+
+// One reduce_shards(). Shared by its workers.
+class ShardReduction {
+ public:
+  ShardReduction(ports::BlobLink& blobs, const ReduceInputs& inputs, const std::vector<core::ShardTask>& tasks,
+                 const ShardDone& done);
+  void run();
+
+ private:
+  struct Finished {
+    Place place;
+    Digest block;
+    std::vector<core::UploadMeasure> measures;
+  };
+  struct Group {
+    std::vector<Finished> blocks;
+    std::vector<Digest> names;  // of the sealed bytes
+    std::vector<std::string> sealed;
+  };
+  Status read_manifests();
+  void work();
+  std::vector<Place> claim();
+  StatusOr<std::vector<std::vector<std::string>>> fetch(const std::vector<Place>& group);
+  StatusOr<std::vector<std::string>> await(const std::vector<Digest>& names);
+  Status check_sizes(const std::vector<Place>& group, const std::vector<std::vector<std::string>>& blocks) const;
+  Status reduce(BlockReducer& reducer, const std::vector<Place>& group);
+  void store_later(Group group);
+  void store_all();
+  void store(Group group);
+  void finish(OpenShard& shard);
+  void fail(const Status& status);
+  uint64_t group_blocks() const;
+
+  ports::BlobLink& blobs_;
+  const ReduceInputs& inputs_;
+  const ShardDone& done_;
+  std::vector<core::ObjectManifest> manifests_;
+  std::vector<Place> order_;
+  std::mutex mutex_;
+  size_t next_ = 0;                // of order_; under mutex_, like what follows
+  std::vector<OpenShard> shards_;
+  Status failure_;
+  Clock::time_point last_arrival_ = Clock::now();
+  std::deque<Group> waiting_;      // to be stored; without other threads it stays empty
+  uint64_t waiting_bytes_ = 0;     // at most kMostWaitingBytes and a group
+  bool no_more_groups_ = false;
+  std::condition_variable changed_;
+  bool has_storers_ = false;       // set before the threads begin
+};
+
+ShardReduction::ShardReduction(ports::BlobLink& blobs, const ReduceInputs& inputs,
+                               const std::vector<core::ShardTask>& tasks, const ShardDone& done)
+    : blobs_(blobs), inputs_(inputs), done_(done) {
+  for (const core::ShardTask& task : tasks) {
+    OpenShard& shard = shards_.emplace_back();
+    shard.task = task;
+    shard.left = task.block_count;
   }
-  measure();
-  take_mean();
-  return store(first_block);
 }
 
-std::vector<double> Reducer::dots(const std::vector<float>& a, const std::vector<float>& b) const {
-  const uint64_t block = inputs_.merge.block_values;
-  std::vector<double> dots((a.size() + block - 1) / block);
-  kernels::merge_dots_cpu({a.size(), block, a.data(), b.data(), dots.data()});
-  return dots;
+void ShardReduction::run() {
+  std::vector<core::ShardTask> tasks;
+  for (const OpenShard& shard : shards_) tasks.push_back(shard.task);
+  Status status = check(inputs_, tasks);
+  if (status.ok()) status = read_manifests();
+  if (!status.ok()) return fail(status);
+  const uint64_t blocks = (inputs_.stage_values + inputs_.merge.block_values - 1) / inputs_.merge.block_values;
+  std::vector<std::optional<size_t>> owner(blocks);
+  for (size_t i = 0; i < shards_.size(); ++i) {
+    OpenShard& shard = shards_[i];
+    shard.blocks.resize(shard.task.block_count);
+    shard.sealed.resize(shard.task.block_count);
+    shard.measures.resize(shard.task.block_count);
+    for (uint64_t b = 0; b < shard.task.block_count; ++b) owner[shard.task.first_block + b] = i;
+  }
+  for (const uint64_t number : transfer_order(blocks)) {
+    if (owner[number]) order_.push_back({*owner[number], number});
+  }
+  const uint64_t each = sizeof(float) * inputs_.merge.block_values * (inputs_.uploads.size() + 2) + 2 * kGroupBytes;
+  const size_t threads = inputs_.overlap ? std::clamp<size_t>(kReduceBytes / each, 1, kMergeWorkers) : 1;
+  has_storers_ = inputs_.overlap;
+  std::vector<std::jthread> storers;
+  for (size_t i = 0; has_storers_ && i < kStorers; ++i) storers.emplace_back([this] { store_all(); });
+  run_together(threads, [this] { work(); });
+  std::lock_guard lock(mutex_);
+  no_more_groups_ = true;
+  changed_.notify_all();
 }
 
-// Block by block: the norm of each upload, and its cosine to the mean of the others' directions (core/merge_messages.h).
-void Reducer::measure() {
-  const size_t uploads = values_.size();
-  std::vector<std::vector<double>> energies(uploads);
-  mean_.assign(mean_.size(), 0.0f);  // of directions, here
-  for (size_t k = 0; k < uploads; ++k) {
-    energies[k] = dots(values_[k], values_[k]);
-    std::vector<float> factors(energies[k].size());
-    for (size_t b = 0; b < factors.size(); ++b) {
-      const double energy = energies[k][b];
-      if (energy > kSmallestEnergy && std::isfinite(energy)) factors[b] = static_cast<float>(inputs_.uploads[k].weight / std::sqrt(energy));
-    }
-    // An upload that is not finite has no direction, and must not touch the others'.
-    if (std::all_of(energies[k].begin(), energies[k].end(), [](double energy) { return std::isfinite(energy); })) {
-      kernels::merge_scaled_sum_cpu(
-          {mean_.size(), inputs_.merge.block_values, values_[k].data(), factors.data(), mean_.data()});
-    }
-  }
-  const std::vector<double> total = dots(mean_, mean_);
-  for (size_t k = 0; k < uploads; ++k) {
-    const std::vector<double> along = dots(values_[k], mean_);
-    const double weight = inputs_.uploads[k].weight;
-    for (size_t b = 0; b < total.size(); ++b) {
-      const double energy = energies[k][b];
-      core::UploadMeasure measure{energy, 0};
-      if (!std::isfinite(energy)) {
-        measure.energy = -1;
-      } else if (energy > kSmallestEnergy) {
-        const double own = along[b] / std::sqrt(energy);
-        const double others = total[b] - 2 * weight * own + weight * weight;
-        if (others > kNothingLeft * total[b]) measure.alignment = energy * (own - weight) / std::sqrt(others);
-      }
-      measures_[k].add(measure);
-    }
-  }
-}
-
-void Reducer::take_mean() {
-  std::vector<const float*> pointers;
-  std::vector<float> weights;
-  for (size_t k = 0; k < values_.size(); ++k) {
-    pointers.push_back(values_[k].data());
-    weights.push_back(inputs_.uploads[k].weight);
-  }
-  if (inputs_.merge.trim_share == 0) {
-    kernels::weighted_sum_cpu(pointers.data(), weights.data(), pointers.size(), mean_.size(), mean_.data());
-    return;
-  }
-  const auto count = static_cast<uint32_t>(pointers.size());
-  const auto trim = static_cast<uint32_t>(inputs_.merge.trim_share * count);
-  kernels::trimmed_mean_cpu({pointers.data(), count, trim, mean_.size(), mean_.data()});
-}
-
-Status Reducer::store(uint64_t first_block) {
-  const kernels::MergeRun run{inputs_.merge.result_format, mean_.size(), inputs_.merge.block_values};
-  std::string bytes(kernels::merge_run_bytes(run.format, run.values, run.block_values), '\0');
-  kernels::merge_encode_cpu({.run = run,
-                             .input = mean_.data(),
-                             .stochastic = true,
-                             .seed = inputs_.rounding_key,
-                             .first_block = first_block,
-                             .payload = reinterpret_cast<uint8_t*>(bytes.data())});
-  result_.update(bytes);
-  const uint64_t whole = kernels::merge_block_bytes(run.format, run.block_values);
-  for (uint64_t at = 0; at < bytes.size(); at += whole) {
-    std::string block = bytes.substr(at, whole);
-    apply_keystream(inputs_.token, number_++, &block);
-    TESSERA_RETURN_IF_ERROR(writer_.add(std::move(block)));
+Status ShardReduction::read_manifests() {
+  std::vector<Digest> names;
+  for (const core::UploadRef& upload : inputs_.uploads) names.push_back(upload.object);
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<std::string> contents, blobs_.get(names));
+  for (size_t i = 0; i < names.size(); ++i) {
+    TESSERA_ASSIGN_OR_RETURN(core::ObjectManifest manifest, checked_upload(inputs_, names[i], contents.at(i)));
+    manifests_.push_back(std::move(manifest));
   }
   return ok_status();
+}
+
+uint64_t ShardReduction::group_blocks() const {
+  return std::max<uint64_t>(1, kGroupBytes / (manifests_.front().chunk_bytes * uint64_t{manifests_.size()}));
+}
+
+void ShardReduction::work() {
+  BlockReducer reducer(inputs_);
+  while (true) {
+    const std::vector<Place> group = claim();
+    if (group.empty()) return;
+    if (const Status status = reduce(reducer, group); !status.ok()) return fail(status);
+  }
+}
+
+std::vector<Place> ShardReduction::claim() {
+  std::lock_guard lock(mutex_);
+  std::vector<Place> group;
+  while (failure_.ok() && next_ < order_.size() && group.size() < group_blocks()) group.push_back(order_[next_++]);
+  return group;
+}
+
+// All of them, when the last has come.
+StatusOr<std::vector<std::string>> ShardReduction::await(const std::vector<Digest>& names) {
+  if (!inputs_.keep_waiting) return blobs_.get(names);
+  std::vector<std::string> contents(names.size());
+  std::vector<size_t> missing(names.size());
+  for (size_t i = 0; i < names.size(); ++i) missing[i] = i;
+  for (auto pause = kFirstPause; !missing.empty();) {
+    std::vector<Digest> asked;
+    for (const size_t i : missing) asked.push_back(names[i]);
+    TESSERA_ASSIGN_OR_RETURN(auto found, blobs_.get_present(asked));
+    std::vector<size_t> still;
+    for (size_t i = 0; i < asked.size(); ++i) {
+      if (found.at(i)) {
+        contents[missing[i]] = *std::move(found[i]);
+      } else {
+        still.push_back(missing[i]);
+      }
+    }
+    const bool came = still.size() < missing.size();
+    missing = std::move(still);
+    if (missing.empty()) break;
+    int64_t idle_ms = 0;
+    {
+      std::lock_guard lock(mutex_);
+      if (!failure_.ok()) return failure_;
+      const auto now = Clock::now();
+      if (came) last_arrival_ = now;
+      idle_ms = std::chrono::duration_cast<std::chrono::milliseconds>(now - last_arrival_).count();
+    }
+    if (!inputs_.keep_waiting(idle_ms)) return unavailable("{} blocks of uploads have not come yet", missing.size());
+    pause = came ? kFirstPause : std::min(2 * pause, kLongestPause);
+    std::this_thread::sleep_for(pause);
+  }
+  return contents;
+}
+
+StatusOr<std::vector<std::vector<std::string>>> ShardReduction::fetch(const std::vector<Place>& group) {
+  std::vector<Digest> names;
+  for (const Place& place : group) {
+    for (const core::ObjectManifest& manifest : manifests_) names.push_back(manifest.chunks[place.number]);
+  }
+  TESSERA_ASSIGN_OR_RETURN(std::vector<std::string> contents, await(names));
+  std::vector<std::vector<std::string>> blocks(group.size());
+  for (size_t i = 0; i < contents.size(); ++i) blocks[i / manifests_.size()].push_back(std::move(contents[i]));
+  return blocks;
+}
+
+Status ShardReduction::check_sizes(const std::vector<Place>& group,
+                                   const std::vector<std::vector<std::string>>& blocks) const {
+  for (size_t i = 0; i < group.size(); ++i) {
+    const core::MergeSpec& merge = inputs_.merge;
+    const uint64_t values = std::min<uint64_t>(merge.block_values, inputs_.stage_values - group[i].number * merge.block_values);
+    const uint64_t want = kernels::merge_block_bytes(merge.upload_format, values);
+    for (const std::string& content : blocks[i]) {
+      if (content.size() != want) {
+        return data_loss("block {} of an upload has {} bytes, not {}", group[i].number, content.size(), want);
+      }
+    }
+  }
+  return ok_status();
+}
+
+Status ShardReduction::reduce(BlockReducer& reducer, const std::vector<Place>& group) {
+  TESSERA_ASSIGN_OR_RETURN(auto blocks, fetch(group));
+  TESSERA_RETURN_IF_ERROR(check_sizes(group, blocks));
+  Group done;
+  for (size_t i = 0; i < group.size(); ++i) {
+    const core::ShardTask& task = shards_[group[i].shard].task;
+    std::string bytes = reducer.reduce(std::exchange(blocks[i], {}), group[i].number);
+    done.blocks.push_back({group[i], digest_of(bytes), reducer.measures()});
+    apply_keystream(task.token, group[i].number - task.first_block, &bytes);
+    done.names.push_back(digest_of(bytes));
+    done.sealed.push_back(std::move(bytes));
+  }
+  if (has_storers_) {
+    store_later(std::move(done));
+  } else {
+    store(std::move(done));
+  }
+  return ok_status();
+}
+
+void ShardReduction::store_later(Group group) {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return waiting_bytes_ < kMostWaitingBytes || !failure_.ok(); });
+  waiting_bytes_ += bytes_in(group.sealed);
+  waiting_.push_back(std::move(group));
+  changed_.notify_all();
+}
+
+void ShardReduction::store_all() {
+  while (true) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !waiting_.empty() || no_more_groups_; });
+    if (waiting_.empty()) return;
+    Group group = std::move(waiting_.front());
+    waiting_.pop_front();
+    waiting_bytes_ -= bytes_in(group.sealed);
+    changed_.notify_all();
+    lock.unlock();
+    store(std::move(group));
+  }
+}
+
+void ShardReduction::store(Group group) {
+  if (const Status status = blobs_.put_new(group.names, group.sealed); !status.ok()) return fail(status);
+  std::vector<OpenShard*> complete;
+  {
+    std::lock_guard lock(mutex_);
+    if (!failure_.ok()) return;  // these shards have failed already
+    for (size_t i = 0; i < group.blocks.size(); ++i) {
+      Finished& block = group.blocks[i];
+      OpenShard& shard = shards_[block.place.shard];
+      const uint64_t at = block.place.number - shard.task.first_block;
+      shard.blocks[at] = block.block;
+      shard.sealed[at] = group.names[i];
+      shard.measures[at] = std::move(block.measures);
+      if (--shard.left == 0) complete.push_back(&shard);
+    }
+  }
+  for (OpenShard* shard : complete) finish(*shard);  // nobody else touches it any more
+}
+
+void ShardReduction::finish(OpenShard& shard) {
+  const core::MergeSpec& merge = inputs_.merge;
+  const uint64_t first = shard.task.first_block * merge.block_values;
+  const uint64_t values = std::min(inputs_.stage_values - first, shard.task.block_count * merge.block_values);
+  core::ObjectManifest manifest;
+  manifest.chunk_bytes = static_cast<uint32_t>(kernels::merge_block_bytes(merge.result_format, merge.block_values));
+  manifest.total_bytes = kernels::merge_run_bytes(merge.result_format, values, merge.block_values);
+  manifest.chunks = std::move(shard.sealed);
+  Reduction reduction{shard_digest(shard.blocks), manifest.digest(), {}};
+  reduction.measures.resize(inputs_.uploads.size());
+  for (const auto& block : shard.measures) {
+    for (size_t k = 0; k < block.size(); ++k) reduction.measures[k].add(block[k]);
+  }
+  const Status stored = blobs_.put({manifest.encode()}).status();
+  if (stored.ok()) {
+    done_(shard.task, std::move(reduction));
+  } else {
+    done_(shard.task, stored);
+  }
+}
+
+// The first failure is that of every shard that is not complete.
+void ShardReduction::fail(const Status& status) {
+  std::vector<core::ShardTask> failed;
+  {
+    std::lock_guard lock(mutex_);
+    if (!failure_.ok()) return;
+    failure_ = status;
+    changed_.notify_all();
+    for (const OpenShard& shard : shards_) {
+      if (shard.left > 0) failed.push_back(shard.task);
+    }
+  }
+  for (const core::ShardTask& task : failed) done_(task, status);
 }
 
 }  // namespace
 
-std::vector<Digest> unreadable_uploads(ports::BlobLink& blobs, const ReduceInputs& inputs) {
+Digest shard_digest(const std::vector<Digest>& blocks) {
+  Hasher hasher;
+  for (const Digest& block : blocks) hasher.update(block.view());
+  return hasher.finish();
+}
+
+std::vector<Digest> unreadable_uploads(ports::BlobLink& blobs, const ReduceInputs& inputs, const core::ShardTask& task) {
   std::vector<Digest> unreadable;
   for (const core::UploadRef& upload : inputs.uploads) {
-    const Status status = read_range(blobs, inputs, upload.object);
+    const Status status = read_range(blobs, inputs, upload.object, task);
     const bool its_own_fault = absl::IsNotFound(status) || absl::IsDataLoss(status) || absl::IsInvalidArgument(status) ||
                                absl::IsOutOfRange(status);
     if (its_own_fault) unreadable.push_back(upload.object);
@@ -196,36 +385,15 @@ std::vector<Digest> unreadable_uploads(ports::BlobLink& blobs, const ReduceInput
   return unreadable;
 }
 
-StatusOr<Reduction> reduce_shard(ports::BlobLink& blobs, const ReduceInputs& inputs) {
-  if (inputs.uploads.empty()) return invalid_argument("a reduction of no uploads");
-  if (inputs.merge.trim_share > 0 && inputs.uploads.size() > core::kMaxTrimmedUploads) {
-    return invalid_argument("a trimmed mean of {} uploads; the limit is {}", inputs.uploads.size(), core::kMaxTrimmedUploads);
-  }
-  const uint64_t total_blocks = (inputs.stage_values + inputs.merge.block_values - 1) / inputs.merge.block_values;
-  if (inputs.first_block > total_blocks || inputs.block_count > total_blocks - inputs.first_block) {
-    return error(absl::StatusCode::kOutOfRange, "blocks {} to {} of a stage with {}", inputs.first_block,
-                 inputs.first_block + inputs.block_count, total_blocks);
-  }
-  std::vector<core::ObjectManifest> manifests;
-  for (const core::UploadRef& upload : inputs.uploads) {
-    TESSERA_ASSIGN_OR_RETURN(core::ObjectManifest manifest, get_upload(blobs, inputs, upload.object));
-    manifests.push_back(std::move(manifest));
-  }
-  const uint64_t step = blocks_per_piece(inputs);
-  const auto fetch = [&](uint64_t at) {
-    return fetch_piece(blobs, manifests, inputs.first_block + at, std::min(step, inputs.block_count - at));
-  };
-  Reducer reducer(blobs, inputs);
-  std::future<Piece> next;
-  for (uint64_t at = 0; at < inputs.block_count; at += step) {
-    Piece piece = next.valid() ? next.get() : fetch(at);
-    if (inputs.overlap && at + step < inputs.block_count) {
-      next = std::async(std::launch::async, [&fetch, from = at + step] { return fetch(from); });
-    }
-    if (!piece.ok()) return piece.status();
-    TESSERA_RETURN_IF_ERROR(reducer.add(*piece, inputs.first_block + at, std::min(step, inputs.block_count - at)));
-  }
-  return reducer.finish();
+void reduce_shards(ports::BlobLink& blobs, const ReduceInputs& inputs, const std::vector<core::ShardTask>& tasks,
+                   const ShardDone& done) {
+  ShardReduction(blobs, inputs, tasks, done).run();
+}
+
+StatusOr<Reduction> reduce_shard(ports::BlobLink& blobs, const ReduceInputs& inputs, const core::ShardTask& task) {
+  StatusOr<Reduction> result = internal_error("the reduction said nothing");
+  reduce_shards(blobs, inputs, {task}, [&](const core::ShardTask&, StatusOr<Reduction> reduction) { result = std::move(reduction); });
+  return result;
 }
 
 }  // namespace tessera::node

@@ -1,54 +1,119 @@
 #include "tessera/node/merge_transfer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <mutex>
+#include <numeric>
+#include <utility>
 
+#include "merge_workers.h"
 #include "tessera/base/crypto.h"
 #include "tessera/kernels/merge_wire.h"
+#include "tessera/node/merge_reduce.h"
 #include "tessera/node/objects.h"
 
 namespace tessera::node {
+namespace {
+
+// Of an upload at once: a small part of what is up already, so that others soon see the first blocks, and then few calls do.
+constexpr uint64_t kLeastSliceBytes = uint64_t{128} << 10;
+constexpr uint64_t kMostSliceBytes = uint64_t{2} << 20;
+constexpr uint64_t kSliceShare = 12;
+constexpr uint64_t kFetchBytes = uint64_t{512} << 10;  // of a copy, in one call
+
+}  // namespace
+
+// ---- KeptBlobs --------------------------------------------------------------------------------------------------------
 
 StatusOr<std::vector<Digest>> KeptBlobs::put(const std::vector<std::string>& blobs) {
   TESSERA_ASSIGN_OR_RETURN(std::vector<Digest> names, link_.put(blobs));
-  std::lock_guard lock(mutex_);
-  for (size_t i = 0; i < blobs.size() && i < names.size(); ++i) keep(names[i], blobs[i]);
+  keep(names, blobs);
   return names;
 }
 
-void KeptBlobs::keep(const Digest& name, const std::string& blob) {
-  if (bytes_ + blob.size() > limit_bytes_) return;
-  if (kept_.emplace(name, blob).second) bytes_ += blob.size();
+Status KeptBlobs::put_new(const std::vector<Digest>& names, const std::vector<std::string>& blobs) {
+  {
+    std::unique_lock lock(mutex_);
+    upload_ended_.wait(lock, [&] { return uploads_ == 0; });
+  }
+  TESSERA_RETURN_IF_ERROR(link_.put_new(names, blobs));
+  keep(names, blobs);
+  return ok_status();
+}
+
+void KeptBlobs::count_uploads(int change) {
+  std::lock_guard lock(mutex_);
+  uploads_ += change;
+  upload_ended_.notify_all();
+}
+
+void KeptBlobs::keep(const std::vector<Digest>& names, const std::vector<std::string>& blobs) {
+  std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < blobs.size() && i < names.size(); ++i) {
+    if (bytes_ + blobs[i].size() > limit_bytes_) continue;
+    if (kept_.emplace(names[i], blobs[i]).second) bytes_ += blobs[i].size();
+  }
+}
+
+std::vector<std::optional<std::string>> KeptBlobs::kept(const std::vector<Digest>& digests, std::vector<size_t>* missing) const {
+  std::vector<std::optional<std::string>> contents(digests.size());
+  std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < digests.size(); ++i) {
+    if (const auto found = kept_.find(digests[i]); found != kept_.end()) {
+      contents[i] = found->second;
+    } else {
+      missing->push_back(i);
+    }
+  }
+  return contents;
 }
 
 StatusOr<std::vector<std::string>> KeptBlobs::get(const std::vector<Digest>& digests) {
-  std::vector<std::string> contents(digests.size());
-  std::vector<Digest> missing;
-  std::vector<size_t> places;
-  {
-    std::lock_guard lock(mutex_);
-    for (size_t i = 0; i < digests.size(); ++i) {
-      if (const auto kept = kept_.find(digests[i]); kept != kept_.end()) {
-        contents[i] = kept->second;
-      } else {
-        missing.push_back(digests[i]);
-        places.push_back(i);
-      }
-    }
+  std::vector<size_t> missing;
+  std::vector<std::optional<std::string>> contents = kept(digests, &missing);
+  if (!missing.empty()) {
+    std::vector<Digest> asked;
+    for (const size_t i : missing) asked.push_back(digests[i]);
+    TESSERA_ASSIGN_OR_RETURN(std::vector<std::string> fetched, link_.get(asked));
+    for (size_t i = 0; i < missing.size(); ++i) contents[missing[i]] = std::move(fetched.at(i));
   }
+  std::vector<std::string> all;
+  all.reserve(contents.size());
+  for (std::optional<std::string>& content : contents) all.push_back(*std::move(content));
+  return all;
+}
+
+StatusOr<std::vector<std::optional<std::string>>> KeptBlobs::get_present(const std::vector<Digest>& digests) {
+  std::vector<size_t> missing;
+  std::vector<std::optional<std::string>> contents = kept(digests, &missing);
   if (missing.empty()) return contents;
-  TESSERA_ASSIGN_OR_RETURN(std::vector<std::string> fetched, link_.get(missing));
-  if (digests.size() == 1) {
-    std::lock_guard lock(mutex_);
-    keep(missing.front(), fetched.front());
-  }
-  for (size_t i = 0; i < places.size(); ++i) contents[places[i]] = std::move(fetched.at(i));
+  std::vector<Digest> asked;
+  for (const size_t i : missing) asked.push_back(digests[i]);
+  TESSERA_ASSIGN_OR_RETURN(auto fetched, link_.get_present(asked));
+  for (size_t i = 0; i < missing.size(); ++i) contents[missing[i]] = std::move(fetched.at(i));
   return contents;
 }
 
 bool KeptBlobs::has(const Digest& digest) const {
   std::lock_guard lock(mutex_);
   return kept_.count(digest) > 0;
+}
+
+void KeptBlobs::remember(const Digest& name, std::string blob) {
+  std::lock_guard lock(mutex_);
+  const size_t size = blob.size();
+  if (kept_.emplace(name, std::move(blob)).second) bytes_ += size;
+}
+
+Status KeptBlobs::store(const std::vector<Digest>& names) {
+  std::vector<size_t> missing;
+  std::vector<std::string> blobs;
+  for (std::optional<std::string>& content : kept(names, &missing)) {
+    if (!content) return internal_error("a block that was to be stored is forgotten");
+    blobs.push_back(*std::move(content));
+  }
+  return link_.put_new(names, blobs);
 }
 
 void KeptBlobs::begin(uint64_t limit_bytes) {
@@ -58,39 +123,76 @@ void KeptBlobs::begin(uint64_t limit_bytes) {
   limit_bytes_ = limit_bytes;
 }
 
-StatusOr<DeltaUpload> upload_delta(ports::BlobLink& blobs, const core::MergeSpec& merge, const std::vector<float>& base,
-                                   const std::vector<float>& snapshot, const std::vector<float>& residual) {
-  const Codec format = merge.upload_format;
-  const uint64_t block = merge.block_values;
-  ObjectWriter writer(blobs, static_cast<uint32_t>(kernels::merge_block_bytes(format, block)));
-  DeltaUpload upload;
-  if (format != Codec::kFp32) upload.residual.resize(base.size());
-  std::vector<float> delta;
-  for (uint64_t first = 0; first < base.size(); first += block) {
-    const uint64_t count = std::min<uint64_t>(block, base.size() - first);
-    delta.resize(count);
-    for (uint64_t i = 0; i < count; ++i) {
-      delta[i] = base[first + i] - snapshot[first + i];
-      if (!residual.empty()) delta[i] += residual[first + i];
-    }
-    const kernels::MergeRun run{format, count, block};
-    std::string bytes(kernels::merge_run_bytes(format, count, block), '\0');
-    kernels::merge_encode_cpu({.run = run,
-                               .input = delta.data(),
-                               .first_block = first / block,
-                               .payload = reinterpret_cast<uint8_t*>(bytes.data())});
-    if (!upload.residual.empty()) {
-      float* left = upload.residual.data() + first;
-      kernels::merge_decode_cpu(
-          {.run = run, .payload = reinterpret_cast<const uint8_t*>(bytes.data()), .assign = true, .sum = left});
-      for (uint64_t i = 0; i < count; ++i) {
-        left[i] = delta[i] - left[i];
-        if (!std::isfinite(left[i])) left[i] = 0;
-      }
-    }
-    TESSERA_RETURN_IF_ERROR(writer.add(std::move(bytes)));
+// ---- up ---------------------------------------------------------------------------------------------------------------
+
+std::vector<uint64_t> transfer_order(uint64_t blocks) {
+  std::vector<uint64_t> order(blocks);
+  if (blocks == 0) return order;
+  // Multiples of a golden part of a circle are spread evenly over it, however many there are. All blocks are visited if the
+  // stride has no factor in common with their number: the nearest such.
+  const auto golden = std::max<uint64_t>(1, static_cast<uint64_t>(static_cast<double>(blocks) * 0.6180339887));
+  uint64_t stride = golden;
+  for (uint64_t off = 0; std::gcd(stride, blocks) != 1; ++off) {
+    stride = golden > off && std::gcd(golden - off, blocks) == 1 ? golden - off : golden + off;
   }
-  TESSERA_ASSIGN_OR_RETURN(upload.object, writer.finish());
+  for (uint64_t i = 0; i < blocks; ++i) order[i] = i * stride % blocks;
+  return order;
+}
+
+namespace {
+
+// One block on the upload format; what that leaves out goes to `residual`, if it is not null.
+std::string encode_block(const core::MergeSpec& merge, uint64_t number, const std::vector<float>& delta, float* residual) {
+  const kernels::MergeRun run{merge.upload_format, delta.size(), merge.block_values};
+  std::string bytes(kernels::merge_run_bytes(run.format, run.values, run.block_values), '\0');
+  kernels::merge_encode_cpu({.run = run,
+                             .input = delta.data(),
+                             .first_block = number,
+                             .payload = reinterpret_cast<uint8_t*>(bytes.data())});
+  if (residual == nullptr) return bytes;
+  kernels::merge_decode_cpu(
+      {.run = run, .payload = reinterpret_cast<const uint8_t*>(bytes.data()), .assign = true, .sum = residual});
+  for (size_t i = 0; i < delta.size(); ++i) {
+    residual[i] = delta[i] - residual[i];
+    if (!std::isfinite(residual[i])) residual[i] = 0;
+  }
+  return bytes;
+}
+
+}  // namespace
+
+StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merge, const std::vector<float>& base,
+                                   const std::vector<float>& snapshot, const std::vector<float>& residual, size_t threads) {
+  const uint64_t block = merge.block_values;
+  const uint64_t count = (base.size() + block - 1) / block;
+  if (count > core::kMaxChunks) {
+    return error(absl::StatusCode::kResourceExhausted,
+                 "a stage of {} values has {} blocks, at most {} are possible; raise merge.block_values", base.size(), count,
+                 core::kMaxChunks);
+  }
+  DeltaUpload upload;
+  if (merge.upload_format != Codec::kFp32) upload.residual.resize(base.size());
+  upload.manifest.chunk_bytes = static_cast<uint32_t>(kernels::merge_block_bytes(merge.upload_format, block));
+  upload.manifest.total_bytes = kernels::merge_run_bytes(merge.upload_format, base.size(), block);
+  upload.manifest.chunks.resize(count);
+  std::atomic<uint64_t> next{0};
+  run_together(threads, [&] {
+    std::vector<float> delta;
+    for (uint64_t number = next++; number < count; number = next++) {
+      const uint64_t first = number * block;
+      delta.resize(std::min<uint64_t>(block, base.size() - first));
+      for (uint64_t i = 0; i < delta.size(); ++i) {
+        delta[i] = base[first + i] - snapshot[first + i];
+        if (!residual.empty()) delta[i] += residual[first + i];
+      }
+      float* left = upload.residual.empty() ? nullptr : upload.residual.data() + first;
+      std::string bytes = encode_block(merge, number, delta, left);
+      upload.manifest.chunks[number] = digest_of(bytes);
+      blobs.remember(upload.manifest.chunks[number], std::move(bytes));
+    }
+  });
+  upload.object = upload.manifest.digest();
+  TESSERA_RETURN_IF_ERROR(blobs.put({upload.manifest.encode()}).status());
   return upload;
 }
 
@@ -122,6 +224,36 @@ double upload_rounding(const core::MergeSpec& merge, const std::vector<float>& d
   return energy > 0 && std::isfinite(error) ? std::sqrt(error / energy) : 0;
 }
 
+Status store_delta(KeptBlobs& blobs, const core::ObjectManifest& manifest, size_t threads, const std::function<bool()>& is_over) {
+  const KeptBlobs::Upload upload(blobs);
+  const std::vector<uint64_t> order = transfer_order(manifest.chunks.size());
+  std::mutex mutex;
+  size_t next = 0;
+  Status failure;
+  const auto slice = [&] {
+    std::lock_guard lock(mutex);
+    const uint64_t done_bytes = next * uint64_t{manifest.chunk_bytes};
+    const uint64_t bytes = std::clamp(done_bytes / kSliceShare, kLeastSliceBytes, kMostSliceBytes);
+    std::vector<Digest> names;
+    if (!failure.ok()) return names;
+    for (uint64_t at = 0; at < bytes && next < order.size(); at += manifest.chunk_bytes) {
+      names.push_back(manifest.chunks[order[next++]]);
+    }
+    return names;
+  };
+  run_together(threads, [&] {
+    for (std::vector<Digest> names = slice(); !names.empty(); names = slice()) {
+      const Status status = is_over() ? absl::CancelledError("the merge went on without it") : blobs.store(names);
+      if (status.ok()) continue;
+      std::lock_guard lock(mutex);
+      if (failure.ok()) failure = status;
+    }
+  });
+  return failure;
+}
+
+// ---- down -------------------------------------------------------------------------------------------------------------
+
 namespace {
 
 // The bytes of one copy of a shard, checked against the shard's digest.
@@ -132,54 +264,99 @@ StatusOr<std::string> open_copy(ports::BlobLink& blobs, const core::ResultCopy& 
     return data_loss("a copy of a shard has {} bytes in chunks of {}, not {} in chunks of {}", manifest.total_bytes,
                      manifest.chunk_bytes, total_bytes, block_bytes);
   }
-  TESSERA_ASSIGN_OR_RETURN(const std::string sealed, get_chunks(blobs, manifest, 0, manifest.chunks.size()));
   std::string bytes;
-  bytes.reserve(sealed.size());
-  uint64_t number = 0;
-  for (uint64_t at = 0; at < sealed.size(); at += block_bytes) {
-    std::string block = sealed.substr(at, block_bytes);
-    apply_keystream(copy.token, number++, &block);
-    bytes += block;
+  bytes.reserve(total_bytes);
+  std::vector<Digest> blocks;
+  const uint64_t step = std::max<uint64_t>(1, kFetchBytes / block_bytes);
+  for (uint64_t at = 0; at < manifest.chunks.size(); at += step) {
+    TESSERA_ASSIGN_OR_RETURN(const std::string sealed,
+                             get_chunks(blobs, manifest, at, std::min<uint64_t>(step, manifest.chunks.size() - at)));
+    for (uint64_t from = 0; from < sealed.size(); from += block_bytes) {
+      std::string block = sealed.substr(from, block_bytes);
+      apply_keystream(copy.token, blocks.size(), &block);
+      blocks.push_back(digest_of(block));
+      bytes += block;
+    }
   }
-  if (digest_of(bytes) != result) return data_loss("copy {} of a shard is not what its owner committed", copy.object.brief());
+  if (shard_digest(blocks) != result) return data_loss("copy {} of a shard is not what its owner committed", copy.object.brief());
   return bytes;
 }
 
-}  // namespace
+// One fetch_mean(). Shared by its workers.
+class MeanFetch {
+ public:
+  MeanFetch(KeptBlobs& blobs, const core::MergeSpec& merge, const std::vector<core::ShardResult>& results,
+            const RemakeShard& remake, std::vector<float>* mean)
+      : blobs_(blobs), merge_(merge), results_(results), remake_(remake), mean_(*mean) {}
 
-StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
-                                        const std::vector<core::ShardResult>& results, const RemakeShard& remake) {
-  const Codec format = merge.result_format;
-  const uint64_t block = merge.block_values;
-  std::vector<float> mean(stage_values);
-  uint64_t covered = 0;
-  for (const core::ShardResult& result : results) {
-    const uint64_t first = result.first_block * block;
-    const uint64_t end = std::min(stage_values, (result.first_block + result.block_count) * block);
-    if (first != covered || end <= first) return data_loss("the merge's shards do not tile the stage");
+  Status run(size_t threads) {
+    run_together(threads, [this] {
+      for (size_t i = next_++; i < results_.size(); i = next_++) {
+        const Status status = fetch(results_[i]);
+        if (status.ok()) continue;
+        next_ = results_.size();
+        std::lock_guard lock(mutex_);
+        if (failure_.ok()) failure_ = status;
+      }
+    });
+    return failure_;
+  }
+
+ private:
+  Status fetch(const core::ShardResult& result) {
+    const uint64_t first = result.first_block * merge_.block_values;
+    const uint64_t count = std::min(mean_.size() - first, result.block_count * merge_.block_values);
     std::vector<core::ResultCopy> copies = result.copies;
-    std::stable_partition(copies.begin(), copies.end(), [&](const auto& copy) { return blobs.has(copy.object); });
+    std::stable_partition(copies.begin(), copies.end(), [&](const auto& copy) { return blobs_.has(copy.object); });
     const auto open = [&](const core::ResultCopy& copy) {
-      return open_copy(blobs, copy, result.result, kernels::merge_block_bytes(format, block),
-                       kernels::merge_run_bytes(format, end - first, block));
+      return open_copy(blobs_, copy, result.result, kernels::merge_block_bytes(merge_.result_format, merge_.block_values),
+                       kernels::merge_run_bytes(merge_.result_format, count, merge_.block_values));
     };
     StatusOr<std::string> bytes = data_loss("a shard without copies");
     for (size_t i = 0; i < copies.size() && !bytes.ok(); ++i) bytes = open(copies[i]);
     // Or what its name leads to is no list of chunks, or too short a one.
     const bool is_bad = absl::IsDataLoss(bytes.status()) || absl::IsNotFound(bytes.status()) ||
                         absl::IsInvalidArgument(bytes.status()) || absl::IsOutOfRange(bytes.status());
-    if (is_bad && remake) {
-      TESSERA_ASSIGN_OR_RETURN(const core::ResultCopy made, remake(result));
+    if (is_bad && remake_) {
+      std::lock_guard lock(remake_mutex_);
+      TESSERA_ASSIGN_OR_RETURN(const core::ResultCopy made, remake_(result));
       bytes = open(made);
     }
     if (!bytes.ok()) return bytes.status();
-    kernels::merge_decode_cpu({.run = {format, end - first, block},
+    kernels::merge_decode_cpu({.run = {merge_.result_format, count, merge_.block_values},
                                .payload = reinterpret_cast<const uint8_t*>(bytes->data()),
                                .assign = true,
-                               .sum = mean.data() + first});
-    covered = end;
+                               .sum = mean_.data() + first});
+    return ok_status();
   }
-  if (covered != stage_values) return data_loss("the merge's shards cover {} of {} values", covered, stage_values);
+
+  KeptBlobs& blobs_;
+  const core::MergeSpec& merge_;
+  const std::vector<core::ShardResult>& results_;
+  const RemakeShard& remake_;
+  std::vector<float>& mean_;  // each worker writes shards of its own
+  std::atomic<size_t> next_{0};
+  std::mutex mutex_;
+  std::mutex remake_mutex_;
+  Status failure_;
+};
+
+}  // namespace
+
+StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
+                                        const std::vector<core::ShardResult>& results, const RemakeShard& remake,
+                                        size_t threads) {
+  const uint64_t blocks = (stage_values + merge.block_values - 1) / merge.block_values;
+  uint64_t covered = 0;
+  for (const core::ShardResult& result : results) {
+    if (result.first_block != covered || result.block_count == 0 || result.block_count > blocks - covered) {
+      return data_loss("the merge's shards do not tile the stage");
+    }
+    covered += result.block_count;
+  }
+  if (covered != blocks) return data_loss("the merge's shards cover {} of {} blocks", covered, blocks);
+  std::vector<float> mean(stage_values);
+  TESSERA_RETURN_IF_ERROR(MeanFetch(blobs, merge, results, remake, &mean).run(threads));
   return mean;
 }
 

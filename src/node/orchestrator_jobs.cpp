@@ -41,21 +41,19 @@ std::optional<OrchestratorJobResult> OrchestratorJobs::run(const OrchestratorJob
 
 core::ShardRecomputed OrchestratorJobs::recompute(const core::RecomputeShard& shard) {
   const ReduceInputs inputs{.uploads = shard.uploads,
-                            .first_block = shard.first_block,
-                            .block_count = shard.block_count,
                             .stage_values = shard.stage_values,
                             .merge = shard.merge,
-                            .rounding_key = shard.rounding_key,
-                            .token = shard.token};
+                            .rounding_key = shard.rounding_key};
+  const core::ShardTask task{shard.shard, shard.first_block, shard.block_count, shard.token};
   core::ShardRecomputed done{.stage = shard.stage, .commit = {.target = shard.target, .shard = shard.shard}, .unreadable = {}};
-  StatusOr<Reduction> reduction = reduce_shard(blobs_, inputs);
+  StatusOr<Reduction> reduction = reduce_shard(blobs_, inputs, task);
   if (reduction.ok()) {
     done.commit.result = reduction->result;
     done.commit.object = reduction->object;
     done.commit.measures = std::move(reduction->measures);
   } else {
     spdlog::warn("recomputing a shard: {}", message_of(reduction.status()));
-    done.unreadable = unreadable_uploads(blobs_, inputs);
+    done.unreadable = unreadable_uploads(blobs_, inputs, task);
   }
   return done;
 }
@@ -70,13 +68,12 @@ StatusOr<Digest> remade(ports::BlobLink& blobs, const core::RemakeState& wanted)
   KeptBlobs link(blobs);
   const auto remake_shard = [&](const core::ShardResult& shard) -> StatusOr<core::ResultCopy> {
     const Digest token = digest_of(shard.result.view());
-    TESSERA_ASSIGN_OR_RETURN(const Reduction made, reduce_shard(link, {.uploads = past.uploads,
-                                                                       .first_block = shard.first_block,
-                                                                       .block_count = shard.block_count,
-                                                                       .stage_values = wanted.stage_values,
-                                                                       .merge = wanted.merge,
-                                                                       .rounding_key = wanted.rounding_key,
-                                                                       .token = token}));
+    const ReduceInputs inputs{.uploads = past.uploads,
+                              .stage_values = wanted.stage_values,
+                              .merge = wanted.merge,
+                              .rounding_key = wanted.rounding_key};
+    const core::ShardTask task{.first_block = shard.first_block, .block_count = shard.block_count, .token = token};
+    TESSERA_ASSIGN_OR_RETURN(const Reduction made, reduce_shard(link, inputs, task));
     return core::ResultCopy{made.object, token};
   };
   TESSERA_ASSIGN_OR_RETURN(const std::vector<float> mean,

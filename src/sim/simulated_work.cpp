@@ -152,7 +152,7 @@ void SimulatedMiner::start_background() {
   blobs_->failing = world_.fails(world_.sim.job_failures);
   if (auto* upload = std::get_if<core::miner_effect::UploadDelta>(&job)) {
     cheat_.tamper(upload, background_->base(), &world_.random);
-  } else if (const auto* reduction = std::get_if<core::miner_effect::ReduceShard>(&job); reduction != nullptr) {
+  } else if (const auto* reduction = std::get_if<core::miner_effect::ReduceShards>(&job); reduction != nullptr) {
     cheat_.sees(reduction->uploads);
   }
   background_->run(job);
@@ -173,7 +173,7 @@ void SimulatedMiner::start_background() {
 
 void SimulatedMiner::note_merge(const core::BackgroundJob& job) {
   const bool uploads = std::holds_alternative<core::miner_effect::UploadDelta>(job);
-  const bool reduces = std::holds_alternative<core::miner_effect::ReduceShard>(job);
+  const bool reduces = std::holds_alternative<core::miner_effect::ReduceShards>(job);
   if (!uploads && !reduces && !std::holds_alternative<core::miner_effect::PrepareBase>(job)) return;
   world_.measures.moved_in_merge(uploads, blobs_->bytes_up, blobs_->bytes_down);
 }

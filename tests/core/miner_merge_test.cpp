@@ -207,21 +207,31 @@ TEST(MinerMerge, FromSnapshotToTheNextEpochWhileItTrains) {
   lone.step(uploaded);
   EXPECT_TRUE(lone.miner->report_is_urgent());
   EXPECT_EQ(lone.miner->report().upload->snapshot_step, 2u);
+  EXPECT_FALSE(lone.miner->report().upload->whole);
+  uploaded.commit.whole = true;  // its blocks are all there now
+  lone.step(uploaded);
+  EXPECT_TRUE(lone.miner->report_is_urgent());
+  EXPECT_TRUE(lone.miner->report().upload->whole);
 
   core::MergeDirective reduce = directive(MergePhase::kReduce, 1);
   reduce.uploads = {{digest_of("delta"), 1.0f}};
   reduce.tasks = {{70, 0, 4}, {71, 4, 4}};
   lone.direct(reduce);
   lone.direct(reduce);
-  ASSERT_EQ(lone.background.size(), 2u);
-  EXPECT_EQ(lone.take_background<ReduceShard>().task.shard, 70u);
-  EXPECT_EQ(lone.take_background<ReduceShard>().task.shard, 71u);
+  ASSERT_EQ(lone.background.size(), 1u);
+  const auto reduction = lone.take_background<ReduceShards>();
+  ASSERT_EQ(reduction.tasks.size(), 2u);
+  EXPECT_EQ(reduction.tasks[0].shard, 70u);
+  EXPECT_EQ(reduction.tasks[1].shard, 71u);
+  EXPECT_FALSE(reduction.uploads_whole);
   lone.step(core::miner_event::ShardReduced{{1, 70, digest_of("a")}, true, ""});
   lone.step(core::miner_event::ShardReduced{{1, 71, Digest{}}, false, "missing"});
   ASSERT_EQ(lone.miner->report().shards.size(), 1u);
   EXPECT_EQ(lone.miner->report().shards[0].shard, 70u);
   lone.direct(reduce);  // the failed one is tried again
-  EXPECT_EQ(lone.take_background<ReduceShard>().task.shard, 71u);
+  const auto again = lone.take_background<ReduceShards>();
+  ASSERT_EQ(again.tasks.size(), 1u);
+  EXPECT_EQ(again.tasks[0].shard, 71u);
 
   apply(lone, 1);
   const core::SyncRequest report = lone.miner->report();

@@ -68,8 +68,16 @@ void add_merge_events(const OrchestratorState& state, const core::MinerRecord& m
   if (!stage.merge) return;
   const core::Merge& merge = *stage.merge;
   if (merge.phase == core::MergePhase::kSnapshot) {
-    events->push_back(core::UploadCommitted{miner.index, {merge.target, digest_of(miner.registration.node.view()), 5, 5}});
+    core::UploadCommitted upload{miner.index, {merge.target, digest_of(miner.registration.node.view()), 5, 5}};
+    events->push_back(upload);
+    upload.commit.whole = true;
+    events->push_back(upload);
     return;
+  }
+  if (const auto upload = merge.uploads.find(miner.index); upload != merge.uploads.end() && !upload->second.whole) {
+    core::UploadCommitted whole{miner.index, upload->second};
+    whole.commit.whole = true;
+    events->push_back(whole);
   }
   for (uint32_t i = 0; i < merge.shards.size(); ++i) {
     core::ShardCommit commit{merge.target, merge.first_shard + i, digest_of("shard"), digest_of("copy")};

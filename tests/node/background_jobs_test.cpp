@@ -7,6 +7,7 @@
 #include "node/local_checkpoint.h"
 #include "support/memory_ports.h"
 #include "support/small_run.h"
+#include "support/whole_upload.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/node/objects.h"
 #include "tessera/node/orchestrator_jobs.h"
@@ -34,9 +35,9 @@ TEST(BackgroundJobs, WhatARestartedParticipantRecoversCountsOnce) {
   // The merge that the process before gave the same work to.
   const uint64_t blocks = (count + spec.merge.block_values - 1) / spec.merge.block_values;
   const Digest token = digest_of("token");
-  const std::vector<core::UploadRef> uploads = {{upload_delta(blobs, spec.merge, base, masters, {})->object, 1.0f}};
-  const StatusOr<Reduction> mean = reduce_shard(
-      blobs, {.uploads = uploads, .block_count = blocks, .stage_values = count, .merge = spec.merge, .token = token});
+  const std::vector<core::UploadRef> uploads = {{test::upload_delta(blobs, spec.merge, base, masters, {})->object, 1.0f}};
+  const StatusOr<Reduction> mean = reduce_shard(blobs, {.uploads = uploads, .stage_values = count, .merge = spec.merge},
+                                                {.block_count = blocks, .token = token});
   ASSERT_TRUE(mean.ok()) << mean.status();
 
   std::vector<core::MinerEvent> events;

@@ -3,15 +3,22 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <map>
+#include <memory>
+#include <mutex>
 
 #include "support/memory_ports.h"
+#include "support/whole_upload.h"
 #include "tessera/kernels/merge_wire.h"
 #include "tessera/node/merge_transfer.h"
 #include "tessera/node/objects.h"
 
 namespace tessera::node {
 namespace {
+
+using test::upload_delta;
 
 constexpr uint32_t kBlock = 256;
 constexpr uint64_t kBlocks = 6;
@@ -43,13 +50,19 @@ class MergeReduceTest : public testing::Test {
       uploads_.push_back({upload->object, weights_[uploads_.size()]});
     }
   }
-  ReduceInputs inputs(uint64_t first, uint64_t count, const std::string& owner = "a") const {
-    return {.uploads = uploads_, .first_block = first, .block_count = count, .stage_values = kValues,
-            .merge = merge_, .rounding_key = 5, .token = digest_of(owner)};
+  ReduceInputs inputs() const {
+    return {.uploads = uploads_, .stage_values = kValues, .merge = merge_, .rounding_key = 5};
+  }
+  static core::ShardTask task(uint64_t first, uint64_t count, const std::string& owner = "a") {
+    return {.first_block = first, .block_count = count, .token = digest_of(owner)};
+  }
+  StatusOr<Reduction> reduce(uint64_t first, uint64_t count) { return reduce_shard(blobs_, inputs(), task(first, count)); }
+  std::vector<Digest> unreadable(uint64_t first, uint64_t count) {
+    return unreadable_uploads(blobs_, inputs(), task(first, count));
   }
   // The values of a whole reduction, read back as a replica would.
   std::vector<float> reduced() {
-    const auto reduction = reduce_shard(blobs_, inputs(0, kBlocks));
+    const auto reduction = reduce(0, kBlocks);
     EXPECT_TRUE(reduction.ok()) << reduction.status();
     KeptBlobs link(blobs_);
     return *fetch_mean(link, merge_, kValues, {{0, kBlocks, reduction->result, {{reduction->object, digest_of("a")}}}});
@@ -78,10 +91,10 @@ TEST_F(MergeReduceTest, OwnersAgreeOnEveryRangeAndShareNoName) {
     put_uploads();
     for (uint64_t first = 0; first < kBlocks; ++first) {
       for (uint64_t count = 1; first + count <= kBlocks; ++count) {
-        const auto one = reduce_shard(blobs_, inputs(first, count, "a"));
-        ReduceInputs overlapped = inputs(first, count, "b");
+        const auto one = reduce(first, count);
+        ReduceInputs overlapped = inputs();
         overlapped.overlap = true;
-        const auto other = reduce_shard(blobs_, overlapped);
+        const auto other = reduce_shard(blobs_, overlapped, task(first, count, "b"));
         ASSERT_TRUE(one.ok() && other.ok()) << one.status();
         EXPECT_EQ(one->result, other->result);
         EXPECT_EQ(encode(one->measures), encode(other->measures));
@@ -98,7 +111,7 @@ TEST_F(MergeReduceTest, APieceOfTheStageIsReducedLikeTheWhole) {
   const std::vector<float> whole = reduced();
   std::vector<core::ShardResult> results;
   for (const auto& [first, count] : std::vector<std::pair<uint64_t, uint64_t>>{{0, 1}, {1, 3}, {4, 2}}) {
-    const auto shard = reduce_shard(blobs_, inputs(first, count));
+    const auto shard = reduce(first, count);
     results.push_back({first, count, shard->result, {{shard->object, digest_of("a")}}});
   }
   KeptBlobs link(blobs_);
@@ -109,7 +122,7 @@ TEST_F(MergeReduceTest, MeasuresNormsAndCosinesOfWholeUploads) {
   put_uploads();
   std::vector<core::UploadMeasure> sums(3);
   for (uint64_t block = 0; block < kBlocks; ++block) {
-    const auto shard = reduce_shard(blobs_, inputs(block, 1));
+    const auto shard = reduce(block, 1);
     for (size_t k = 0; k < 3; ++k) sums[k].add(shard->measures[k]);
   }
   for (size_t k = 0; k < 3; ++k) {
@@ -126,7 +139,7 @@ TEST_F(MergeReduceTest, AFlippedSignShowsAndScalingDoesNotHideIt) {
   std::vector<float> flipped = delta_of(2.0f);
   for (float& value : flipped) value *= -1000;
   uploads_[1].object = upload_delta(blobs_, merge_, flipped, std::vector<float>(kValues, 0.0f), {})->object;
-  const auto shard = reduce_shard(blobs_, inputs(0, kBlocks));
+  const auto shard = reduce(0, kBlocks);
   EXPECT_LT(shard->measures[1].alignment / shard->measures[1].energy, -0.9);
 }
 
@@ -137,7 +150,7 @@ TEST_F(MergeReduceTest, AnUploadThatIsNotFiniteIsMarkedAndTouchesNoOther) {
     std::vector<float> bad = delta_of(2.0f);
     bad[300] = std::nanf("");
     uploads_[1].object = upload_delta(blobs_, merge_, bad, std::vector<float>(kValues, 0.0f), {})->object;
-    const auto shard = reduce_shard(blobs_, inputs(0, kBlocks));
+    const auto shard = reduce(0, kBlocks);
     EXPECT_FALSE(shard->measures[1].is_finite());
     EXPECT_TRUE(shard->measures[0].is_finite());
     EXPECT_GT(shard->measures[0].alignment / shard->measures[0].energy, 0.8);
@@ -154,32 +167,32 @@ TEST_F(MergeReduceTest, ATrimmedMeanLeavesTheFarthestOut) {
 TEST_F(MergeReduceTest, NeverAMeanOfFewer) {
   put_uploads();
   blobs_.forget(uploads_[1].object);
-  EXPECT_TRUE(absl::IsNotFound(reduce_shard(blobs_, inputs(0, kBlocks)).status()));
-  EXPECT_EQ(unreadable_uploads(blobs_, inputs(0, kBlocks)), (std::vector<Digest>{uploads_[1].object}));
-  ReduceInputs none = inputs(0, 1);
+  EXPECT_TRUE(absl::IsNotFound(reduce(0, kBlocks).status()));
+  EXPECT_EQ(unreadable(0, kBlocks), (std::vector<Digest>{uploads_[1].object}));
+  ReduceInputs none = inputs();
   none.uploads.clear();
-  EXPECT_TRUE(absl::IsInvalidArgument(reduce_shard(blobs_, none).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(reduce_shard(blobs_, none, task(0, 1)).status()));
 }
 
 TEST_F(MergeReduceTest, OnlyTheBlocksOfTheShardAreNeeded) {
   put_uploads();
   const Digest last_chunk = get_manifest(blobs_, uploads_[2].object)->chunks.back();
   blobs_.forget(last_chunk);
-  EXPECT_TRUE(reduce_shard(blobs_, inputs(0, 5)).ok());
-  EXPECT_TRUE(unreadable_uploads(blobs_, inputs(0, 5)).empty());
-  EXPECT_FALSE(reduce_shard(blobs_, inputs(4, 2)).ok());
-  EXPECT_EQ(unreadable_uploads(blobs_, inputs(4, 2)), (std::vector<Digest>{uploads_[2].object}));
+  EXPECT_TRUE(reduce(0, 5).ok());
+  EXPECT_TRUE(unreadable(0, 5).empty());
+  EXPECT_FALSE(reduce(4, 2).ok());
+  EXPECT_EQ(unreadable(4, 2), (std::vector<Digest>{uploads_[2].object}));
 }
 
 TEST_F(MergeReduceTest, UploadsOfAnotherSizeOrFormatAreRefused) {
   put_uploads();
   const std::vector<float> values = delta_of(0), zeros(kValues, 0.0f);
   uploads_[0].object = upload_delta(blobs_, merge_of(Codec::kInt8, Codec::kFp32), values, zeros, {})->object;
-  const Status status = reduce_shard(blobs_, inputs(0, 1)).status();
+  const Status status = reduce(0, 1).status();
   EXPECT_TRUE(absl::IsDataLoss(status));
   EXPECT_THAT(message_of(status), testing::HasSubstr("in chunks of 260; this stage has"));
-  EXPECT_EQ(unreadable_uploads(blobs_, inputs(0, 1)), (std::vector<Digest>{uploads_[0].object}));
-  EXPECT_TRUE(absl::IsOutOfRange(reduce_shard(blobs_, inputs(kBlocks, 1)).status()));
+  EXPECT_EQ(unreadable(0, 1), (std::vector<Digest>{uploads_[0].object}));
+  EXPECT_TRUE(absl::IsOutOfRange(reduce(kBlocks, 1).status()));
 }
 
 // A store that is away says nothing about the uploads.
@@ -194,8 +207,8 @@ TEST_F(MergeReduceTest, AStoreThatDoesNotAnswerBlamesNobody) {
       return unavailable("away");
     }
   } away;
-  EXPECT_TRUE(absl::IsUnavailable(reduce_shard(away, inputs(0, 1)).status()));
-  EXPECT_TRUE(unreadable_uploads(away, inputs(0, 1)).empty());
+  EXPECT_TRUE(absl::IsUnavailable(reduce_shard(away, inputs(), task(0, 1)).status()));
+  EXPECT_TRUE(unreadable_uploads(away, inputs(), task(0, 1)).empty());
 }
 
 TEST(UploadDelta, WhatOneUploadLeavesOutTheNextOnesBring) {
@@ -234,7 +247,7 @@ TEST(UploadDelta, ExactFormatsAndBrokenValuesLeaveNothing) {
 
 TEST_F(MergeReduceTest, ACopyThatIsNotWhatWasCommittedIsPassedOver) {
   put_uploads();
-  const auto shard = reduce_shard(blobs_, inputs(0, kBlocks));
+  const auto shard = reduce(0, kBlocks);
   const core::ResultCopy good{shard->object, digest_of("a")};
   const core::ResultCopy sealed_otherwise{shard->object, digest_of("b")};
   const core::ResultCopy gone{digest_of("nothing"), digest_of("a")};
@@ -249,10 +262,84 @@ TEST_F(MergeReduceTest, ACopyThatIsNotWhatWasCommittedIsPassedOver) {
   const auto remade = fetch_mean(link, merge_, kValues, {{0, kBlocks, shard->result, {sealed_otherwise, gone}}},
                                  [&](const core::ShardResult&) -> StatusOr<core::ResultCopy> { return good; });
   EXPECT_EQ(*remade, *fetch({good}));
-  EXPECT_THAT(message_of(fetch_mean(link, merge_, kValues, {{0, 2, shard->result, {good}}}).status()),
+  EXPECT_THAT(message_of(fetch_mean(link, merge_, kValues, {{0, 2, shard->result, {good}}, {2, 4, shard->result, {good}}}).status()),
               testing::HasSubstr("a copy of a shard has"));
+  EXPECT_THAT(message_of(fetch_mean(link, merge_, kValues, {{0, 2, shard->result, {good}}}).status()),
+              testing::HasSubstr("cover 2 of 6 blocks"));
   EXPECT_THAT(message_of(fetch_mean(link, merge_, kValues, {{1, 5, shard->result, {good}}}).status()),
               testing::HasSubstr("do not tile"));
+}
+
+// What is there is reduced, and the rest when it comes: the bits are those of uploads that were whole from the beginning.
+TEST_F(MergeReduceTest, WaitsForBlocksOnTheirWay) {
+  merge_ = merge_of(Codec::kInt8, Codec::kInt8);
+  put_uploads();
+  const auto expected = reduce(1, 4);
+  const std::vector<float> zeros(kValues, 0.0f);
+  test::MemoryBlobs store;
+  std::vector<std::unique_ptr<KeptBlobs>> kept;
+  std::vector<core::ObjectManifest> manifests;
+  for (const std::vector<float>& values : values_) {
+    kept.push_back(std::make_unique<KeptBlobs>(store));
+    manifests.push_back(commit_delta(*kept.back(), merge_, values, zeros, {}, 2)->manifest);
+  }
+  ReduceInputs waiting = inputs();
+  waiting.overlap = true;
+  size_t stored = 0;
+  std::mutex mutex;
+  waiting.keep_waiting = [&](int64_t) {
+    std::lock_guard lock(mutex);
+    if (stored < manifests.size()) {
+      EXPECT_TRUE(store_delta(*kept[stored], manifests[stored], 1, [] { return false; }).ok());
+      ++stored;
+    }
+    return true;
+  };
+  const auto reduction = reduce_shard(store, waiting, task(1, 4));
+  ASSERT_TRUE(reduction.ok()) << reduction.status();
+  EXPECT_EQ(stored, 3u);
+  EXPECT_EQ(reduction->result, expected->result);
+  EXPECT_EQ(encode(reduction->measures), encode(expected->measures));
+}
+
+TEST_F(MergeReduceTest, GivesUpWaitingWithoutBlamingAnybody) {
+  put_uploads();
+  blobs_.forget(get_manifest(blobs_, uploads_[2].object)->chunks[3]);
+  ReduceInputs waiting = inputs();
+  waiting.overlap = true;
+  waiting.keep_waiting = [](int64_t) { return false; };
+  std::map<uint32_t, Status> ends;
+  std::mutex mutex;
+  const std::vector<core::ShardTask> tasks = {{7, 0, 2, digest_of("a")}, {8, 3, 1, digest_of("b")}};
+  reduce_shards(blobs_, waiting, tasks, [&](const core::ShardTask& task, const StatusOr<Reduction>& reduction) {
+    std::lock_guard lock(mutex);
+    EXPECT_TRUE(ends.emplace(task.shard, reduction.status()).second);
+  });
+  ASSERT_EQ(ends.size(), 2u);
+  EXPECT_TRUE(absl::IsUnavailable(ends[8]));
+}
+
+TEST_F(MergeReduceTest, AnUploadStopsWhenItsMergeIsOver) {
+  test::MemoryBlobs store;
+  KeptBlobs kept(store);
+  const auto upload = commit_delta(kept, merge_, delta_of(1), std::vector<float>(kValues, 0.0f), {}, 1);
+  EXPECT_TRUE(absl::IsCancelled(store_delta(kept, upload->manifest, 2, [] { return true; })));
+  EXPECT_EQ(store.size(), 1u);  // the list of its blocks
+}
+
+TEST(TransferOrder, VisitsEveryBlockOnceAndEveryPartEvenly) {
+  EXPECT_TRUE(transfer_order(0).empty());
+  for (uint64_t blocks = 1; blocks < 200; ++blocks) {
+    std::vector<uint64_t> order = transfer_order(blocks);
+    for (uint64_t seen = 1; seen <= blocks; ++seen) {
+      // Of any half of the stage, half of what came, give or take a few.
+      const auto low = std::count_if(order.begin(), order.begin() + static_cast<int64_t>(seen),
+                                     [&](uint64_t block) { return 2 * block < blocks; });
+      ASSERT_NEAR(static_cast<double>(low), static_cast<double>(seen) / 2, 4) << blocks;
+    }
+    std::sort(order.begin(), order.end());
+    for (uint64_t i = 0; i < blocks; ++i) ASSERT_EQ(order[i], i);
+  }
 }
 
 TEST(KeptBlobs, ServesWhatItWasGivenUpToItsLimit) {

@@ -119,7 +119,12 @@ bool OrchestratorWorld::sync(const NodeId& node, core::SyncRequest request,
   const core::MinerRecord* known = core_.find(node, request.incarnation);
   if (known == nullptr) return false;
   request.miner = known->index;
-  for (const core::Event& event : core_.news_in(request)) step(event);
+  for (const core::Event& event : core_.news_in(request)) {
+    step(event);
+    if (!crashes_after || !crashes_after(event)) continue;
+    restart();
+    return false;
+  }
   if (const std::optional<core::Event> leases = core_.lease_request_in(request)) step(*leases);
   *answer = core_.answer_for(request);
   return true;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,8 @@ class OrchestratorWorld {
   core::Orchestrator replayed() const;
   // The same from the newest snapshot and what came after it.
   core::Orchestrator replayed_from_snapshot() const;
+  // Called after each event; true: the orchestrator crashes there, and a report under way has no answer.
+  std::function<bool(const core::Event&)> crashes_after;
   // A crash: one from the newest snapshot takes over, and what was under way begins again.
   void restart();
 

@@ -110,6 +110,7 @@ void ScriptedMiner::obey() {
     ++lease_request_;
     leases.insert(leases.end(), answer_.leases.begin(), answer_.leases.end());
   }
+  if (upload_ && habits.stores) upload_->whole = true;  // at the report after its commitment, soonest
   if (answer_.merge) take_part(*answer_.merge);
   if (answer_.publish_state && habits.publishes) published_ = state_;
   if (answer_.checkpoint == 0) {
@@ -150,7 +151,8 @@ void ScriptedMiner::take_part(const core::MergeDirective& merge) {
           .object = digest_of(fmt::format("delta {} {} {}", index_, incarnation(), local_steps_) +
                               state_.hex()),
           .snapshot_step = local_steps_,
-          .snapshot_version = local_steps_};
+          .snapshot_version = local_steps_,
+          .whole = habits.stores && !habits.commits_first};
       break;
     case core::MergePhase::kReduce: {
       if (!habits.reduces) break;

@@ -25,6 +25,8 @@ class ScriptedMiner {
   struct Habits {
     bool loads = true;
     bool uploads = true;
+    bool stores = true;         // else its upload stays on its way
+    bool commits_first = false;  // its upload is whole only a report later
     bool reduces = true;
     bool lies = false;  // commits a wrong reduction
     std::optional<size_t> cannot_read = std::nullopt;  // says so of this upload of every manifest
@@ -51,6 +53,7 @@ class ScriptedMiner {
   const core::MinerRecord& record() const { return world_.miner(index_); }
   uint64_t incarnation() const { return registration_.incarnation; }
   Epoch epoch() const { return epoch_; }
+  const Digest& state() const { return state_; }
   uint64_t local_steps() const { return local_steps_; }
 
   std::vector<core::Lease> leases;  // taken and not used yet

@@ -13,13 +13,15 @@ namespace tessera::core {
 // A participant's promise: the object of its pseudo-gradient (base - snapshot, with what earlier
 // uploads left out, in merge.upload_format) and where it took the snapshot. The object's name is a
 // hash over the hashes of its blocks, whose size does not depend on who takes part: it commits every
-// block before anyone knows who will reduce which.
+// block before anyone knows who will reduce which. The list of the hashes is stored before, the
+// blocks after it: their way up may go on while others reduce what is there.
 struct UploadCommit {
   Epoch target = 0;  // the epoch the merge leads to
   Digest object = {};
   uint64_t snapshot_step = 0;  // local steps done when the snapshot was taken
   uint64_t snapshot_version = 0;
   Signature signature{};  // by the participant over signed_bytes()
+  bool whole = false;     // said again when every block is stored; not signed
   template <class A>
   void content(A& a) {
     a("target", target)("object", object)("snapshot_step", snapshot_step)(
@@ -28,7 +30,7 @@ struct UploadCommit {
   template <class A>
   void fields(A& a) {
     content(a);
-    a("signature", signature);
+    a("signature", signature)("whole", whole);
   }
   std::string signed_bytes(const std::string& run_id, StageIndex stage) const;
 };
@@ -141,6 +143,7 @@ struct MergeDirective {
   MergePhase phase = MergePhase::kSnapshot;
   std::vector<UploadRef> uploads = {};    // kReduce and kApply: the manifest, in its order
   std::vector<ShardTask> tasks = {};      // kReduce: this miner's shards only
+  bool uploads_whole = false;             // kReduce: nothing of them is on its way any more
   std::vector<ShardResult> results = {};  // kApply: all shards
   bool participant = false;          // kApply: this miner's upload was in the manifest
   double outer_learning_rate = 0;    // kApply: of this merge, the same for every replica whenever it applies it

@@ -134,17 +134,19 @@ struct Merge {
   std::vector<MinerIndex> participants = {};
   std::vector<uint32_t> counts = {};  // B_m
   std::vector<float> weights = {};
-  uint32_t round = 0;            // 1: without those that the gate left out
+  uint32_t round = 0;            // of manifests; later ones are without those whose upload was late or gated
+  bool gate_decided = false;
   std::set<MinerIndex> gated = {};
   uint32_t first_shard = 0;      // number of shards[0]; another one in every attempt and round, so that what comes late
                                  // from an earlier one fits nothing
   std::vector<MergeShard> shards = {};
   std::vector<UploadMeasure> measured = {};  // sums over the accepted shards
+  bool uploads_are_whole() const;            // the participants'
   template <class A>
   void fields(A& a) {
     a("target", target)("phase", phase)("deadline", deadline)("final", final)("invited", invited)(
         "uploads", uploads)("participants", participants)("counts", counts)("weights", weights)(
-        "round", round)("gated", gated)("first_shard", first_shard)("shards", shards)(
+        "round", round)("gate_decided", gate_decided)("gated", gated)("first_shard", first_shard)("shards", shards)(
         "measured", measured);
   }
 };

@@ -96,7 +96,7 @@ struct SnapshotTaken {
   Values masters;
   uint64_t weight_version = 0;
 };
-struct DeltaUploaded {
+struct DeltaUploaded {  // twice if its blocks take longer than their names: the second time it is whole
   UploadCommit commit;
   bool ok = true;
   std::string why;
@@ -234,10 +234,11 @@ struct UploadDelta {
   uint64_t snapshot_step = 0;
   uint64_t snapshot_version = 0;
 };
-struct ReduceShard {
+struct ReduceShards {
   Epoch target = 0;
-  ShardTask task;
+  std::vector<ShardTask> tasks;  // each is answered by itself
   std::vector<UploadRef> uploads;
+  bool uploads_whole = false;    // else blocks that are not there yet are waited for
 };
 struct PrepareBase {
   Epoch target = 0;
@@ -280,7 +281,7 @@ using ComputeJob = std::variant<miner_effect::Forward, miner_effect::Backward, m
                                 miner_effect::TakeSnapshot, miner_effect::ApplyBase,
                                 miner_effect::ExportLocalState, miner_effect::ExportSegment>;
 using BackgroundJob = std::variant<miner_effect::FetchState, miner_effect::AdoptBase, miner_effect::UploadDelta,
-                                   miner_effect::ReduceShard, miner_effect::PrepareBase,
+                                   miner_effect::ReduceShards, miner_effect::PrepareBase,
                                    miner_effect::PutOutState, miner_effect::UploadLocalState,
                                    miner_effect::SaveLocalState, miner_effect::StoreSegment>;
 using MinerEffect = std::variant<miner_effect::ReplyAdmission, miner_effect::SendFrame, miner_effect::Probe,

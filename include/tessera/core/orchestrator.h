@@ -218,6 +218,8 @@ class Orchestrator {
   void consider_merges();
   void start_merge(StageIndex stage, std::set<MinerIndex> invited);
   void freeze_if_complete(StageIndex stage);
+  void note_whole(StageIndex stage, MinerIndex miner);
+  void leave_out_unfinished(StageIndex stage, const std::string& reason);
   void freeze(StageIndex stage);
   void plan_shards(StageIndex stage);
   bool gate(StageIndex stage);

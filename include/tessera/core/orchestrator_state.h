@@ -46,6 +46,7 @@ struct MinerRecord {
   std::optional<CheckpointCommit> checkpoint;
   std::optional<Digest> upload;            // of the merge to come: an aborted one is begun again with the same uploads
   Epoch carries_since = 0;                 // epoch whose base its oldest unmerged work began on
+  uint32_t whole_first = 0;                // merges in which its upload must be whole before the manifest: one was late
   Epoch spoiled_merge = 0;                 // target of the merge that its upload could not be read in; 0: none
   uint64_t retired_incarnation = 0;        // the process that was registered when the run was resumed; 0: none
   std::string why;                         // of its present state, for people
@@ -70,7 +71,7 @@ struct MinerRecord {
         "receipts_rejected", receipts_rejected)("lease_request", lease_request)("granted", granted)("fresh", fresh)("local_steps", local_steps)(
         "counted", counted)("in_flight", in_flight)("own_times", own_times)("microbatch_us", microbatch_us)("place", place)(
         "resumed", resumed)("checkpoint_done", checkpoint_done)("checkpoint", checkpoint)("upload", upload)("carries_since", carries_since)(
-        "spoiled_merge", spoiled_merge)("retired_incarnation", retired_incarnation)("why", why)(
+        "whole_first", whole_first)("spoiled_merge", spoiled_merge)("retired_incarnation", retired_incarnation)("why", why)(
         "placed", placed)("ticket", ticket)("lost_at", lost_at)("pending_stage", pending_stage)(
         "assigned_stage", assigned_stage)("moving_until", moving_until)("pinned", pinned)("drain", drain)("failed_verdicts", failed_verdicts);
   }

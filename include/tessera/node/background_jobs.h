@@ -1,10 +1,13 @@
 // What a miner's background thread does, without the thread: the transfers of merges and checkpoints. Owns base and outer
 // momentum of the stage, the replica's share of what the stage's miners have in common. Each job blocks until it is done
-// and is answered with an event.
+// and is answered with an event; an upload is answered when it is committed, and again when it is whole.
 #pragma once
 
+#include <atomic>
 #include <functional>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tessera/base/status.h"
@@ -29,8 +32,11 @@ class BackgroundJobs {
         directory_(std::move(directory)),
         run_id_(std::move(run_id)),
         post_(std::move(post)) {}
+  ~BackgroundJobs() { stop_upload(); }
 
   void run(core::BackgroundJob& job);
+  // A job that will be run when those before it are done. What it makes pointless stops waiting. Any thread.
+  void announce(const core::BackgroundJob& job);
 
   Epoch epoch() const { return epoch_; }
   const core::Values& base() const { return base_; }
@@ -40,15 +46,17 @@ class BackgroundJobs {
   void work(core::miner_effect::FetchState& job);
   void work(core::miner_effect::AdoptBase& job);
   void work(core::miner_effect::UploadDelta& job);
-  void work(core::miner_effect::ReduceShard& job);
+  void work(core::miner_effect::ReduceShards& job);
   void work(core::miner_effect::PrepareBase& job);
   void work(core::miner_effect::PutOutState& job);
   void work(core::miner_effect::UploadLocalState& job);
   void work(core::miner_effect::SaveLocalState& job);
   void work(core::miner_effect::StoreSegment& job);
   Status fetch(const core::miner_effect::FetchState& job, core::miner_event::StateFetched* done);
-  ReduceInputs reduction_of(Epoch target, const std::vector<core::UploadRef>& uploads, uint64_t first_block,
-                            uint64_t block_count, const Digest& token) const;
+  ReduceInputs reduction_of(Epoch target, const std::vector<core::UploadRef>& uploads) const;
+  void store(core::miner_event::DeltaUploaded done, const core::ObjectManifest& manifest);
+  // Ends what still goes up for a merge that is over.
+  void stop_upload();
   Status prepare(const core::miner_effect::PrepareBase& job, core::miner_event::BasePrepared* done);
   // The base this replica holds, as a file that others can read and compare.
   void write_copy();
@@ -59,7 +67,12 @@ class BackgroundJobs {
   const bool overlap_;
   const std::string directory_;
   const std::string run_id_;
-  const std::function<void(core::MinerEvent)> post_;
+  const std::function<void(core::MinerEvent)> post_;  // from any thread if `overlap`
+  // Counts the jobs that make earlier reductions, and the upload under way, pointless.
+  std::atomic<uint64_t> reductions_wanted_{0};
+  std::mutex wanted_mutex_;
+  Digest wanted_manifest_;  // of the reductions announced last
+  std::atomic<bool> upload_is_over_{false};
   StageIndex stage_ = 0;
   Epoch epoch_ = 0;
   core::Values base_;
@@ -69,6 +82,7 @@ class BackgroundJobs {
   std::vector<float> residual_;           // what the uploads so far left out; empty: nothing
   std::vector<float> snapshot_residual_;  // what it becomes if the snapshot's upload is in the manifest
   core::Values recovered_;  // masters of a process before this one, until the next merge
+  std::jthread uploader_;                 // of the blocks of what is committed
 };
 
 }  // namespace tessera::node

@@ -1,9 +1,12 @@
-// The reduction of one shard of a merge: its owners and, in a dispute, the orchestrator run the same function.
+// The reduction of shards of a merge: their owners and, in a dispute, the orchestrator run the same function.
 //
-// Blocks are reduced in pieces, so that memory is bounded whatever the stage and the number of uploads: a piece of every
-// upload as fp32 (kReduceBytes together, at least one block of each) and the wire bytes of two pieces.
+// Every block is fetched, measured, reduced and stored by itself, in the order in which uploads come (transfer_order()), so
+// the shards of an owner grow together, from whatever part of the uploads is there. In memory are, for each worker, one block
+// of every upload as fp32 and kGroupBytes of them as they came; workers are as many as fit kReduceBytes, at most kMergeWorkers.
 #pragma once
 
+#include <functional>
+#include <string>
 #include <vector>
 
 #include "tessera/base/status.h"
@@ -13,30 +16,38 @@
 
 namespace tessera::node {
 
-inline constexpr uint64_t kReduceBytes = uint64_t{64} << 20;
+inline constexpr uint64_t kReduceBytes = uint64_t{256} << 20;
 
 struct ReduceInputs {
   std::vector<core::UploadRef> uploads;  // the manifest, in its order; every one is needed
-  uint64_t first_block = 0;
-  uint64_t block_count = 0;
-  uint64_t stage_values = 0;  // of the whole upload
+  uint64_t stage_values = 0;             // of the whole upload
   core::MergeSpec merge;
   uint64_t rounding_key = 0;
-  Digest token;               // of the copy that is stored
-  bool overlap = false;       // fetch the next piece on another thread; `blobs` must allow it
+  bool overlap = false;  // several threads; `blobs` must allow it
+  // Whether to go on waiting for blocks that are not there, when nothing came for so many milliseconds. Empty: they are
+  // missing.
+  std::function<bool(int64_t idle_ms)> keep_waiting = {};
 };
 
 struct Reduction {
-  Digest result;  // of the reduced bytes
-  Digest object;  // of the copy under the token
+  Digest result;  // shard_digest() of the reduced blocks
+  Digest object;  // of the copy under the task's token
   std::vector<core::UploadMeasure> measures;
 };
 
-// Fetches the uploads' blocks, measures them, forms their mean, puts it on the wire format and stores it under the token. An
-// upload that is missing or does not fit is an error: never a mean of fewer.
-StatusOr<Reduction> reduce_shard(ports::BlobLink& blobs, const ReduceInputs& inputs);
+// Once for every task, from any of the threads.
+using ShardDone = std::function<void(const core::ShardTask& task, StatusOr<Reduction> reduction)>;
+
+// Fetches the uploads' blocks, measures them, forms their mean, puts it on the wire format and stores it under each task's
+// token. An upload that is missing or does not fit is an error of every task that is not done: never a mean of fewer.
+void reduce_shards(ports::BlobLink& blobs, const ReduceInputs& inputs, const std::vector<core::ShardTask>& tasks,
+                   const ShardDone& done);
+StatusOr<Reduction> reduce_shard(ports::BlobLink& blobs, const ReduceInputs& inputs, const core::ShardTask& task);
 
 // After it failed: the uploads to blame. One that merely could not be fetched now is not.
-std::vector<Digest> unreadable_uploads(ports::BlobLink& blobs, const ReduceInputs& inputs);
+std::vector<Digest> unreadable_uploads(ports::BlobLink& blobs, const ReduceInputs& inputs, const core::ShardTask& task);
+
+// What owners of a shard must agree on: the digest of the list of its blocks' digests.
+Digest shard_digest(const std::vector<Digest>& blocks);
 
 }  // namespace tessera::node

@@ -1,52 +1,84 @@
 // A miner's transfers of a merge: its pseudo-gradient on the way up, the merged one on the way down.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "tessera/base/status.h"
 #include "tessera/core/messages.h"
+#include "tessera/core/object.h"
 #include "tessera/core/run_spec.h"
 #include "tessera/ports/links.h"
 
 namespace tessera::node {
 
 // A link that remembers what it was given for the running merge, so that a miner fetches neither its own upload nor its own
-// results; and what was asked for by itself: the lists of the uploads' blocks, which every shard needs again. Keeps at most
-// `limit_bytes`; what is beyond is fetched. Thread-safe.
+// results. Keeps at most `limit_bytes`; what is beyond is fetched. Thread-safe.
 class KeptBlobs final : public ports::BlobLink {
  public:
   explicit KeptBlobs(ports::BlobLink& link) : link_(link) {}
   StatusOr<std::vector<Digest>> put(const std::vector<std::string>& blobs) override;
+  // Waits while an upload is under way.
+  Status put_new(const std::vector<Digest>& names, const std::vector<std::string>& blobs) override;
   StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) override;
+  StatusOr<std::vector<std::optional<std::string>>> get_present(const std::vector<Digest>& digests) override;
   bool has(const Digest& digest) const;
+  // Keeps a blob that is not stored yet, whatever the limit.
+  void remember(const Digest& name, std::string blob);
+  // Stores what is remembered.
+  Status store(const std::vector<Digest>& names);
+  // While one of these lives, an upload is under way: others wait for its blocks, nobody yet for results.
+  class Upload {
+   public:
+    explicit Upload(KeptBlobs& blobs) : blobs_(blobs) { blobs_.count_uploads(1); }
+    ~Upload() { blobs_.count_uploads(-1); }
+    Upload(const Upload&) = delete;
+    Upload& operator=(const Upload&) = delete;
+
+   private:
+    KeptBlobs& blobs_;
+  };
   // Forgets everything and keeps what is put from now on.
   void begin(uint64_t limit_bytes);
   void clear() { begin(0); }
 
  private:
-  void keep(const Digest& name, const std::string& blob);  // under mutex_
+  void keep(const std::vector<Digest>& names, const std::vector<std::string>& blobs);
+  void count_uploads(int change);
+  // What is kept of them, and the places of those that are not.
+  std::vector<std::optional<std::string>> kept(const std::vector<Digest>& digests, std::vector<size_t>* missing) const;
 
   ports::BlobLink& link_;
   mutable std::mutex mutex_;
   std::map<Digest, std::string> kept_;
   uint64_t bytes_ = 0;
   uint64_t limit_bytes_ = 0;
+  int uploads_ = 0;
+  std::condition_variable upload_ended_;
 };
+
+// The order in which the blocks of a stage go up, and are reduced: any run of blocks grows evenly, so that every owner of a
+// shard has something to do from the first moment on.
+std::vector<uint64_t> transfer_order(uint64_t blocks);
 
 struct DeltaUpload {
   Digest object;
   std::vector<float> residual;  // what the format left out; empty with fp32
+  core::ObjectManifest manifest;
 };
 
-// base - snapshot + residual (empty: none) on the upload format, block by block. A value that is not finite leaves no
-// residual: the gate will refuse the upload.
-StatusOr<DeltaUpload> upload_delta(ports::BlobLink& blobs, const core::MergeSpec& merge, const std::vector<float>& base,
-                                   const std::vector<float>& snapshot, const std::vector<float>& residual);
+// base - snapshot + residual (empty: none) on the upload format, block by block, in `threads` threads; `blobs` remembers the
+// blocks, and the list of them is stored. A value that is not finite leaves no residual: the gate will refuse the upload.
+StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merge, const std::vector<float>& base,
+                                   const std::vector<float>& snapshot, const std::vector<float>& residual, size_t threads);
+// Stores the blocks of what was committed, in transfer_order(), until `is_over`.
+Status store_delta(KeptBlobs& blobs, const core::ObjectManifest& manifest, size_t threads, const std::function<bool()>& is_over);
 
 // What an upload says: the pseudo-gradient of a whole stage. DATA_LOSS if it is not one.
 StatusOr<std::vector<float>> fetch_upload(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values,
@@ -57,9 +89,10 @@ double upload_rounding(const core::MergeSpec& merge, const std::vector<float>& d
 // Makes a copy of a shard whose own copies are all bad, from the uploads.
 using RemakeShard = std::function<StatusOr<core::ResultCopy>(const core::ShardResult& shard)>;
 
-// The merged pseudo-gradient from its shards, which must tile the stage. A copy that is missing or does not have the shard's
-// digest is passed over for the next; `remake` is asked last.
+// The merged pseudo-gradient from its shards, which must tile the stage, fetched in `threads` threads. A copy that is missing
+// or does not have the shard's digest is passed over for the next; `remake` is asked last, by one thread at a time.
 StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
-                                        const std::vector<core::ShardResult>& results, const RemakeShard& remake = {});
+                                        const std::vector<core::ShardResult>& results, const RemakeShard& remake = {},
+                                        size_t threads = 1);
 
 }  // namespace tessera::node

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,8 +50,20 @@ class BlobLink {
   virtual ~BlobLink() = default;
   // Puts what is not there yet. All digests in order.
   virtual StatusOr<std::vector<Digest>> put(const std::vector<std::string>& blobs) = 0;
+  // The same for blobs whose names are known and which nobody has stored yet: nobody is asked first.
+  virtual Status put_new(const std::vector<Digest>& names, const std::vector<std::string>& blobs) { return put(blobs).status(); }
   // All of them in order, each checked against its digest, or the error of the first that could not be had.
   virtual StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) = 0;
+  // The same, but what is not there is no error: it is left out.
+  virtual StatusOr<std::vector<std::optional<std::string>>> get_present(const std::vector<Digest>& digests) {
+    std::vector<std::optional<std::string>> contents;
+    for (const Digest& digest : digests) {
+      StatusOr<std::vector<std::string>> content = get({digest});
+      if (!content.ok() && !absl::IsNotFound(content.status())) return content.status();
+      contents.push_back(content.ok() ? std::optional(std::move(content->at(0))) : std::nullopt);
+    }
+    return contents;
+  }
 };
 
 // ---- used by a miner ------------------------------------------------------------------------------------------------

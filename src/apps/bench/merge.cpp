@@ -27,6 +27,8 @@
 namespace tessera::apps {
 namespace {
 
+constexpr size_t kThreads = 4;  // as a miner's
+
 double seconds_of(const std::function<void()>& work) {
   const auto begin = std::chrono::steady_clock::now();
   work();
@@ -98,7 +100,10 @@ Status MergeBench::upload() {
     snapshot = snapshot_of(values_, p);
     StatusOr<node::DeltaUpload> uploaded = internal_error("not begun");
     times_.upload += seconds_of([&] {
-      uploaded = node::upload_delta(*participants_[p].kept, merge_, base_, snapshot, {});
+      uploaded = node::commit_delta(*participants_[p].kept, merge_, base_, snapshot, {}, kThreads);
+      if (!uploaded.ok()) return;
+      const Status stored = node::store_delta(*participants_[p].kept, uploaded->manifest, kThreads, [] { return false; });
+      if (!stored.ok()) uploaded = stored;
     });
     if (!uploaded.ok()) return uploaded.status();
     participants_[p].upload = uploaded->object;
@@ -119,14 +124,10 @@ Status MergeBench::reduce() {
       const Digest token = digest_of(random_bytes(32));
       StatusOr<node::Reduction> reduction = internal_error("not begun");
       times_.reduce += seconds_of([&] {
-        reduction = node::reduce_shard(*participants_[owner].kept, {.uploads = uploads,
-                                                                    .first_block = plan.first_block,
-                                                                    .block_count = plan.block_count,
-                                                                    .stage_values = values_,
-                                                                    .merge = merge_,
-                                                                    .rounding_key = 1,
-                                                                    .token = token,
-                                                                    .overlap = true});
+        reduction = node::reduce_shard(
+            *participants_[owner].kept,
+            {.uploads = uploads, .stage_values = values_, .merge = merge_, .rounding_key = 1, .overlap = true},
+            {.first_block = plan.first_block, .block_count = plan.block_count, .token = token});
       });
       if (!reduction.ok()) return reduction.status();
       if (!shard.copies.empty() && reduction->result != shard.result) return internal_error("the owners of a shard differ");
@@ -144,7 +145,7 @@ Status MergeBench::apply() {
     std::vector<float> base = base_, momentum(values_, 0.0f);
     Status status = ok_status();
     times_.apply += seconds_of([&] {
-      const auto mean = node::fetch_mean(*participant.kept, merge_, values_, results_);
+      const auto mean = node::fetch_mean(*participant.kept, merge_, values_, results_, {}, kThreads);
       status = mean.status();
       if (mean.ok()) kernels::outer_step_cpu(base.data(), momentum.data(), mean->data(), values_, 0.7f, 0.9f);
     });

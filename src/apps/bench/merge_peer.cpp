@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <thread>
 
 #include "apps/bench/bench.h"
@@ -26,6 +27,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kPatience(300);
+constexpr size_t kThreads = 4;  // as a miner's
 
 struct PeerOptions : MergeBenchOptions {
   std::string server;
@@ -55,7 +57,8 @@ StatusOr<Digest> digest_from(const std::string& hex) {
 
 class MergePeer {
  public:
-  explicit MergePeer(const PeerOptions& options) : options_(options), values_(options.mebibytes * (1u << 20) / sizeof(float)) {
+  explicit MergePeer(const PeerOptions& options) : options_(options), values_(options.mebibytes * (1u << 20) / sizeof(float)),
+        base_(values_, 0.0f), snapshot_(snapshot_of(values_, options.participant)) {
     merge_.block_values = options.block_values;
     merge_.upload_format = merge_.result_format = format_named(options.format);
   }
@@ -66,12 +69,14 @@ class MergePeer {
     return fmt::format("{}/{}-{}-{}", options_.folder, what, number, participant);
   }
   Status barrier(const std::string& what);
-  StatusOr<std::vector<core::UploadRef>> upload(node::KeptBlobs& blobs);
+  StatusOr<std::vector<core::UploadRef>> commit(node::KeptBlobs& blobs, core::ObjectManifest* manifest);
   Status reduce(node::KeptBlobs& blobs, const std::vector<core::UploadRef>& uploads);
   StatusOr<std::vector<core::ShardResult>> results() const;
 
   const PeerOptions options_;
   const uint64_t values_;
+  const std::vector<float> base_;
+  const std::vector<float> snapshot_;
   core::MergeSpec merge_;
   std::vector<core::PlannedShard> plan_;
 };
@@ -82,10 +87,10 @@ Status MergePeer::barrier(const std::string& what) {
   return ok_status();
 }
 
-StatusOr<std::vector<core::UploadRef>> MergePeer::upload(node::KeptBlobs& blobs) {
-  const std::vector<float> base(values_, 0.0f);
+StatusOr<std::vector<core::UploadRef>> MergePeer::commit(node::KeptBlobs& blobs, core::ObjectManifest* manifest) {
   TESSERA_ASSIGN_OR_RETURN(const node::DeltaUpload mine,
-                           node::upload_delta(blobs, merge_, base, snapshot_of(values_, options_.participant), {}));
+                           node::commit_delta(blobs, merge_, base_, snapshot_, {}, kThreads));
+  *manifest = mine.manifest;
   TESSERA_RETURN_IF_ERROR(tell(path("upload", 0, options_.participant), mine.object.hex()));
   std::vector<core::UploadRef> uploads;
   for (uint32_t p = 0; p < options_.participants; ++p) {
@@ -97,21 +102,28 @@ StatusOr<std::vector<core::UploadRef>> MergePeer::upload(node::KeptBlobs& blobs)
 }
 
 Status MergePeer::reduce(node::KeptBlobs& blobs, const std::vector<core::UploadRef>& uploads) {
-  for (size_t i = 0; i < plan_.size(); ++i) {
+  std::vector<core::ShardTask> tasks;
+  for (uint32_t i = 0; i < plan_.size(); ++i) {
     const core::PlannedShard& shard = plan_[i];
     if (shard.owner_a != options_.participant && shard.owner_b != options_.participant) continue;
-    const Digest token = digest_of(random_bytes(32));
-    TESSERA_ASSIGN_OR_RETURN(const node::Reduction made, node::reduce_shard(blobs, {.uploads = uploads,
-                                                                                   .first_block = shard.first_block,
-                                                                                   .block_count = shard.block_count,
-                                                                                   .stage_values = values_,
-                                                                                   .merge = merge_,
-                                                                                   .rounding_key = 1,
-                                                                                   .token = token,
-                                                                                   .overlap = true}));
-    TESSERA_RETURN_IF_ERROR(tell(path("shard", i, options_.participant), made.result.hex() + made.object.hex() + token.hex()));
+    tasks.push_back({i, shard.first_block, shard.block_count, digest_of(random_bytes(32))});
   }
-  return ok_status();
+  const node::ReduceInputs inputs{.uploads = uploads,
+                                  .stage_values = values_,
+                                  .merge = merge_,
+                                  .rounding_key = 1,
+                                  .overlap = true,
+                                  .keep_waiting = [](int64_t idle_ms) { return idle_ms < kPatience / std::chrono::milliseconds(1); }};
+  std::mutex mutex;
+  Status failure;
+  node::reduce_shards(blobs, inputs, tasks, [&](const core::ShardTask& task, StatusOr<node::Reduction> made) {
+    const Status status = made.ok() ? tell(path("shard", task.shard, options_.participant),
+                                           made->result.hex() + made->object.hex() + task.token.hex())
+                                    : made.status();
+    std::lock_guard lock(mutex);
+    if (!status.ok()) failure = status;
+  });
+  return failure;
 }
 
 StatusOr<std::vector<core::ShardResult>> MergePeer::results() const {
@@ -144,7 +156,7 @@ StatusOr<nlohmann::json> MergePeer::run() {
   link.signer = std::make_shared<net::RequestSigner>(KeyPair::generate());
   link.deadline_ms = 300000;
   TESSERA_ASSIGN_OR_RETURN(const auto grpc, net::GrpcBlobLink::create(link));
-  TESSERA_RETURN_IF_ERROR(grpc->put({"hello"}).status());  // the connection is there before the time begins
+  TESSERA_RETURN_IF_ERROR(grpc->put({fmt::format("hello of {}", options_.participant)}).status());  // the connections are there before the time
   CountingBlobs counted(*grpc);
   node::KeptBlobs kept(counted);
   kept.begin(3 * kernels::merge_run_bytes(merge_.upload_format, values_, merge_.block_values));
@@ -152,16 +164,27 @@ StatusOr<nlohmann::json> MergePeer::run() {
   TESSERA_RETURN_IF_ERROR(barrier("ready"));
   const auto begin = Clock::now();
   const auto so_far = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
-  TESSERA_ASSIGN_OR_RETURN(const auto uploads, upload(kept));
-  const double uploaded = so_far();
+  core::ObjectManifest manifest;
+  TESSERA_ASSIGN_OR_RETURN(const auto uploads, commit(kept, &manifest));
+  const double committed = so_far();
+  Status stored;
+  double uploaded = 0;
+  std::jthread uploader([&] {
+    stored = node::store_delta(kept, manifest, kThreads, [] { return false; });
+    uploaded = so_far();
+  });
   TESSERA_RETURN_IF_ERROR(reduce(kept, uploads));
+  uploader.join();
+  TESSERA_RETURN_IF_ERROR(stored);
+  const double finished = so_far();
   TESSERA_ASSIGN_OR_RETURN(const auto shards, results());
   const double reduced = so_far();
-  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> mean, node::fetch_mean(kept, merge_, values_, shards));
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> mean, node::fetch_mean(kept, merge_, values_, shards, {}, kThreads));
   kernels::outer_step_cpu(base.data(), momentum.data(), mean.data(), values_, 0.7f, 0.9f);
   const double applied = so_far();
-  return nlohmann::json{{"seconds", applied},        {"upload_seconds", uploaded},
-                        {"reduce_seconds", reduced - uploaded}, {"apply_seconds", applied - reduced},
+  // Times since the beginning.
+  return nlohmann::json{{"seconds", applied},    {"committed", committed}, {"uploaded", uploaded},
+                        {"own_shards", finished}, {"all_shards", reduced},
                         {"bytes_up", counted.up.load()}, {"bytes_down", counted.down.load()},
                         {"state", digest_of(node::bytes_of(base)).hex()}};
 }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,10 +49,21 @@ class CountingBlobs final : public ports::BlobLink {
     for (const std::string& blob : blobs) up += blob.size();
     return link_.put(blobs);
   }
+  Status put_new(const std::vector<Digest>& names, const std::vector<std::string>& blobs) override {
+    for (const std::string& blob : blobs) up += blob.size();
+    return link_.put_new(names, blobs);
+  }
   StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) override {
     auto contents = link_.get(digests);
     if (contents.ok()) {
       for (const std::string& content : *contents) down += content.size();
+    }
+    return contents;
+  }
+  StatusOr<std::vector<std::optional<std::string>>> get_present(const std::vector<Digest>& digests) override {
+    auto contents = link_.get_present(digests);
+    if (contents.ok()) {
+      for (const auto& content : *contents) down += content ? content->size() : 0;
     }
     return contents;
   }
