@@ -211,11 +211,17 @@ class Auditor::Case final : public ReplayInputs {
   }
 
   // Across a merge: masters = next base + (masters before - reference), the reference being the snapshot if the upload was in
-  // the manifest, else the old base.
+  // the manifest, else the old base; or the next base alone, if its work was dropped.
   Status check_carry(const ReplayedSegment& replayed, const std::vector<float>& masters) {
     const auto base = base_of(task_.base), next = base_of(task_.next_base);
     if (!base || !next || task_.end.epoch != task_.begin.epoch + 1) {
       notes_["carry"] = "not judged: the bases before and after the merge are not both in the blob store";
+      return ok_status();
+    }
+    if (masters == *next) {
+      // The merge tells a miner so whose work missed more than merge.max_staleness of them. Whoever does it unasked loses no
+      // more than its own work.
+      notes_["carry"] = "none: it went on from the merged weights";
       return ok_status();
     }
     std::vector<const std::vector<float>*> references = {&*base};

@@ -135,7 +135,12 @@ TEST(ReplaySegment, RefusesALogThatContradictsItself) {
   const TwoSegments work(run);
   const std::pair<const char*, std::function<void(Segment&)>> breaks[] = {
       {"weight version", [](Segment& s) { s.receipts[2].weight_version = 7; }},
-      {"out of order", [](Segment& s) { std::swap(s.receipts.front(), s.receipts.back()); }},
+      {"but the receipts before it have", [](Segment& s) { std::swap(s.receipts.front(), s.receipts.back()); }},
+      {"out of order",
+       [](Segment& s) {
+         s.receipts.push_back(s.receipts.front());
+         s.receipts.back().weight_version = 99;  // so that it waits for nobody
+       }},
       {"place 3", [](Segment& s) { s.receipts[1].order = 3; }},
       {"microbatches", [](Segment& s) { s.steps[0].microbatches = 1; }},
       {"said to be skipped", [](Segment& s) { s.steps[0].skipped = true; }},

@@ -195,6 +195,27 @@ TEST_F(MergeReduceTest, UploadsOfAnotherSizeOrFormatAreRefused) {
   EXPECT_TRUE(absl::IsOutOfRange(reduce(kBlocks, 1).status()));
 }
 
+// Whoever has the snapshot can tell an honest upload: it is off by no more than its rounding.
+TEST_F(MergeReduceTest, AnUploadIsReadBackWithinWhatItsFormatRoundsOff) {
+  const std::vector<float> values = delta_of(0.5f), zeros(kValues, 0.0f);
+  for (const auto& [format, most] : {std::pair{Codec::kFp32, 0.0}, {Codec::kInt8, 0.02}, {Codec::kInt4, 0.3}}) {
+    const core::MergeSpec merge = merge_of(format, Codec::kFp32);
+    const auto upload = upload_delta(blobs_, merge, values, zeros, {});
+    const auto read = fetch_upload(blobs_, merge, kValues, upload->object);
+    ASSERT_TRUE(read.ok()) << read.status();
+    double error = 0, energy = 0;
+    for (size_t i = 0; i < kValues; ++i) {
+      error += (double{(*read)[i]} - values[i]) * (double{(*read)[i]} - values[i]);
+      energy += double{values[i]} * values[i];
+    }
+    const double rounding = upload_rounding(merge, values);
+    EXPECT_NEAR(rounding, std::sqrt(error / energy), 1e-6);
+    EXPECT_LE(rounding, most);
+    EXPECT_EQ(rounding > 0, format != Codec::kFp32);
+    EXPECT_FALSE(fetch_upload(blobs_, merge, kValues + kBlock, upload->object).ok());
+  }
+}
+
 // A store that is away says nothing about the uploads.
 TEST_F(MergeReduceTest, AStoreThatDoesNotAnswerBlamesNobody) {
   put_uploads();
