@@ -34,21 +34,26 @@ void note(MergeShard& shard, uint32_t place, OwnerOutcome outcome) {
   if (noted != nullptr && *noted == OwnerOutcome::kPending) *noted = outcome;
 }
 
-// For the ledger. What may be the fault of a disk or a link is never held against anybody.
+// For the ledger, which has the evidence itself: the signed commitments (upload_committed, shard_committed) and the
+// orchestrator's own reduction (shard_recomputed). What may be the fault of a disk or a link is never held against anybody.
 Verdict ledger_verdict(StageIndex stage, const MergeVerdict& found) {
   Verdict verdict{.miner = found.miner, .stage = stage, .epoch = found.target - 1, .kind = VerdictKind::kMergeUpload,
-                  .passed = false, .reason = {}, .evidence = digest_of(encode(found))};
+                  .passed = false, .reason = {}, .evidence = {}};
   switch (found.fault) {
     case MergeFault::kWrongReduction:
       verdict.kind = VerdictKind::kMergeShard;
-      verdict.reason = fmt::format("blocks {} to {} of the merge: it committed {}, the manifest's uploads give {}",
-                                   found.first_block, found.first_block + found.block_count - 1, found.committed.brief(),
-                                   found.expected.brief());
+      verdict.reason = fmt::format("shard {} of the merge to epoch {}, blocks {} to {}: ", found.shard, found.target,
+                                   found.first_block, found.first_block + found.block_count - 1) +
+                       (found.committed == found.expected
+                            ? fmt::format("its result {} is right, its measures of the uploads are not what the manifest's "
+                                          "uploads give", found.committed.hex())
+                            : fmt::format("it committed {}, the manifest's uploads give {}", found.committed.hex(),
+                                          found.expected.hex()));
       break;
     case MergeFault::kUnavailableWithoutCause:
     case MergeFault::kUnreadableUpload:
       verdict.kind = VerdictKind::kInfrastructure;
-      verdict.reason = fmt::format("{}: {}", name_of(found.fault), found.committed.brief());
+      verdict.reason = fmt::format("{}: {}", name_of(found.fault), found.committed.hex());
       break;
     case MergeFault::kNotFinite:
     case MergeFault::kNorm:

@@ -274,6 +274,53 @@ TEST(MergeSecrecy, EventsThatNameOwnersAreSealedUntilTheMergeIsOver) {
   }
 }
 
+// Whoever reads the ledger has the signed commitment, and what the orchestrator made of the same blocks.
+TEST(MergeTrust, TheLedgerHasWhatAVerdictRestsOn) {
+  ScriptedSwarm swarm(spec_of(4));
+  swarm.start();
+  swarm.at(0, 1).habits.lies = true;
+  swarm.train(4);
+  ASSERT_TRUE(merge_once(swarm));
+  size_t verdicts = 0;
+  for (const core::Event& event : swarm.world.events) {
+    const auto* recorded = std::get_if<core::VerdictRecorded>(&event);
+    if (recorded == nullptr) continue;
+    EXPECT_TRUE(recorded->verdict.evidence.is_zero());  // it is no blob
+    const core::MergeVerdict& found = swarm.world.stage(0).merge_verdicts.at(verdicts++);
+    const auto names = [&](const std::string& text) { return recorded->verdict.reason.find(text) != std::string::npos; };
+    EXPECT_TRUE(names(fmt::format("shard {} ", found.shard)) && names(found.committed.hex()) && names(found.expected.hex()))
+        << recorded->verdict.reason;
+    bool committed = false, recomputed = false;
+    for (const core::Event& evidence : swarm.world.events) {
+      if (const auto* commit = std::get_if<core::ShardCommitted>(&evidence)) {
+        committed |= commit->miner == found.miner && commit->commit.shard == found.shard &&
+                     commit->commit.result == found.committed;
+      } else if (const auto* own = std::get_if<core::ShardRecomputed>(&evidence)) {
+        recomputed |= own->commit.shard == found.shard && own->commit.result == found.expected;
+      }
+    }
+    EXPECT_TRUE(committed && recomputed);
+  }
+  EXPECT_EQ(verdicts, 3u);
+}
+
+TEST(MergeTrust, WrongMeasuresOfARightResultAreCalledThat) {
+  ScriptedSwarm swarm(spec_of(2));
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->habits.reduces = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
+  for (const auto& miner : swarm.miners) {
+    const core::MergeDirective directive = *miner->sync().merge;
+    core::ShardCommit commit = reduction(1, directive.uploads, directive.tasks.at(0));
+    if (miner->index() == 1) commit.measures[0] = {1e6, 5e5};
+    swarm.world.step(core::ShardCommitted{miner->index(), commit});
+  }
+  recompute_all(swarm.world);
+  EXPECT_EQ(accused(swarm), (std::set<MinerIndex>{1}));
+  EXPECT_TRUE(swarm.world.said("is right, its measures of the uploads are not"));
+}
+
 TEST(MergeTrust, EveryVerdictIsAnEventOfTheLedger) {
   ScriptedSwarm swarm(spec_of(4));
   swarm.start();
