@@ -120,7 +120,7 @@ void Orchestrator::plan_shards(StageIndex s) {
   Merge& merge = *stage.merge;
   const uint64_t block = state_.spec.merge.block_values;
   const uint64_t blocks = (stage.values + block - 1) / block;
-  const uint64_t seed = mix64(state_.secret ^ mix64(uint64_t{s} << 48 ^ merge.target)) ^ mix64(merge.round);
+  const uint64_t seed = mix64(state_.draw_seed() ^ mix64(uint64_t{s} << 48 ^ merge.target)) ^ mix64(merge.round);
   merge.first_shard = static_cast<uint32_t>(mix64(seed ^ mix64(stage.merges_aborted + 1)));
   merge.shards.clear();
   merge.measured.assign(merge.participants.size(), {});
@@ -214,7 +214,7 @@ void Orchestrator::complete_merge(StageIndex s) {
 void Orchestrator::unseal_merge(StageIndex s) {
   const Merge& merge = *state_.stages[s].merge;
   for (const char* kind : {ShardCommitted::kName, ShardRecomputed::kName}) {
-    effects_.publish.push_back(SecretUnsealed{.kind = kind, .id = merge_seal_id(s, merge.target), .key = {}});
+    effects_.publish.push_back(SecretUnsealed{.kind = kind, .id = merge_seal_id(s, merge.target, state_.resumes), .key = {}});
   }
 }
 

@@ -17,7 +17,7 @@ constexpr size_t kMaxReplacements = 4;  // of a shard's owners; then the orchest
 Digest token_of(const OrchestratorState& state, const Merge& merge, StageIndex stage, uint32_t shard, MinerIndex owner) {
   Encoder encoder;
   encoder.write(std::string("tessera token 1"));
-  encoder.write(state.secret);
+  encoder.write(state.draw_seed());
   encoder.write(state.run_id);
   encoder.write(stage);
   encoder.write(merge.target);
@@ -157,7 +157,7 @@ bool Orchestrator::replace_owner(StageIndex s, uint32_t index, bool second) {
     recompute(s, index, "its owners are gone or late, and no participant is left to take over");
     return false;
   }
-  const uint64_t draw = mix64(state_.secret ^ mix64(uint64_t{merge.first_shard} << 32 | index) ^ shard.passed.size());
+  const uint64_t draw = mix64(state_.draw_seed() ^ mix64(uint64_t{merge.first_shard} << 32 | index) ^ shard.passed.size());
   const uint32_t chosen = able[Prng(draw).below(able.size())];
   index_.shard_moved(s, index, merge.participants[owner], merge.participants[chosen]);
   shard.passed.push_back(owner);
@@ -204,7 +204,8 @@ RecomputeShard Orchestrator::recomputation_of(StageIndex s, uint32_t index) cons
                      .token = token_of(state_, merge, s, number, kNoMiner),
                      .stage_values = state_.stages[s].values,
                      .merge = state_.spec.merge,
-                     .rounding_key = merge_rounding_key(state_.run_id, s, merge.target)};
+                     .rounding_key = merge_rounding_key(state_.run_id, s, merge.target),
+                     .resumes = state_.resumes};
   for (size_t p = 0; p < merge.participants.size(); ++p) {
     job.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
   }

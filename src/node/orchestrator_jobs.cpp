@@ -47,7 +47,10 @@ core::ShardRecomputed OrchestratorJobs::recompute(const core::RecomputeShard& sh
                             .merge = shard.merge,
                             .rounding_key = shard.rounding_key,
                             .token = shard.token};
-  core::ShardRecomputed done{.stage = shard.stage, .commit = {.target = shard.target, .shard = shard.shard}, .unreadable = {}};
+  core::ShardRecomputed done{.stage = shard.stage,
+                             .commit = {.target = shard.target, .shard = shard.shard},
+                             .unreadable = {},
+                             .resumes = shard.resumes};
   StatusOr<Reduction> reduction = reduce_shard(blobs_, inputs);
   if (reduction.ok()) {
     done.commit.result = reduction->result;

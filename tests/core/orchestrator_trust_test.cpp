@@ -253,7 +253,7 @@ TEST(MergeSecrecy, EventsThatNameOwnersAreSealedUntilTheMergeIsOver) {
       swarm.world.pass(swarm.world.state().spec.timeouts.lease_ms);
       EXPECT_EQ(swarm.world.stage(0).merges_aborted + swarm.world.stage(0).merges, 1u);
     }
-    const uint64_t id = core::merge_seal_id(0, 1);
+    const uint64_t id = core::merge_seal_id(0, 1, 0);
     std::set<std::string> unsealed;
     for (const core::Event& event : swarm.world.events) {
       if (const auto* key = std::get_if<core::SecretUnsealed>(&event)) {

@@ -38,6 +38,7 @@ struct RecomputeShard {
   uint64_t stage_values = 0;
   MergeSpec merge;             // formats, blocks, robustness
   uint64_t rounding_key = 0;
+  uint32_t resumes = 0;        // of the run before it
 };
 // A stage's state from the one before its newest merge.
 struct RemakeState {
