@@ -78,24 +78,39 @@ void Orchestrator::freeze_if_complete(StageIndex s) {
   if (merge.uploads.size() == merge.invited.size()) freeze(s);  // only who is invited uploads
 }
 
+// The uploads of a manifest, with their B_m. In the second round they are those of the first without the gated: who starts
+// anew meanwhile has no steps any more.
+std::map<MinerIndex, uint32_t> Orchestrator::manifest_counts(const Merge& merge) const {
+  std::map<MinerIndex, uint32_t> counts;
+  for (size_t p = 0; p < merge.participants.size(); ++p) {
+    if (merge.gated.count(merge.participants[p]) == 0) counts[merge.participants[p]] = merge.counts[p];
+  }
+  if (merge.round > 0) return counts;
+  for (const auto& [index, upload] : merge.uploads) {
+    for (const auto& [step, fresh] : state_.miners[index].fresh) {
+      if (step < upload.snapshot_step) counts[index] += fresh;
+    }
+  }
+  std::erase_if(counts, [](const auto& item) { return item.second == 0; });
+  if (state_.spec.merge.trim_share == 0 || counts.size() <= kMaxTrimmedUploads) return counts;
+  // A trimmed mean sorts every value of all uploads: there is a limit. Those beyond it carry their work over, and come first
+  // next time.
+  std::vector<std::pair<Epoch, MinerIndex>> by_age;
+  for (const auto& [index, count] : counts) by_age.emplace_back(state_.miners[index].carries_since, index);
+  std::sort(by_age.begin(), by_age.end());
+  for (size_t i = kMaxTrimmedUploads; i < by_age.size(); ++i) counts.erase(by_age[i].second);
+  return counts;
+}
+
 // Ends the commit phase: the manifest is the uploads that are there, weighted by the microbatches that receipts confirm.
 void Orchestrator::freeze(StageIndex s) {
   Merge& merge = *state_.stages[s].merge;
-  // A trimmed mean sorts every value of all uploads: there is a limit, and those beyond it carry their work over.
-  const size_t limit = state_.spec.merge.trim_share > 0 ? kMaxTrimmedUploads : merge.uploads.size();
-  std::map<MinerIndex, uint32_t> counted;  // in the first round: who starts anew meanwhile has no steps any more
-  for (size_t p = 0; p < merge.participants.size(); ++p) counted[merge.participants[p]] = merge.counts[p];
+  const std::map<MinerIndex, uint32_t> counts = manifest_counts(merge);
   merge.participants.clear();
   merge.counts.clear();
   merge.weights.clear();
   uint64_t total = 0;
-  for (const auto& [index, upload] : merge.uploads) {
-    if (merge.gated.count(index) > 0 || merge.participants.size() == limit) continue;
-    uint32_t count = counted[index];
-    for (const auto& [step, fresh] : state_.miners[index].fresh) {
-      if (merge.round == 0 && step < upload.snapshot_step) count += fresh;
-    }
-    if (count == 0) continue;
+  for (const auto& [index, count] : counts) {
     merge.participants.push_back(index);
     merge.counts.push_back(count);
     total += count;

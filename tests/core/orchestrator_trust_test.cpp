@@ -321,6 +321,28 @@ TEST(MergeTrust, WrongMeasuresOfARightResultAreCalledThat) {
   EXPECT_TRUE(swarm.world.said("is right, its measures of the uploads are not"));
 }
 
+// With a trimmed mean a manifest has a limit; who is beyond it comes first in the next merge.
+TEST(MergeTrust, OfMoreUploadsThanATrimmedMeanTakesAllHaveTheirTurn) {
+  core::RunSpec spec = small_spec(1, core::kMaxTrimmedUploads + 2);
+  spec.training.steps = 1000;
+  spec.merge.quorum = 1;
+  spec.merge.trim_share = 0.1;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  std::set<MinerIndex> merged;
+  for (Epoch epoch = 1; epoch <= 2; ++epoch) {
+    for (int i = 0; i < 4; ++i) {
+      for (uint32_t replica = 0; replica < swarm.miners.size(); ++replica) swarm.train_one(replica);
+    }
+    ASSERT_TRUE(merge_once(swarm, epoch));
+    const std::vector<MinerIndex> participants = swarm.world.stage(0).merge_records.back().participants;
+    EXPECT_EQ(participants.size(), core::kMaxTrimmedUploads);
+    EXPECT_TRUE(std::is_sorted(participants.begin(), participants.end()));
+    merged.insert(participants.begin(), participants.end());
+  }
+  EXPECT_EQ(merged.size(), swarm.miners.size());
+}
+
 TEST(MergeTrust, EveryVerdictIsAnEventOfTheLedger) {
   ScriptedSwarm swarm(spec_of(4));
   swarm.start();

@@ -218,6 +218,7 @@ class Orchestrator {
   void consider_merges();
   void start_merge(StageIndex stage, std::set<MinerIndex> invited);
   void freeze_if_complete(StageIndex stage);
+  std::map<MinerIndex, uint32_t> manifest_counts(const Merge& merge) const;
   void freeze(StageIndex stage);
   void plan_shards(StageIndex stage);
   bool gate(StageIndex stage);
