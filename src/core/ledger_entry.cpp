@@ -1,5 +1,7 @@
 #include "tessera/core/ledger_entry.h"
 
+#include "tessera/core/run_spec.h"
+
 namespace tessera::core {
 
 std::vector<Receipt> ReceiptStreams::news_in(const ReceiptsArrived& arrived) {
@@ -21,6 +23,18 @@ std::vector<Receipt> ReceiptStreams::news_in(const ReceiptsArrived& arrived) {
   }
   pass_over_rejected();
   return news;
+}
+
+void RunBounds::read(const Event& event) {
+  const auto take = [this](const std::string& encoded) {
+    RunSpec spec;
+    if (!decode(encoded, &spec) || spec.pipeline.stages > 64) return;
+    stages_ = spec.pipeline.stages;
+    total_microbatches_ = spec.total_microbatches();
+  };
+  if (const auto* created = std::get_if<RunCreated>(&event)) take(created->run_spec);
+  if (const auto* changed = std::get_if<SpecChanged>(&event)) take(changed->run_spec);
+  if (const auto* resumed = std::get_if<RunResumed>(&event)) take(resumed->run_spec);
 }
 
 void HeldEpochs::read(const Event& event) {

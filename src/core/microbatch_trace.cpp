@@ -1,7 +1,6 @@
 #include "tessera/core/microbatch_trace.h"
 
 #include <algorithm>
-#include <set>
 #include <tuple>
 
 namespace tessera::core {
@@ -55,6 +54,7 @@ void MicrobatchTrace::take(const std::vector<RewardedReceipt>& settled) {
 void MicrobatchTrace::read(const LedgerEntry& entry) {
   if (replay_) watch_lease(entry);
   keys_.read(entry.event);
+  held_.read(entry.event);
   voided_.read(entry);
   if (const auto* created = std::get_if<RunCreated>(&entry.event)) {
     trace_.stages = stages_of(*created);
@@ -64,7 +64,10 @@ void MicrobatchTrace::read(const LedgerEntry& entry) {
       TracedHop& hop = trace_.hops.emplace_back();
       hop.entry = entry.sequence;
       hop.unix_ms = entry.time;
+      hop.epoch = held_.of(receipt.miner);
       hop.receipt = receipt;
+      hop.outcome = "not counted";
+      hop.why = "signed again, or beyond the run";
     }
   } else if (const auto* published = std::get_if<RandomLeasesPublished>(&entry.event); published && !replay_) {
     for (const RandomLease& lease : published->leases) {
@@ -77,25 +80,43 @@ void MicrobatchTrace::read(const LedgerEntry& entry) {
       known.pathway = lease.pathway;
       known.random_pathway = true;
     }
+  } else if (std::holds_alternative<RunResumed>(entry.event)) {
+    resumed_ = entry.sequence;
   } else if (const auto* upload = std::get_if<UploadCommitted>(&entry.event)) {
     uploads_[upload->miner].push_back({entry.sequence, upload->commit.target, upload->commit.snapshot_step});
   } else if (const auto* paired = std::get_if<PairingsPublished>(&entry.event)) {
-    merges_.try_emplace({paired->stage, paired->target},
-                        TracedMerge{paired->stage, paired->target, entry.sequence, entry.time});
+    note_merge(entry, *paired);
   } else if (const auto* verdict = std::get_if<VerdictRecorded>(&entry.event)) {
     verdicts_.push_back({entry.sequence, entry.time, name_of(verdict->verdict.kind), verdict->verdict});
   }
   take(rewards_.read(entry));
 }
 
-// The first complete one whose snapshot the miner took after the gradient's optimizer step.
+// A large merge has several such entries, one after the other.
+void MicrobatchTrace::note_merge(const LedgerEntry& entry, const PairingsPublished& paired) {
+  std::vector<Merge>& merges = merges_[{paired.stage, paired.target}];
+  const bool goes_on = !merges.empty() && merges.back().begun_after == resumed_;
+  if (!goes_on) merges.push_back({{paired.stage, paired.target, entry.sequence, entry.time}, resumed_, {}});
+  for (const PublishedPairing& pairing : paired.pairings) {
+    for (const TracedHop& hop : trace_.hops) {
+      if (hop.receipt.miner != pairing.owner_a && hop.receipt.miner != pairing.owner_b) continue;
+      merges.back().owners.insert(hop.receipt.miner);
+    }
+  }
+}
+
+// The first complete one whose snapshot the miner took after the gradient's optimizer step, and whose manifest has its upload:
+// each upload of the manifest owns a shard.
 const TracedMerge* MicrobatchTrace::merge_of(const TracedHop& hop) const {
   const auto uploads = uploads_.find(hop.receipt.miner);
   if (uploads == uploads_.end()) return nullptr;
   for (const Upload& upload : uploads->second) {
     if (upload.entry < hop.entry || upload.snapshot_step <= hop.receipt.local_step) continue;
-    const auto merge = merges_.find({hop.receipt.stage, upload.target});
-    if (merge != merges_.end()) return &merge->second;
+    const auto merges = merges_.find({hop.receipt.stage, upload.target});
+    if (merges == merges_.end()) continue;
+    for (const Merge& merge : merges->second) {
+      if (merge.begun_after < upload.entry && upload.entry < merge.traced.entry && merge.owners.count(hop.receipt.miner) > 0) return &merge.traced;
+    }
   }
   return nullptr;
 }
@@ -107,7 +128,7 @@ TracedMicrobatch MicrobatchTrace::finish() {
   for (TracedHop& hop : trace_.hops) {
     const Receipt& receipt = hop.receipt;
     if (receipt.miner < keys_.keys().size()) hop.node = keys_.keys()[receipt.miner];
-    const EpochOfMiner epoch{receipt.miner, receipt.stage, receipt.epoch};
+    const EpochOfMiner epoch{receipt.miner, receipt.stage, hop.epoch};
     epochs.insert(epoch);
     hop.voided = voided_.find(epoch) != nullptr;
     if (!receipt.accumulated || !counted.insert(receipt.stage).second) continue;

@@ -62,6 +62,7 @@ void Orchestrator::on(const RunResumed& event) {
   TESSERA_CHECK(event.stages.size() == state_.stages.size());
   state_.spec = spec;
   state_.data = data;
+  state_.resumes++;
   state_.open.clear();
   state_.reissue.clear();
   state_.unpublished.clear();  // their numbers will be leased again

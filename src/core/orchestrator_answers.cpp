@@ -162,7 +162,9 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
   if (request.upload && stage.merge && says_more(*stage.merge, miner.index, *request.upload)) {
     news.emplace_back(UploadCommitted{miner.index, *request.upload});
   }
-  for (ShardCommit& commit : owed_commits(request)) news.emplace_back(ShardCommitted{miner.index, std::move(commit), miner.stage});
+  for (ShardCommit& commit : owed_commits(request)) {
+    news.emplace_back(ShardCommitted{miner.index, std::move(commit), miner.stage, state_.resumes});
+  }
   if (request.published_state && miner.placed && miner.ready && !stage.state_published && request.status.epoch == stage.epoch &&
       *request.published_state == stage.state) {
     news.emplace_back(StatePublished{miner.index, stage.epoch, stage.state});

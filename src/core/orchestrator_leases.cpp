@@ -47,7 +47,7 @@ std::optional<MicrobatchId> Orchestrator::next_to_lease() const {
 // would be done first with one more microbatch.
 std::vector<MinerIndex> Orchestrator::propose_pathway(MicrobatchId id, uint32_t attempt, MinerIndex head,
                                                       bool* random) const {
-  Prng prng(mix64(state_.secret ^ mix64(id * 1009 + attempt)));
+  Prng prng(mix64(state_.draw_seed() ^ mix64(id * 1009 + attempt)));
   *random = prng.uniform() < state_.spec.pipeline.random_pathway_share;
   std::vector<MinerIndex> pathway{head};
   const uint32_t neighbourhood = state_.miners[head].place % state_.neighbourhoods;

@@ -125,31 +125,45 @@ void Orchestrator::leave_out_unfinished(StageIndex s, const std::string& reason)
   freeze(s);
 }
 
+// The uploads of a manifest, with their B_m. In a later round they are those of the first that are left: who starts
+// anew meanwhile has no steps any more.
+std::map<MinerIndex, uint32_t> Orchestrator::manifest_counts(const Merge& merge) {
+  std::map<MinerIndex, uint32_t> counts;
+  for (size_t p = 0; p < merge.participants.size(); ++p) {
+    const MinerIndex index = merge.participants[p];
+    if (merge.gated.count(index) == 0 && merge.uploads.count(index) > 0) counts[index] = merge.counts[p];
+  }
+  if (merge.round > 0) return counts;
+  for (const auto& [index, upload] : merge.uploads) {
+    uint32_t& whole_first = state_.miners[index].whole_first;
+    if (whole_first > 0) {
+      --whole_first;
+      if (!upload.whole) continue;
+    }
+    for (const auto& [step, fresh] : state_.miners[index].fresh) {
+      if (step < upload.snapshot_step) counts[index] += fresh;
+    }
+  }
+  std::erase_if(counts, [](const auto& item) { return item.second == 0; });
+  if (state_.spec.merge.trim_share == 0 || counts.size() <= kMaxTrimmedUploads) return counts;
+  // A trimmed mean sorts every value of all uploads: there is a limit. Those beyond it carry their work over, and come first
+  // next time.
+  std::vector<std::pair<Epoch, MinerIndex>> by_age;
+  for (const auto& [index, count] : counts) by_age.emplace_back(state_.miners[index].carries_since, index);
+  std::sort(by_age.begin(), by_age.end());
+  for (size_t i = kMaxTrimmedUploads; i < by_age.size(); ++i) counts.erase(by_age[i].second);
+  return counts;
+}
+
 // Ends the commit phase: the manifest is the uploads that are there, weighted by the microbatches that receipts confirm.
 void Orchestrator::freeze(StageIndex s) {
   Merge& merge = *state_.stages[s].merge;
-  // A trimmed mean sorts every value of all uploads: there is a limit, and those beyond it carry their work over.
-  const size_t limit = state_.spec.merge.trim_share > 0 ? kMaxTrimmedUploads : merge.uploads.size();
-  // Counted in the first round: who starts anew meanwhile has no steps any more, and nobody comes in later.
-  const bool first = merge.round == 0;
-  std::map<MinerIndex, uint32_t> counted;
-  for (size_t p = 0; p < merge.participants.size(); ++p) counted[merge.participants[p]] = merge.counts[p];
+  const std::map<MinerIndex, uint32_t> counts = manifest_counts(merge);
   merge.participants.clear();
   merge.counts.clear();
   merge.weights.clear();
   uint64_t total = 0;
-  for (const auto& [index, upload] : merge.uploads) {
-    if (merge.gated.count(index) > 0 || merge.participants.size() == limit) continue;
-    uint32_t& whole_first = state_.miners[index].whole_first;
-    if (first && whole_first > 0) {
-      --whole_first;
-      if (!upload.whole) continue;
-    }
-    uint32_t count = counted[index];
-    for (const auto& [step, fresh] : state_.miners[index].fresh) {
-      if (first && step < upload.snapshot_step) count += fresh;
-    }
-    if (count == 0) continue;
+  for (const auto& [index, count] : counts) {
     merge.participants.push_back(index);
     merge.counts.push_back(count);
     total += count;
@@ -174,7 +188,7 @@ void Orchestrator::plan_shards(StageIndex s) {
   Merge& merge = *stage.merge;
   const uint64_t block = state_.spec.merge.block_values;
   const uint64_t blocks = (stage.values + block - 1) / block;
-  const uint64_t seed = mix64(state_.secret ^ mix64(uint64_t{s} << 48 ^ merge.target)) ^ mix64(merge.round);
+  const uint64_t seed = mix64(state_.draw_seed() ^ mix64(uint64_t{s} << 48 ^ merge.target)) ^ mix64(merge.round);
   merge.first_shard = static_cast<uint32_t>(mix64(seed ^ mix64(stage.merges_aborted + 1)));
   merge.shards.clear();
   merge.measured.assign(merge.participants.size(), {});
@@ -268,7 +282,7 @@ void Orchestrator::complete_merge(StageIndex s) {
 void Orchestrator::unseal_merge(StageIndex s) {
   const Merge& merge = *state_.stages[s].merge;
   for (const char* kind : {ShardCommitted::kName, ShardRecomputed::kName}) {
-    effects_.publish.push_back(SecretUnsealed{.kind = kind, .id = merge_seal_id(s, merge.target), .key = {}});
+    effects_.publish.push_back(SecretUnsealed{.kind = kind, .id = merge_seal_id(s, merge.target, state_.resumes), .key = {}});
   }
 }
 

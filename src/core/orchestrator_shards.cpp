@@ -17,7 +17,7 @@ constexpr size_t kMaxReplacements = 4;  // of a shard's owners; then the orchest
 Digest token_of(const OrchestratorState& state, const Merge& merge, StageIndex stage, uint32_t shard, MinerIndex owner) {
   Encoder encoder;
   encoder.write(std::string("tessera token 1"));
-  encoder.write(state.secret);
+  encoder.write(state.draw_seed());
   encoder.write(state.run_id);
   encoder.write(stage);
   encoder.write(merge.target);
@@ -34,21 +34,26 @@ void note(MergeShard& shard, uint32_t place, OwnerOutcome outcome) {
   if (noted != nullptr && *noted == OwnerOutcome::kPending) *noted = outcome;
 }
 
-// For the ledger. What may be the fault of a disk or a link is never held against anybody.
+// For the ledger, which has the evidence itself: the signed commitments (upload_committed, shard_committed) and the
+// orchestrator's own reduction (shard_recomputed). What may be the fault of a disk or a link is never held against anybody.
 Verdict ledger_verdict(StageIndex stage, const MergeVerdict& found) {
   Verdict verdict{.miner = found.miner, .stage = stage, .epoch = found.target - 1, .kind = VerdictKind::kMergeUpload,
-                  .passed = false, .reason = {}, .evidence = digest_of(encode(found))};
+                  .passed = false, .reason = {}, .evidence = {}};
   switch (found.fault) {
     case MergeFault::kWrongReduction:
       verdict.kind = VerdictKind::kMergeShard;
-      verdict.reason = fmt::format("blocks {} to {} of the merge: it committed {}, the manifest's uploads give {}",
-                                   found.first_block, found.first_block + found.block_count - 1, found.committed.brief(),
-                                   found.expected.brief());
+      verdict.reason = fmt::format("shard {} of the merge to epoch {}, blocks {} to {}: ", found.shard, found.target,
+                                   found.first_block, found.first_block + found.block_count - 1) +
+                       (found.committed == found.expected
+                            ? fmt::format("its result {} is right, its measures of the uploads are not what the manifest's "
+                                          "uploads give", found.committed.hex())
+                            : fmt::format("it committed {}, the manifest's uploads give {}", found.committed.hex(),
+                                          found.expected.hex()));
       break;
     case MergeFault::kUnavailableWithoutCause:
     case MergeFault::kUnreadableUpload:
       verdict.kind = VerdictKind::kInfrastructure;
-      verdict.reason = fmt::format("{}: {}", name_of(found.fault), found.committed.brief());
+      verdict.reason = fmt::format("{}: {}", name_of(found.fault), found.committed.hex());
       break;
     case MergeFault::kNotFinite:
     case MergeFault::kNorm:
@@ -154,7 +159,7 @@ bool Orchestrator::replace_owner(StageIndex s, uint32_t index, bool second) {
     recompute(s, index, "its owners are gone or late, and no participant is left to take over");
     return false;
   }
-  const uint64_t draw = mix64(state_.secret ^ mix64(uint64_t{merge.first_shard} << 32 | index) ^ shard.passed.size());
+  const uint64_t draw = mix64(state_.draw_seed() ^ mix64(uint64_t{merge.first_shard} << 32 | index) ^ shard.passed.size());
   const uint32_t chosen = able[Prng(draw).below(able.size())];
   index_.shard_moved(s, index, merge.participants[owner], merge.participants[chosen]);
   shard.passed.push_back(owner);
@@ -201,7 +206,8 @@ RecomputeShard Orchestrator::recomputation_of(StageIndex s, uint32_t index) cons
                      .token = token_of(state_, merge, s, number, kNoMiner),
                      .stage_values = state_.stages[s].values,
                      .merge = state_.spec.merge,
-                     .rounding_key = merge_rounding_key(state_.run_id, s, merge.target)};
+                     .rounding_key = merge_rounding_key(state_.run_id, s, merge.target),
+                     .resumes = state_.resumes};
   for (size_t p = 0; p < merge.participants.size(); ++p) {
     job.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
   }

@@ -69,7 +69,7 @@ bool Rewards::count(const Receipt& receipt) {
   uint64_t& mask = counted_[receipt.microbatch];
   if ((mask & bit) != 0) return false;
   mask |= bit;
-  const uint64_t all = all_of(stages_);
+  const uint64_t all = all_of(bounds_.stages());
   while (!counted_.empty() && counted_.begin()->first == complete_below_ && counted_.begin()->second == all) {
     counted_.erase(counted_.begin());
     complete_below_++;
@@ -88,7 +88,7 @@ void Rewards::resumed(const RunResumed& event) {
 }
 
 void Rewards::note(const LedgerEntry& entry, const Receipt& receipt) {
-  if (receipt.stage >= stages_ || receipt.stage >= 64 || receipt.microbatch >= total_microbatches_) return;
+  if (!bounds_.contain(receipt)) return;
   const Key key{receipt.microbatch, receipt.attempt};
   Attempt& attempt = pending_[key];
   for (const Hop& hop : attempt.hops) {
@@ -102,8 +102,8 @@ void Rewards::note(const LedgerEntry& entry, const Receipt& receipt) {
 
 // One receipt a stage, confirmed on all boundaries: what else comes can't change what these are worth.
 bool Rewards::is_whole(const Attempt& attempt) const {
-  if (attempt.hops.size() != stages_) return false;
-  std::vector<const Receipt*> by_stage(stages_);
+  if (attempt.hops.size() != bounds_.stages()) return false;
+  std::vector<const Receipt*> by_stage(bounds_.stages());
   for (const Hop& hop : attempt.hops) {
     // A replaced miner may still send its own.
     if (hop.receipt.repaired || by_stage[hop.receipt.stage] != nullptr) return false;
@@ -123,7 +123,7 @@ RewardedReceipt Rewards::judge(const Attempt& attempt, const Hop& hop) {
                          .epoch = hop.epoch, .sequence = receipt.sequence, .microbatch = receipt.microbatch,
                          .attempt = receipt.attempt, .outcome = RewardOutcome::kFull, .why = "", .voided = false, .score = 0};
   Confirmation below{receipt.stage == 0 ? Word::kConfirms : Word::kSilent, "no receipt of the miner before it"};
-  Confirmation above{receipt.stage + 1 == stages_ ? Word::kConfirms : Word::kSilent, "no receipt of the miner after it"};
+  Confirmation above{receipt.stage + 1 == bounds_.stages() ? Word::kConfirms : Word::kSilent, "no receipt of the miner after it"};
   const auto better = [](const Confirmation& a, const Confirmation& b) {
     const auto rank = [](const Confirmation& c) { return c.word == Word::kConfirms ? 2 : c.word == Word::kContradicts ? 1 : 0; };
     return rank(a) > rank(b);
@@ -144,7 +144,7 @@ RewardedReceipt Rewards::judge(const Attempt& attempt, const Hop& hop) {
     judged.outcome = RewardOutcome::kForwardOnly;
     judged.why = receipt.accumulated ? "another gradient of the stage was first" : "the stage had a gradient already";
   } else if ((below.word == Word::kConfirms && receipt.stage > 0) ||
-             (above.word == Word::kConfirms && receipt.stage + 1 < stages_)) {
+             (above.word == Word::kConfirms && receipt.stage + 1 < bounds_.stages())) {
     judged.outcome = RewardOutcome::kForwardOnly;
     judged.why = below.word == Word::kConfirms ? above.why : below.why;
   } else {
@@ -197,20 +197,10 @@ void Rewards::settle_old(TimeMs now, std::vector<RewardedReceipt>* settled) {
 std::vector<RewardedReceipt> Rewards::read(const LedgerEntry& entry) {
   std::vector<RewardedReceipt> settled;
   held_.read(entry.event);
-  if (const auto* created = std::get_if<RunCreated>(&entry.event)) {
-    RunSpec spec;
-    if (decode(created->run_spec, &spec)) {
-      stages_ = spec.pipeline.stages;
-      total_microbatches_ = spec.total_microbatches();
-    }
-  } else if (const auto* changed = std::get_if<SpecChanged>(&entry.event)) {
-    RunSpec spec;
-    if (decode(changed->run_spec, &spec)) total_microbatches_ = spec.total_microbatches();
-  } else if (const auto* again = std::get_if<RunResumed>(&entry.event)) {
+  bounds_.read(entry.event);
+  if (const auto* again = std::get_if<RunResumed>(&entry.event)) {
     settled = finish();
     resumed(*again);
-    RunSpec spec;
-    if (decode(again->run_spec, &spec)) total_microbatches_ = spec.total_microbatches();
   } else if (const auto* arrived = std::get_if<ReceiptsArrived>(&entry.event)) {
     for (const Receipt& receipt : streams_.news_in(*arrived)) note(entry, receipt);
     settle_whole(*arrived, &settled);

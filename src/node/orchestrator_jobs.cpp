@@ -45,7 +45,10 @@ core::ShardRecomputed OrchestratorJobs::recompute(const core::RecomputeShard& sh
                             .merge = shard.merge,
                             .rounding_key = shard.rounding_key};
   const core::ShardTask task{shard.shard, shard.first_block, shard.block_count, shard.token};
-  core::ShardRecomputed done{.stage = shard.stage, .commit = {.target = shard.target, .shard = shard.shard}, .unreadable = {}};
+  core::ShardRecomputed done{.stage = shard.stage,
+                             .commit = {.target = shard.target, .shard = shard.shard},
+                             .unreadable = {},
+                             .resumes = shard.resumes};
   StatusOr<Reduction> reduction = reduce_shard(blobs_, inputs, task);
   if (reduction.ok()) {
     done.commit.result = reduction->result;

@@ -45,7 +45,7 @@ TEST(ClaspSamples, AreTheRandomPathwaysOnly) {
 TEST(ClaspSamples, RepairedAndBrokenPathwaysAreLeftOut) {
   LedgerStory story(3);
   auto repaired = story.receipts(1, {0, 2, 4});
-  repaired[1].repaired = true;
+  repaired[0].repaired = repaired[1].repaired = true;
   story.report(repaired);
   auto missing = story.receipts(2, {0, 2, 4});
   missing.erase(missing.begin());
@@ -53,9 +53,8 @@ TEST(ClaspSamples, RepairedAndBrokenPathwaysAreLeftOut) {
   auto broken = story.receipts(3, {0, 2, 4});
   broken[0].downstream = 3;
   story.report(broken);
-  auto twice = story.receipts(4, {0, 2, 4});
-  story.report(twice);
-  story.report(story.receipts(4, {0, 3, 4})[1]);
+  story.report(story.receipts(4, {0, 2, 4}));
+  story.report(story.receipts(4, {1, 3, 5}));  // two whole pathways: nobody can say which made the loss
   story.report(story.receipts(5, {0, 2, 4}, 4, 1));  // another attempt than the published one
   for (MicrobatchId id = 1; id <= 5; ++id) story.publish(id, {0, 2, 4});
   const Reading reading = read(story);
@@ -87,6 +86,77 @@ TEST(ClaspSamples, ReceiptsOfLaterReportsCountOnceAndThoseAheadOfAGapNotAtAll) {
   story.add(core::ReceiptsArrived{0, {receipt}});
   story.publish(1, {0});
   EXPECT_EQ(read(story).samples.size(), 1u);
+}
+
+TEST(ClaspSamples, OneMinersWordOnARepairKeepsNoSampleOut) {
+  LedgerStory story(3);
+  for (MicrobatchId id = 1; id <= 20; ++id) {
+    auto receipts = story.receipts(id, {0, 2, 4});
+    receipts[1].repaired = true;
+    story.report(receipts);
+    story.publish(id, {0, 2, 4});
+  }
+  const Reading reading = read(story);
+  EXPECT_EQ(reading.samples.size(), 20u);
+  EXPECT_EQ(reading.counts.repaired, 0u);
+}
+
+TEST(ClaspSamples, NeitherASecondReceiptNorAStrangersKeepsASampleOut) {
+  LedgerStory story(3);
+  for (MicrobatchId id = 1; id <= 20; ++id) {
+    story.report(story.receipts(id, {0, 9, 4}, 4)[1]);  // nobody names it
+    const auto receipts = story.receipts(id, {0, 2, 4}, 4.5f);
+    story.report(receipts);
+    story.report(receipts[1]);
+    core::Receipt other = receipts[2];
+    other.loss = 1;  // its first word binds
+    other.upstream = 9;
+    story.report(other);
+    story.report(story.receipts(id, {9, 2, 4})[0]);
+    story.publish(id, {0, 2, 4});
+  }
+  const Reading reading = read(story);
+  ASSERT_EQ(reading.samples.size(), 20u);
+  for (const ClaspSample& sample : reading.samples) {
+    EXPECT_EQ(sample.pathway, (std::vector<MinerIndex>{0, 2, 4}));
+    EXPECT_EQ(sample.loss, 4.5);
+  }
+}
+
+TEST(ClaspSamples, WhoKeepsItsSamplesOutIsShown) {
+  LedgerStory story(2);
+  for (MicrobatchId id = 1; id <= 40; ++id) {
+    const MinerIndex head = id % 2;
+    const MinerIndex tail = 2 + id % 4 / 2;
+    auto receipts = story.receipts(id, {head, tail});
+    if (tail == 3) receipts[1].upstream = 7;
+    story.report(receipts);
+    story.publish(id, {head, tail});
+  }
+  ClaspSamples reader;
+  size_t samples = 0;
+  for (const core::LedgerEntry& entry : story.entries) samples += reader.read(entry).size();
+  EXPECT_EQ(samples, 20u);
+  EXPECT_EQ(reader.shares().at(3).published, 20u);
+  EXPECT_EQ(reader.shares().at(3).left_out, 20u);
+  EXPECT_EQ(reader.shares().at(2).left_out, 0u);
+  for (const MinerIndex head : {0u, 1u}) EXPECT_EQ(reader.shares().at(head).left_out, 10u) << head;
+}
+
+// Receipts for work that is not there yet, or never will be, drive out those of the miner that signs them.
+TEST(ClaspSamples, AFloodOfReceiptsDrivesOutNobodyElses) {
+  LedgerStory story(2);
+  for (MicrobatchId id = 1; id <= 20; ++id) story.report(story.receipts(id, {0, 2}));
+  core::Receipt beyond = story.receipts(uint64_t{1} << 60, {0, 9})[1];
+  for (int i = 0; i < 500; ++i, ++beyond.microbatch) story.report(beyond);
+  for (MicrobatchId id = 0; id < 2000; ++id) story.report(story.receipts(100 + id, {0, 9})[1]);
+  core::RandomLeasesPublished published;
+  for (MicrobatchId id = 1; id <= 20; ++id) published.leases.push_back({id, 0, {0, 2}});
+  story.add(published);
+  ClaspSamples reader(200);
+  size_t samples = 0;
+  for (const core::LedgerEntry& entry : story.entries) samples += reader.read(entry).size();
+  EXPECT_EQ(samples, 20u);
 }
 
 TEST(ClaspSamples, AResumedRunLeasesTheSameNumbersAgain) {

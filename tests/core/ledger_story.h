@@ -67,6 +67,17 @@ class LedgerStory {
   }
   // The miner says that it holds its stage's state of the epoch.
   void hold(MinerIndex miner, Epoch epoch) { add(core::StateHeld{miner, {.epoch = epoch}}); }
+  void upload(MinerIndex miner, Epoch target, uint64_t snapshot_step) {
+    add(core::UploadCommitted{miner, {.target = target, .object = {}, .snapshot_step = snapshot_step}});
+  }
+  // The stage's merge of the participants' uploads is complete.
+  void merge(StageIndex stage, Epoch target, const std::vector<MinerIndex>& participants) {
+    core::PairingsPublished published{.stage = stage, .target = target, .pairings = {}};
+    for (const MinerIndex miner : participants) {
+      published.pairings.push_back({.shard = miner, .first_block = 0, .block_count = 1, .owner_a = participants[0], .owner_b = miner});
+    }
+    add(published);
+  }
   // The tail's first, as it happens.
   void report(const std::vector<core::Receipt>& receipts) {
     for (auto receipt = receipts.rbegin(); receipt != receipts.rend(); ++receipt) report(*receipt);

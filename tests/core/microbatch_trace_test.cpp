@@ -22,11 +22,11 @@ TEST(Trace, ShowsEveryHopWithWhatBecameOfIt) {
   story.report(story.receipts(4, {0, 2, 4}));
   story.report(story.receipts(5, {1, 3, 4}, 4.5f));
   story.publish(5, {1, 3, 5});
-  story.add(core::UploadCommitted{3, {.target = 1, .object = {}, .snapshot_step = 0}});  // before the gradient's step
-  story.add(core::PairingsPublished{1, 1, {}});
-  story.add(core::UploadCommitted{3, {.target = 2, .object = {}, .snapshot_step = 1}});  // of a merge that is aborted
-  story.add(core::UploadCommitted{3, {.target = 3, .object = {}, .snapshot_step = 2}});
-  story.add(core::PairingsPublished{1, 3, {}});
+  story.upload(3, 1, 0);  // before the gradient's step
+  story.merge(1, 1, {2, 3});
+  story.upload(3, 2, 1);  // of a merge that is aborted
+  story.upload(3, 3, 2);
+  story.merge(1, 3, {2, 3});
   story.judge(3, 1, 0, core::VerdictKind::kAuditedWork, false);
   story.judge(2, 1, 0, core::VerdictKind::kAuditedWork, false);
   const TracedMicrobatch traced = trace(story.entries, 5);
@@ -47,6 +47,45 @@ TEST(Trace, ShowsEveryHopWithWhatBecameOfIt) {
   EXPECT_EQ(traced.merges[0].target, 3u);
   ASSERT_EQ(traced.verdicts.size(), 1u);
   EXPECT_EQ(traced.verdicts[0].verdict.miner, 3u);
+}
+
+// What the gate keeps out, and what comes after the grace, is in no manifest; a resume begins again with the same targets.
+TEST(Trace, NamesTheMergeWhoseManifestHasTheUpload) {
+  LedgerStory story(1, 3);
+  story.report(story.receipts(7, {1}));
+  story.upload(1, 1, 1);
+  story.merge(0, 1, {0, 2});
+  EXPECT_TRUE(trace(story.entries, 7).merges.empty());
+  story.upload(1, 2, 1);
+  story.merge(0, 2, {0, 2});
+  LedgerStory resumed = story;
+  story.upload(1, 3, 1);
+  story.merge(0, 3, {1});  // alone, it owns its shard with itself
+  const TracedMicrobatch traced = trace(story.entries, 7);
+  ASSERT_EQ(traced.merges.size(), 1u);
+  EXPECT_EQ(traced.merges[0].target, 3u);
+
+  resumed.add(core::RunResumed{});
+  resumed.merge(0, 2, {1, 2});  // with another upload than the one of before
+  EXPECT_TRUE(trace(resumed.entries, 7).merges.empty());
+  resumed.upload(1, 1, 1);
+  resumed.merge(0, 1, {1, 2});
+  EXPECT_EQ(trace(resumed.entries, 7).merges.at(0).target, 1u);
+}
+
+TEST(Trace, PutsAHopIntoTheEpochThatTheLedgerKnows) {
+  LedgerStory story(2);
+  story.hold(2, 3);
+  story.report(story.receipts(7, {0, 2}, 4, 0, 99));
+  story.report(story.receipts(7, {0, 2}, 4, 0, 3)[1]);
+  story.judge(2, 1, 3, core::VerdictKind::kMergeShard, false);
+  const TracedMicrobatch traced = trace(story.entries, 7);
+  ASSERT_EQ(traced.hops.size(), 3u);
+  EXPECT_EQ(traced.hops[1].epoch, 3u);
+  EXPECT_EQ(traced.hops[1].outcome, "full");
+  EXPECT_TRUE(traced.hops[1].voided);
+  EXPECT_EQ(traced.verdicts.size(), 1u);
+  EXPECT_NE(traced.hops[2].outcome, "full");  // signed again
 }
 
 TEST(Trace, OfAnUnknownMicrobatchIsEmpty) {

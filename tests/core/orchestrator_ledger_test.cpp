@@ -1,6 +1,7 @@
 // Verdicts, and the publication of secrets whose time is over.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
 
 #include "support/scripted_swarm.h"
@@ -94,6 +95,74 @@ TEST(Publication, PairingsFollowTheirMerge) {
   }
   for (const auto& commit : events_of<core::ShardCommitted>(swarm.world)) {
     EXPECT_EQ(unsealed.count(*core::seal_id(core::Event(commit))), 1u) << commit.miner;
+  }
+}
+
+// What was drawn between two entries of the ledger and is public by then.
+struct Draws {
+  std::set<std::string> random_leases;
+  std::set<std::string> pairings;
+  std::set<std::string> tokens;
+  std::set<uint64_t> sealed;    // of entries
+  std::set<uint64_t> unsealed;
+};
+
+Draws draws_of(const OrchestratorWorld& world, size_t from) {
+  Draws draws;
+  for (size_t i = from; i < world.events.size(); ++i) {
+    const core::Event& event = world.events[i];
+    if (const auto* random = std::get_if<core::RandomLeasesPublished>(&event)) {
+      for (const core::RandomLease& lease : random->leases) draws.random_leases.insert(encode(lease));
+    } else if (const auto* paired = std::get_if<core::PairingsPublished>(&event)) {
+      for (const core::PublishedPairing& pairing : paired->pairings) draws.pairings.insert(encode(pairing));
+    } else if (const auto* key = std::get_if<core::SecretUnsealed>(&event)) {
+      draws.unsealed.insert(key->id);
+    }
+    if (const auto id = core::seal_id(event)) draws.sealed.insert(*id);
+  }
+  for (const core::ShardResult& result : world.stage(0).past.back().results) {
+    for (const core::ResultCopy& copy : result.copies) draws.tokens.insert(copy.token.hex());
+  }
+  return draws;
+}
+
+// The same microbatches, attempts and targets by the same participants once more: what was published of the first time says
+// nothing of the second.
+TEST(Publication, AResumedRunDrawsAnew) {
+  core::RunSpec spec = small_spec(2, 3);
+  spec.pipeline.random_pathway_share = 0.5;
+  spec.training.steps = 1000;
+  spec.merge.quorum = 1;
+  ScriptedSwarm swarm(spec);
+  std::vector<Draws> lives;
+  for (int life = 0; life < 3; ++life) {
+    const size_t from = swarm.world.events.size();
+    if (life > 0) {
+      core::RunResumed resumed;
+      resumed.run_spec = encode(spec);
+      resumed.data_plan = encode(small_data());
+      resumed.stages.resize(2);
+      swarm.world.step(resumed);
+      for (const auto& miner : swarm.miners) miner->restart();
+    }
+    swarm.start();
+    for (int i = 0; swarm.world.stage(0).epoch == 0 || swarm.world.stage(1).epoch == 0; ++i) {
+      swarm.train(1);
+      ASSERT_LT(i, 50);
+    }
+    lives.push_back(draws_of(swarm.world, from));
+  }
+  const auto share_any = [](const auto& a, const auto& b) {
+    return std::any_of(a.begin(), a.end(), [&](const auto& item) { return b.count(item) > 0; });
+  };
+  for (size_t before = 0; before < lives.size(); ++before) {
+    EXPECT_FALSE(lives[before].pairings.empty() || lives[before].tokens.empty() || lives[before].unsealed.empty());
+    for (size_t after = before + 1; after < lives.size(); ++after) {
+      EXPECT_NE(lives[before].random_leases, lives[after].random_leases);
+      EXPECT_FALSE(share_any(lives[before].pairings, lives[after].pairings));  // numbers of shards are drawn too
+      EXPECT_FALSE(share_any(lives[before].tokens, lives[after].tokens));
+      EXPECT_FALSE(share_any(lives[before].unsealed, lives[after].sealed));
+    }
   }
 }
 

@@ -253,7 +253,7 @@ TEST(MergeSecrecy, EventsThatNameOwnersAreSealedUntilTheMergeIsOver) {
       swarm.world.pass(swarm.world.state().spec.timeouts.lease_ms);
       EXPECT_EQ(swarm.world.stage(0).merges_aborted + swarm.world.stage(0).merges, 1u);
     }
-    const uint64_t id = core::merge_seal_id(0, 1);
+    const uint64_t id = core::merge_seal_id(0, 1, 0);
     std::set<std::string> unsealed;
     for (const core::Event& event : swarm.world.events) {
       if (const auto* key = std::get_if<core::SecretUnsealed>(&event)) {
@@ -272,6 +272,75 @@ TEST(MergeSecrecy, EventsThatNameOwnersAreSealedUntilTheMergeIsOver) {
     EXPECT_EQ(unsealed, swarm.world.stage(0).merges == 0 ? std::set<std::string>()
                                                          : (std::set<std::string>{"shard_committed", "shard_recomputed"}));
   }
+}
+
+// Whoever reads the ledger has the signed commitment, and what the orchestrator made of the same blocks.
+TEST(MergeTrust, TheLedgerHasWhatAVerdictRestsOn) {
+  ScriptedSwarm swarm(spec_of(4));
+  swarm.start();
+  swarm.at(0, 1).habits.lies = true;
+  swarm.train(4);
+  ASSERT_TRUE(merge_once(swarm));
+  size_t verdicts = 0;
+  for (const core::Event& event : swarm.world.events) {
+    const auto* recorded = std::get_if<core::VerdictRecorded>(&event);
+    if (recorded == nullptr) continue;
+    EXPECT_TRUE(recorded->verdict.evidence.is_zero());  // it is no blob
+    const core::MergeVerdict& found = swarm.world.stage(0).merge_verdicts.at(verdicts++);
+    const auto names = [&](const std::string& text) { return recorded->verdict.reason.find(text) != std::string::npos; };
+    EXPECT_TRUE(names(fmt::format("shard {} ", found.shard)) && names(found.committed.hex()) && names(found.expected.hex()))
+        << recorded->verdict.reason;
+    bool committed = false, recomputed = false;
+    for (const core::Event& evidence : swarm.world.events) {
+      if (const auto* commit = std::get_if<core::ShardCommitted>(&evidence)) {
+        committed |= commit->miner == found.miner && commit->commit.shard == found.shard &&
+                     commit->commit.result == found.committed;
+      } else if (const auto* own = std::get_if<core::ShardRecomputed>(&evidence)) {
+        recomputed |= own->commit.shard == found.shard && own->commit.result == found.expected;
+      }
+    }
+    EXPECT_TRUE(committed && recomputed);
+  }
+  EXPECT_EQ(verdicts, 3u);
+}
+
+TEST(MergeTrust, WrongMeasuresOfARightResultAreCalledThat) {
+  ScriptedSwarm swarm(spec_of(2));
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->habits.reduces = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
+  for (const auto& miner : swarm.miners) {
+    const core::MergeDirective directive = *miner->sync().merge;
+    core::ShardCommit commit = reduction(1, directive.uploads, directive.tasks.at(0));
+    if (miner->index() == 1) commit.measures[0] = {1e6, 5e5};
+    swarm.world.step(core::ShardCommitted{miner->index(), commit});
+  }
+  recompute_all(swarm.world);
+  EXPECT_EQ(accused(swarm), (std::set<MinerIndex>{1}));
+  EXPECT_TRUE(swarm.world.said("is right, its measures of the uploads are not"));
+}
+
+// With a trimmed mean a manifest has a limit; who is beyond it comes first in the next merge.
+TEST(MergeTrust, OfMoreUploadsThanATrimmedMeanTakesAllHaveTheirTurn) {
+  core::RunSpec spec = small_spec(1, core::kMaxTrimmedUploads + 2);
+  spec.training.steps = 1000;
+  spec.merge.quorum = 1;
+  spec.merge.trim_share = 0.1;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  std::set<MinerIndex> merged;
+  for (Epoch epoch = 1; epoch <= 2; ++epoch) {
+    for (int i = 0; i < 4; ++i) {
+      for (uint32_t replica = 0; replica < swarm.miners.size(); ++replica) swarm.train_one(replica);
+    }
+    ASSERT_TRUE(merge_once(swarm, epoch));
+    const std::vector<MinerIndex> participants = swarm.world.stage(0).merge_records.back().participants;
+    EXPECT_EQ(participants.size(), core::kMaxTrimmedUploads);
+    EXPECT_TRUE(std::is_sorted(participants.begin(), participants.end()));
+    merged.insert(participants.begin(), participants.end());
+  }
+  EXPECT_EQ(merged.size(), swarm.miners.size());
 }
 
 TEST(MergeTrust, EveryVerdictIsAnEventOfTheLedger) {

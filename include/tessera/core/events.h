@@ -140,10 +140,11 @@ struct ShardCommitted {
   MinerIndex miner = kNoMiner;
   ShardCommit commit;
   StageIndex stage = 0;
-  uint64_t seal_id() const { return merge_seal_id(stage, commit.target); }
+  uint32_t resumes = 0;  // of the run before it
+  uint64_t seal_id() const { return merge_seal_id(stage, commit.target, resumes); }
   template <class A>
   void fields(A& a) {
-    a("miner", miner)("commit", commit)("stage", stage);
+    a("miner", miner)("commit", commit)("stage", stage)("resumes", resumes);
   }
 };
 // The orchestrator's own reduction of a shard: its owners disagree or are gone, or it is in the secret sample. Zero result:
@@ -154,10 +155,11 @@ struct ShardRecomputed {
   StageIndex stage = 0;
   ShardCommit commit;
   std::vector<Digest> unreadable;  // uploads that are not in the blob store, or are not of this stage
-  uint64_t seal_id() const { return merge_seal_id(stage, commit.target); }
+  uint32_t resumes = 0;  // of the run before it
+  uint64_t seal_id() const { return merge_seal_id(stage, commit.target, resumes); }
   template <class A>
   void fields(A& a) {
-    a("stage", stage)("commit", commit)("unreadable", unreadable);
+    a("stage", stage)("commit", commit)("unreadable", unreadable)("resumes", resumes);
   }
 };
 // A miner holds this stage state: after loading it (the miner is ready then) or after a merge.

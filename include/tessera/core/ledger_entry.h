@@ -31,6 +31,18 @@ class ReceiptStreams {
   std::map<MinerIndex, Stream> streams_;
 };
 
+// What the run's specification says of receipts: what is beyond it is of no work of the run.
+class RunBounds {
+ public:
+  void read(const Event& event);
+  bool contain(const Receipt& receipt) const { return receipt.stage < stages_ && receipt.microbatch < total_microbatches_; }
+  uint32_t stages() const { return stages_; }  // at most 64
+
+ private:
+  uint32_t stages_ = 0;
+  uint64_t total_microbatches_ = 0;
+};
+
 // The epochs that miners are at, by the states they reported to hold: a receipt's own word on its epoch proves nothing.
 class HeldEpochs {
  public:

@@ -151,8 +151,11 @@ struct MergeDirective {
   bool drop_carry = false;           // kApply: its local work missed more than merge.max_staleness merges
 };
 
-// Of the sealed entries of a merge; epochs of a stage do not reach 2^48.
-inline uint64_t merge_seal_id(StageIndex stage, Epoch target) { return uint64_t{stage} << 48 | target; }
+// Of the sealed entries of a merge. A resume repeats targets, whose keys are published: it seals under others. Epochs of a
+// stage do not reach 2^32, resumes of a run not 2^24.
+inline uint64_t merge_seal_id(StageIndex stage, Epoch target, uint32_t resumes) {
+  return uint64_t{stage} << 56 | uint64_t{resumes} << 32 | target;
+}
 
 // The key of the stochastic rounding of a merge's results.
 uint64_t merge_rounding_key(const std::string& run_id, StageIndex stage, Epoch target);

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -35,13 +36,14 @@ struct TracedHop {
   uint64_t entry = 0;
   TimeMs unix_ms = 0;               // when the receipt was journalled
   NodeId node;
+  Epoch epoch = 0;                  // of the miner's last state_held
   Receipt receipt;
   std::string outcome;              // as in rewards
   std::string why;
   bool voided = false;
   template <class A>
   void fields(A& a) {
-    a("entry", entry)("unix_ms", unix_ms)("node", node)("outcome", outcome)("why", why)("voided", voided)(
+    a("entry", entry)("unix_ms", unix_ms)("node", node)("epoch", epoch)("outcome", outcome)("why", why)("voided", voided)(
         "receipt", receipt);
   }
 };
@@ -96,11 +98,13 @@ class MicrobatchTrace {
  private:
   void watch_lease(const LedgerEntry& entry);
   void take(const std::vector<RewardedReceipt>& settled);
+  void note_merge(const LedgerEntry& entry, const PairingsPublished& paired);
   const TracedMerge* merge_of(const TracedHop& hop) const;
 
   TracedMicrobatch trace_;
   std::unique_ptr<Orchestrator> replay_;
   ReceiptStreams streams_;
+  HeldEpochs held_;
   MinerKeys keys_;
   VoidedEpochs no_voided_epochs_;   // verdicts come later than receipts: finish() marks what they void
   Rewards rewards_;
@@ -110,7 +114,13 @@ class MicrobatchTrace {
     uint64_t snapshot_step = 0;
   };
   std::map<MinerIndex, std::vector<Upload>> uploads_;
-  std::map<std::pair<StageIndex, Epoch>, TracedMerge> merges_;  // complete ones
+  struct Merge {
+    TracedMerge traced;
+    uint64_t begun_after = 0;       // entry of the last resume before it
+    std::set<MinerIndex> owners;    // of the hops' miners those that own a shard of it: their uploads are in its manifest
+  };
+  std::map<std::pair<StageIndex, Epoch>, std::vector<Merge>> merges_;  // complete ones; again after a resume
+  uint64_t resumed_ = 0;            // entry of the last resume
   std::vector<TracedVerdict> verdicts_;
   VoidedEpochs voided_;
 };

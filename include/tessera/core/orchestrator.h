@@ -38,6 +38,7 @@ struct RecomputeShard {
   uint64_t stage_values = 0;
   MergeSpec merge;             // formats, blocks, robustness
   uint64_t rounding_key = 0;
+  uint32_t resumes = 0;        // of the run before it
 };
 // A stage's state from the one before its newest merge.
 struct RemakeState {
@@ -220,6 +221,7 @@ class Orchestrator {
   void freeze_if_complete(StageIndex stage);
   void note_whole(StageIndex stage, MinerIndex miner);
   void leave_out_unfinished(StageIndex stage, const std::string& reason);
+  std::map<MinerIndex, uint32_t> manifest_counts(const Merge& merge);
   void freeze(StageIndex stage);
   void plan_shards(StageIndex stage);
   bool gate(StageIndex stage);

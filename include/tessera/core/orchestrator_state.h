@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tessera/base/clock.h"
+#include "tessera/base/prng.h"
 #include "tessera/core/audit_board.h"
 #include "tessera/core/butterfly.h"
 #include "tessera/core/data_plan.h"
@@ -157,6 +158,7 @@ struct OrchestratorState {
   RunSpec spec;
   DataPlan data;
   uint64_t secret = 0;
+  uint32_t resumes = 0;                    // from a checkpoint
   RunPhase phase = RunPhase::kWaiting;
   TimeMs phase_deadline = 0;               // of draining, merging and checkpointing; 0: none
   RunPhase after_checkpoint = RunPhase::kRunning;
@@ -191,9 +193,14 @@ struct OrchestratorState {
   uint32_t poorest_boundaries = 0;         // in a row at which it was that stage
   std::vector<RandomLease> unpublished;    // random pathways of complete microbatches, until the head stage's next merge
   AuditState audits;
+
+  // What all that is secret for a while is drawn from. A resume repeats microbatches, attempts and targets whose draws are
+  // published: it draws anew.
+  uint64_t draw_seed() const { return resumes == 0 ? secret : mix64(secret ^ mix64(~uint64_t{resumes})); }
+
   template <class A>
   void fields(A& a) {
-    a("created", created)("run_id", run_id)("spec", spec)("data", data)("secret", secret)("phase", phase)(
+    a("created", created)("run_id", run_id)("spec", spec)("data", data)("secret", secret)("resumes", resumes)("phase", phase)(
         "phase_deadline", phase_deadline)("after_checkpoint", after_checkpoint)(
         "checkpoint_id", checkpoint_id)("checkpoint_writing", checkpoint_writing)(
         "checkpoint_at", checkpoint_at)("last_checkpoint", last_checkpoint)("stages", stages)(

@@ -131,9 +131,8 @@ class Rewards {
   const TimeMs now_;
   const VoidedEpochs& voided_;
   ReceiptStreams streams_;
+  RunBounds bounds_;
   HeldEpochs held_;
-  uint32_t stages_ = 0;
-  uint64_t total_microbatches_ = 0;
   std::map<Key, Attempt> pending_;
   std::set<std::pair<TimeMs, Key>> by_age_;
   std::map<MicrobatchId, uint64_t> counted_;  // stages with a gradient, of microbatches that are not complete

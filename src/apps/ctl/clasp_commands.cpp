@@ -159,17 +159,24 @@ int report(const Flags& flags) {
                                {"incomplete", counts.incomplete},
                                {"refused", refused},
                                {"rerouted", counts.rerouted}};
+  nlohmann::json& shares = result["random_pathways"]["miners"] = nlohmann::json::array();
+  for (const auto& [miner, share] : samples.shares()) {
+    shares.push_back({{"id", fmt::format("{}", miner)}, {"published", share.published}, {"left_out", share.left_out}});
+  }
   if (flags.json) {
     fmt::print("{}\n", result.dump());
     return kExitOk;
   }
-  if (clasp.samples() == 0) {
+  if (counts.published == 0) {
     fmt::print("no random pathway is published yet: they are at the head stage's merges (pipeline.random_pathway_share)\n");
     return kExitOk;
   }
-  print_table(result);
+  if (clasp.samples() > 0) print_table(result);
   fmt::print("random pathways: {} published, {} used, {} repaired on the way, {} incomplete, {} others than proposed\n",
              counts.published, clasp.samples(), counts.repaired, counts.incomplete, counts.rerouted);
+  for (const auto& [miner, share] : samples.shares()) {
+    if (share.left_out > 0) fmt::print("miner {}: {} of its {} random pathways are left out\n", miner, share.left_out, share.published);
+  }
   return kExitOk;
 }
 

@@ -29,7 +29,7 @@ void print_hop(const core::TracedHop& hop) {
   const core::Receipt& receipt = hop.receipt;
   fmt::print("  attempt {} stage {}: miner {} ({}), from {}, to {}, epoch {}, weights {}, step {}.{}{}{}\n", receipt.attempt,
              receipt.stage, receipt.miner, hop.node.brief(), name_of_miner(receipt.upstream), name_of_miner(receipt.downstream),
-             receipt.epoch, receipt.weight_version, receipt.local_step, receipt.order,
+             hop.epoch, receipt.weight_version, receipt.local_step, receipt.order,
              receipt.accumulated ? "" : ", not accumulated", receipt.repaired ? ", repaired" : "");
   fmt::print("    entry {} at {}: forward {:.1f} ms, backward {:.1f} ms{}; {}: {}{}\n", hop.entry, hop.unix_ms,
              receipt.forward_ms, receipt.backward_ms, receipt.loss != 0 ? fmt::format(", loss {:.4f}", receipt.loss) : "",
