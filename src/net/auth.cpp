@@ -1,5 +1,7 @@
 #include "tessera/net/auth.h"
 
+#include <algorithm>
+
 namespace tessera::net {
 namespace {
 
@@ -81,7 +83,7 @@ bool ReplayWindow::accept(uint64_t sequence) {
 
 RequestVerifier::RequestVerifier(const NodeId& self, std::string run_id, AuthLimits limits)
     : self_(self), limits_(std::move(limits)), run_id_(std::move(run_id)) {
-  TESSERA_CHECK(limits_.max_streams > 0);
+  TESSERA_CHECK(limits_.max_senders > 0);
 }
 
 void RequestVerifier::set_run(std::string run_id) {
@@ -121,30 +123,56 @@ StatusOr<AuthHeader> RequestVerifier::verify(std::string_view method, std::strin
         "for another node than {} or another run than {}; register again",
         header.node.brief(), self_.brief(), run_id.empty() ? "none" : to_hex(run_id)));
   }
-  if (!accept(header)) {
+  if (!accept(header, now)) {
     return unauthenticated(
-        fmt::format("node {} sent request {} of this stream before, or more than {} after it: a "
-                    "replay; sign it anew",
-                    header.node.brief(), header.sequence, ReplayWindow::kWidth));
+        fmt::format("node {} sent request {} of this stream before, or more than {} after it, or newer ones of a stream that "
+                    "is forgotten by now: a replay; sign it anew, and let no more than {} processes share a key",
+                    header.node.brief(), header.sequence, ReplayWindow::kWidth, kStreamsPerSender));
   }
   return header;
 }
 
-bool RequestVerifier::accept(const AuthHeader& header) {
-  const StreamKey key(header.node, header.stream);
-  std::lock_guard lock(mutex_);
-  const auto found = by_key_.find(key);
-  if (found != by_key_.end()) {
-    streams_.splice(streams_.begin(), streams_, found->second);
-  } else {
-    if (streams_.size() >= limits_.max_streams) {
-      by_key_.erase(streams_.back().key);
-      streams_.pop_back();
-    }
-    streams_.push_front({key, {}});
-    by_key_[key] = streams_.begin();
+TimeMs RequestVerifier::Sender::newest_ms() const {
+  TimeMs newest = forgotten_ms;
+  for (const Stream& stream : streams) newest = std::max(newest, stream.newest_ms);
+  return newest;
+}
+
+// The request's, now the most recently heard; null if it may be a replay of a forgotten one.
+RequestVerifier::Sender* RequestVerifier::sender_of(const AuthHeader& header, TimeMs now) {
+  const auto found = by_node_.find(header.node);
+  if (found != by_node_.end()) {
+    senders_.splice(senders_.begin(), senders_, found->second);
+    return &senders_.front();
   }
-  return streams_.front().window.accept(header.sequence);
+  if (header.unix_ms <= forgotten_ms_) return nullptr;
+  if (senders_.size() >= limits_.max_senders) {
+    forgotten_ms_ = std::max(forgotten_ms_, std::min(now, senders_.back().newest_ms()));
+    by_node_.erase(senders_.back().node);
+    senders_.pop_back();
+  }
+  senders_.push_front({header.node, 0, {}});
+  by_node_[header.node] = senders_.begin();
+  return &senders_.front();
+}
+
+bool RequestVerifier::accept(const AuthHeader& header, TimeMs now) {
+  std::lock_guard lock(mutex_);
+  Sender* const sender = sender_of(header, now);
+  if (sender == nullptr) return false;
+  std::vector<Stream>& streams = sender->streams;
+  auto stream = std::find_if(streams.begin(), streams.end(), [&](const Stream& known) { return known.id == header.stream; });
+  if (stream == streams.end()) {
+    if (header.unix_ms <= sender->forgotten_ms) return false;
+    if (streams.size() >= kStreamsPerSender) {
+      sender->forgotten_ms = std::max(sender->forgotten_ms, streams.back().newest_ms);
+      streams.pop_back();
+    }
+    stream = streams.insert(streams.end(), {header.stream, 0, {}});
+  }
+  std::rotate(streams.begin(), stream, stream + 1);
+  streams.front().newest_ms = std::max(streams.front().newest_ms, header.unix_ms);
+  return streams.front().window.accept(header.sequence);
 }
 
 }  // namespace tessera::net

@@ -20,8 +20,8 @@ struct Auth : testing::Test {
   RequestVerifier verifier{self, kRun, limits()};
   Digest body = digest_of("body");
 
-  static AuthLimits limits(size_t max_streams = 100) {
-    return AuthLimits{.max_streams = max_streams, .clock = [] { return kNow; }};
+  static AuthLimits limits(size_t max_senders = 100) {
+    return AuthLimits{.max_senders = max_senders, .clock = [] { return kNow; }};
   }
   AuthHeader signed_header() { return signer.sign(kMethod, self, kRun, "session", body); }
   std::string refusal(const AuthHeader& header) { return refusal(encode(header)); }
@@ -103,21 +103,54 @@ TEST_F(Auth, ASecondProcessWithTheSameKeyCountsForItself) {
   }
 }
 
-TEST_F(Auth, ForgetsTheLeastRecentlyUsedStream) {
+// Streams are of the sender's choice: with any number of them nobody's requests become new again, its own neither.
+TEST_F(Auth, ManyStreamsOfOneKeyFlushNothing) {
+  const KeyPair victim_key = key_of('v');
+  RequestSigner victim(victim_key, [] { return kNow - 1000; });
+  const AuthHeader command = victim.sign(kMethod, self, kRun, "", body);
+  const AuthHeader own = signed_header();
+  EXPECT_TRUE(verifier.verify(kMethod, encode(command), body).ok());
+  EXPECT_TRUE(verifier.verify(kMethod, encode(own), body).ok());
+  for (TimeMs later = 1; later <= 300; ++later) {
+    RequestSigner flood(sender_key, [&] { return kNow + later; });
+    EXPECT_TRUE(verifier.verify(kMethod, encode(flood.sign(kMethod, self, kRun, "", body)), body).ok());
+  }
+  EXPECT_THAT(refusal(command), HasSubstr("replay"));
+  EXPECT_THAT(refusal(own), HasSubstr("replay"));
+}
+
+TEST_F(Auth, AForgottenSendersRequestsStayUsed) {
   RequestVerifier small(self, kRun, limits(2));
-  const auto accepts = [&](const AuthHeader& header) {
-    return small.verify(kMethod, encode(header), body).ok();
+  const auto accepts = [&](const AuthHeader& header) { return small.verify(kMethod, encode(header), body).ok(); };
+  const auto signed_at = [&](char key, TimeMs at) {
+    const KeyPair pair = key_of(key);
+    return RequestSigner(pair, [at] { return at; }).sign(kMethod, self, kRun, "", body);
   };
-  RequestSigner second(sender_key, [] { return kNow; });
-  RequestSigner third(sender_key, [] { return kNow; });
-  const AuthHeader first_message = signed_header();
-  const AuthHeader second_message = second.sign(kMethod, self, kRun, "", body);
-  EXPECT_TRUE(accepts(first_message));
-  EXPECT_TRUE(accepts(second_message));
-  EXPECT_TRUE(accepts(signed_header()));                            // now `second` is the oldest
-  EXPECT_TRUE(accepts(third.sign(kMethod, self, kRun, "", body)));  // in its place
-  EXPECT_FALSE(accepts(first_message));
-  EXPECT_TRUE(accepts(second_message));
+  const AuthHeader command = signed_at('v', kNow - 1000);
+  EXPECT_TRUE(accepts(command));
+  const AuthHeader other = signed_at('a', kNow - 999);
+  EXPECT_TRUE(accepts(other));
+  EXPECT_TRUE(accepts(signed_at('b', kNow - 998)));  // 'v' is forgotten
+  EXPECT_FALSE(accepts(command));
+  EXPECT_FALSE(accepts(other));
+  EXPECT_TRUE(accepts(signed_at('v', kNow - 997)));  // a new one of it is not
+  // Clocks in the future lock nobody out.
+  EXPECT_TRUE(accepts(signed_at('c', kNow + 5000)));
+  EXPECT_TRUE(accepts(signed_at('d', kNow + 5000)));
+  EXPECT_TRUE(accepts(signed_at('e', kNow + 5000)));
+  EXPECT_TRUE(accepts(signed_at('f', kNow + 1)));
+}
+
+TEST_F(Auth, ASenderHasRoomForAFewProcesses) {
+  std::vector<std::unique_ptr<RequestSigner>> processes;
+  for (size_t i = 0; i < RequestVerifier::kStreamsPerSender; ++i) {
+    processes.push_back(std::make_unique<RequestSigner>(sender_key, [] { return kNow; }));
+  }
+  for (int round = 0; round < 3; ++round) {
+    for (const auto& process : processes) {
+      EXPECT_TRUE(verifier.verify(kMethod, encode(process->sign(kMethod, self, kRun, "", body)), body).ok());
+    }
+  }
 }
 
 TEST_F(Auth, ChecksTheRunThatIsSet) {

@@ -21,6 +21,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "tessera/base/archive.h"
 #include "tessera/base/clock.h"
@@ -92,13 +93,19 @@ class ReplayWindow {
 
 struct AuthLimits {
   TimeMs max_age_ms = 10 * 60 * 1000;  // in either direction
-  // Streams remembered. Over it the least recently used is forgotten: its requests could then be
-  // replayed until they are too old.
-  size_t max_streams = 16384;
+  // Nodes remembered; over it the least recently heard is forgotten.
+  size_t max_senders = 16384;
   UnixClock clock = unix_now_ms;
 };
 
 // The receiver's side. Thread-safe.
+//
+// Streams are of the senders' choice and keys cost nothing, so what is remembered could be flushed by
+// whoever wants to replay something. Therefore a node has few streams, of which its own least recently
+// used makes room; and of what is forgotten the time of the newest request stays: a stream that is not
+// remembered is refused unless its request is newer. The time that all forgotten nodes share is never
+// later than this side's clock, or senders with clocks in the future could lock out the others: only a
+// request signed by a clock that is ahead of this one could be replayed after its node was forgotten.
 class RequestVerifier {
  public:
   RequestVerifier(const NodeId& self, std::string run_id, AuthLimits limits);
@@ -107,20 +114,31 @@ class RequestVerifier {
   // UNAUTHENTICATED, saying what is wrong and how to mend it.
   StatusOr<AuthHeader> verify(std::string_view method, std::string_view header, const Digest& body);
 
+  // Processes with one key whose requests come at the same time.
+  static constexpr size_t kStreamsPerSender = 4;
+
  private:
-  using StreamKey = std::pair<NodeId, uint64_t>;
   struct Stream {
-    StreamKey key;
+    uint64_t id = 0;
+    TimeMs newest_ms = 0;  // by the sender's clock
     ReplayWindow window;
   };
-  bool accept(const AuthHeader& header);
+  struct Sender {
+    NodeId node;
+    TimeMs forgotten_ms = 0;      // the newest request of its forgotten streams
+    std::vector<Stream> streams;  // most recently used first
+    TimeMs newest_ms() const;
+  };
+  bool accept(const AuthHeader& header, TimeMs now);
+  Sender* sender_of(const AuthHeader& header, TimeMs now);
 
   const NodeId self_;
   const AuthLimits limits_;
   std::mutex mutex_;
   std::string run_id_;
-  std::list<Stream> streams_;  // most recently used first
-  std::map<StreamKey, std::list<Stream>::iterator> by_key_;
+  std::list<Sender> senders_;  // most recently heard first
+  std::map<NodeId, std::list<Sender>::iterator> by_node_;
+  TimeMs forgotten_ms_ = 0;  // the newest request of forgotten senders
 };
 
 }  // namespace tessera::net
