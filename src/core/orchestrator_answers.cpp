@@ -12,6 +12,7 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
                                               const MinerRecord& miner) {
   const StageRecord& stage = state.stages[miner.stage];
   if (miner.epoch < stage.epoch) {
+    if (stage.disputants.count(miner.index) > 0) return std::nullopt;  // it has applied it, and not as the first to say so
     for (const PastMerge& past : stage.past) {
       if (past.target != miner.epoch + 1) continue;
       MergeDirective directive;

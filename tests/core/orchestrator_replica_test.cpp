@@ -236,12 +236,13 @@ TEST(Replicas, AStateThatCannotBeMadeIsTheFirstOneTold) {
   ScriptedSwarm swarm(one_stage(2));
   swarm.start();
   swarm.train(4);
-  swarm.at(0, 1).spoiled_state = digest_of("a cosmic ray");
+  swarm.at(0, 0).spoiled_state = digest_of("a cosmic ray");  // the other one is the first to apply
   ASSERT_TRUE(swarm.sync_until([&] { return !swarm.world.remakes.empty(); }));
+  ASSERT_NE(swarm.world.stage(0).state, digest_of("a cosmic ray"));
   swarm.world.step(core::StateRemade{0, 1, Digest{}, "the blobs are gone"});
   swarm.sync_all();
-  EXPECT_TRUE(swarm.at(0, 0).record().ready);
-  EXPECT_FALSE(swarm.at(0, 1).record().ready);
+  EXPECT_FALSE(swarm.at(0, 0).record().ready);
+  EXPECT_TRUE(swarm.at(0, 1).record().ready);
 }
 
 TEST(Replicas, ADriftAtAMergeIsFoundAlsoWhenTheStageHasMovedOn) {
