@@ -320,10 +320,18 @@ void Orchestrator::retire_merge(StageIndex s) {
   forget_old_merges(stage);
   index_.update_shards(state_, s);
   index_.update_stage(state_, s);
+  for (const MinerIndex index : index_.stage(s).places) {
+    if (index != kNoMiner) state_.miners[index].upload.reset();
+  }
+  leave_behind(s);
+}
+
+// Who is too many merges behind to apply them all, or needs one that is forgotten, loads the stage again.
+void Orchestrator::leave_behind(StageIndex s) {
+  const StageRecord& stage = state_.stages[s];
   for (const MinerIndex index : std::vector<MinerIndex>(index_.stage(s).places)) {
     if (index == kNoMiner) continue;
     MinerRecord& miner = state_.miners[index];
-    miner.upload.reset();
     if (!miner.ready) continue;
     if (stage.epoch - miner.epoch <= state_.spec.merge.max_staleness && stage.state_at(miner.epoch)) continue;
     must_load(miner, fmt::format("it is at epoch {}, too old to catch up to {}", miner.epoch, stage.epoch));

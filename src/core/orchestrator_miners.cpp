@@ -251,6 +251,7 @@ void Orchestrator::on(const StateRemade& event) {
     members_changed_ = true;
   }
   forget_old_merges(stage);
+  leave_behind(event.stage);
   // Who was right says so again with its next report; the others are found wrong by theirs.
   for (const MinerIndex index : disputants) state_.miners[index].why = "its base was in dispute";
 }
@@ -273,6 +274,7 @@ void Orchestrator::on(const StatePublished& event) {
   stage.published_epoch = event.epoch;
   stage.published_state = event.state;
   forget_old_merges(stage);
+  leave_behind(state_.miners[event.miner].stage);
   members_changed_ = true;  // newcomers can have its state now
 }
 

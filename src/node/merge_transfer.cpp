@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cmath>
 #include <mutex>
-#include <numeric>
 #include <utility>
 
 #include "merge_workers.h"
@@ -126,16 +125,16 @@ void KeptBlobs::begin(uint64_t limit_bytes) {
 // ---- up ---------------------------------------------------------------------------------------------------------------
 
 std::vector<uint64_t> transfer_order(uint64_t blocks) {
-  std::vector<uint64_t> order(blocks);
-  if (blocks == 0) return order;
-  // Multiples of a golden part of a circle are spread evenly over it, however many there are. All blocks are visited if the
-  // stride has no factor in common with their number: the nearest such.
-  const auto golden = std::max<uint64_t>(1, static_cast<uint64_t>(static_cast<double>(blocks) * 0.6180339887));
-  uint64_t stride = golden;
-  for (uint64_t off = 0; std::gcd(stride, blocks) != 1; ++off) {
-    stride = golden > off && std::gcd(golden - off, blocks) == 1 ? golden - off : golden + off;
+  // Multiples of the golden ratio spread evenly over a circle, however many there are: the k-th block is the place of the k-th
+  // multiple among all of them.
+  std::vector<std::pair<double, uint64_t>> points(blocks);
+  for (uint64_t k = 0; k < blocks; ++k) {
+    const double turns = static_cast<double>(k) * 0.6180339887498949;
+    points[k] = {turns - std::floor(turns), k};
   }
-  for (uint64_t i = 0; i < blocks; ++i) order[i] = i * stride % blocks;
+  std::sort(points.begin(), points.end());
+  std::vector<uint64_t> order(blocks);
+  for (uint64_t block = 0; block < blocks; ++block) order[points[block].second] = block;
   return order;
 }
 

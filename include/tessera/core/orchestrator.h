@@ -228,6 +228,7 @@ class Orchestrator {
   void complete_merge(StageIndex stage);
   void retire_merge(StageIndex stage);
   void unseal_merge(StageIndex stage);
+  void leave_behind(StageIndex stage);
   void forget_old_merges(StageRecord& stage);
   void abort_merge(StageIndex stage, const std::string& reason);
   void drop_from_merge(MinerIndex miner, bool restarted);
