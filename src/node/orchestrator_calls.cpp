@@ -10,8 +10,7 @@
 namespace tessera::node {
 namespace {
 
-constexpr double kLossWeight = 0.05;        // of the newest loss in the moving average
-constexpr TimeMs kPublishedCheckMs = 10000;  // between two looks at what one miner says it has published
+constexpr double kLossWeight = 0.05;  // of the newest loss in the moving average
 
 }  // namespace
 
@@ -120,16 +119,15 @@ Status OrchestratorControl::handle_sync(SyncCall& call) {
 // A miner's word that the stage's state lies in the blob store lets the merges before it be forgotten: it is believed when
 // all of it was read. What is asked again in every report is looked at now and then.
 void OrchestratorControl::check_published(const core::StatePublished& claim) {
-  const auto [last, is_first] = published_checked_.try_emplace(claim.miner, 0);
-  if (!is_first && monotonic() - last->second < kPublishedCheckMs) return;
-  last->second = monotonic();
+  PublishedCheck& last = published_checked_[claim.miner];
+  if (last.state == claim.state && monotonic() - last.at < core_.state().spec.timeouts.merge_phase_ms) return;
+  last = {claim.state, monotonic()};
   const core::StageRecord& stage = core_.state().stages[core_.state().miners[claim.miner].stage];
   surroundings_.start(PublishedJob{claim, stage.values});
 }
 
 Status OrchestratorControl::handle_published(const PublishedCall& call) {
   if (call.status.ok()) {
-    published_checked_.erase(call.claim.miner);
     return apply(call.claim);
   }
   spdlog::warn("miner {} says that the state of epoch {} is in the blob store, but it can't be read: {}", call.claim.miner,
