@@ -269,10 +269,8 @@ void Orchestrator::on(const StatePublished& event) {
   if (event.miner >= state_.miners.size()) return;
   if (!state_.miners[event.miner].placed) return;
   StageRecord& stage = state_.stages[state_.miners[event.miner].stage];
-  // Where merges follow each other quickly the stage has moved on meanwhile: a newcomer goes on from an older state as well.
-  const std::optional<Digest> held = stage.state_at(event.epoch);
-  if (event.state.is_zero() || !held || *held != event.state || event.epoch < stage.published_epoch) return;
-  stage.state_published = event.epoch == stage.epoch;
+  if (event.epoch != stage.epoch || event.state != stage.state) return;
+  stage.state_published = true;
   stage.published_epoch = event.epoch;
   stage.published_state = event.state;
   forget_old_merges(stage);

@@ -172,21 +172,6 @@ TEST(Publishing, IsAskedOfTheFirstReadyMinerOnly) {
   EXPECT_TRUE(swarm.at(0, 1).sync().publish_state);
 }
 
-TEST(Publishing, AStateOfTheEpochBeforeServesNewcomersToo) {
-  ScriptedSwarm swarm(one_stage(2));
-  for (const auto& miner : swarm.miners) miner->habits.publishes = false;
-  swarm.start();
-  swarm.train(4);
-  const core::StageRecord& stage = swarm.world.stage(0);
-  ASSERT_TRUE(swarm.sync_until([&] { return stage.epoch == 1; }));
-  swarm.world.step(core::StatePublished{0, 0, seed_state(0)});
-  EXPECT_FALSE(stage.state_published);
-  EXPECT_EQ(stage.published_epoch, 0u);
-  EXPECT_EQ(stage.published_state, seed_state(0));
-  swarm.world.step(core::StatePublished{0, 0, digest_of("another")});
-  EXPECT_EQ(stage.published_state, seed_state(0));
-}
-
 TEST(Publishing, WhoNeverDoesIsPassedOver) {
   ScriptedSwarm swarm(one_stage(2));
   for (const auto& miner : swarm.miners) miner->habits.publishes = false;
