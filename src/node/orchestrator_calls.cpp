@@ -128,6 +128,7 @@ void OrchestratorControl::check_published(const core::StatePublished& claim) {
 
 Status OrchestratorControl::handle_published(const PublishedCall& call) {
   if (call.status.ok()) {
+    published_checked_.erase(call.claim.miner);
     return apply(call.claim);
   }
   spdlog::warn("miner {} says that the state of epoch {} is in the blob store, but it can't be read: {}", call.claim.miner,
