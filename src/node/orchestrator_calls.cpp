@@ -10,7 +10,8 @@
 namespace tessera::node {
 namespace {
 
-constexpr double kLossWeight = 0.05;  // of the newest loss in the moving average
+constexpr double kLossWeight = 0.05;        // of the newest loss in the moving average
+constexpr TimeMs kPublishedCheckMs = 1000;  // between two looks at the same state that one miner says it has published
 
 }  // namespace
 
@@ -120,7 +121,7 @@ Status OrchestratorControl::handle_sync(SyncCall& call) {
 // all of it was read. What is asked again in every report is looked at now and then.
 void OrchestratorControl::check_published(const core::StatePublished& claim) {
   PublishedCheck& last = published_checked_[claim.miner];
-  if (last.state == claim.state && monotonic() - last.at < core_.state().spec.timeouts.merge_phase_ms) return;
+  if (last.state == claim.state && monotonic() - last.at < kPublishedCheckMs) return;
   last = {claim.state, monotonic()};
   const core::StageRecord& stage = core_.state().stages[core_.state().miners[claim.miner].stage];
   surroundings_.start(PublishedJob{claim, stage.values});
