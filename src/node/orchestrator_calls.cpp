@@ -11,7 +11,7 @@ namespace tessera::node {
 namespace {
 
 constexpr double kLossWeight = 0.05;        // of the newest loss in the moving average
-constexpr TimeMs kPublishedCheckMs = 1000;  // between two looks at the same state that one miner says it has published
+constexpr TimeMs kPublishedCheckMs = 10000;  // between two looks at what one miner says it has published
 
 }  // namespace
 
@@ -120,9 +120,9 @@ Status OrchestratorControl::handle_sync(SyncCall& call) {
 // A miner's word that the stage's state lies in the blob store lets the merges before it be forgotten: it is believed when
 // all of it was read. What is asked again in every report is looked at now and then.
 void OrchestratorControl::check_published(const core::StatePublished& claim) {
-  PublishedCheck& last = published_checked_[claim.miner];
-  if (last.state == claim.state && monotonic() - last.at < kPublishedCheckMs) return;
-  last = {claim.state, monotonic()};
+  const auto [last, is_first] = published_checked_.try_emplace(claim.miner, 0);
+  if (!is_first && monotonic() - last->second < kPublishedCheckMs) return;
+  last->second = monotonic();
   const core::StageRecord& stage = core_.state().stages[core_.state().miners[claim.miner].stage];
   surroundings_.start(PublishedJob{claim, stage.values});
 }

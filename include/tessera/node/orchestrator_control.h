@@ -143,11 +143,7 @@ class OrchestratorControl {
   std::map<MinerIndex, TimeMs> taken_over_at_;  // by another process with the same key
   std::map<MinerIndex, core::MinerStatus> statuses_;
   std::map<MinerIndex, bool> told_to_leave_;
-  struct PublishedCheck {
-    Digest state;
-    TimeMs at = 0;
-  };
-  std::map<MinerIndex, PublishedCheck> published_checked_;  // the miners' claims to have published that were given to a check
+  std::map<MinerIndex, TimeMs> published_checked_;  // when a miner's claim to have published was last given to a check
   std::map<NodeId, TimeMs> validators_heard_;
   double loss_ = 0;                       // moving average of the tail's losses since this process began; 0: none yet
   TimeMs last_time_ = 0;
