@@ -9,6 +9,7 @@
 #include "tessera/net/server.h"
 #include "tessera/ports/links.h"
 #include "tessera/store/blobs.h"
+#include "tessera/store/ledger_reader.h"
 
 namespace tessera::apps {
 
@@ -19,6 +20,12 @@ class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
 
   // Anyone may read; only who passes may write. Before it is set nobody writes.
   void set_writer_check(std::function<bool(const NodeId&)> may_write) { may_write_ = std::move(may_write); }
+
+  // Of the run that these blobs are of; before it is set nobody reads one.
+  void set_ledger(store::LedgerReader* ledger) { ledger_ = ledger; }
+  StatusOr<ports::LedgerPage> read_ledger(uint64_t after, uint64_t offset) override {
+    return ledger_ == nullptr ? BlobBackend::read_ledger(after, offset) : ledger_->read(after, offset);
+  }
 
   Status admit(const ports::Caller& caller, bool write) override {
     if (!write || (may_write_ && may_write_(caller.node))) return ok_status();
@@ -48,6 +55,7 @@ class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
  private:
   store::BlobStore& store_;
   std::function<bool(const NodeId&)> may_write_;
+  store::LedgerReader* ledger_ = nullptr;
 };
 
 }  // namespace tessera::apps
