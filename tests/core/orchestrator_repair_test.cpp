@@ -48,7 +48,8 @@ TEST(Repair, TheOtherHeadsShareWhatADeadOneHeldAlsoBeyondWhatTheyAskFor) {
   spec.pipeline.max_in_flight = 4;
   ScriptedSwarm swarm(spec);
   swarm.start();
-  swarm.train(1);  // their speeds are known
+  for (const auto& miner : swarm.miners) miner->microbatch_ms = 100;
+  swarm.train(1);
   swarm.sync_all();
   ASSERT_EQ(swarm.at(0, 0).leases.size(), 4u);
   swarm.world.step(core::MinerLost{swarm.at(0, 0).index(), "silent"});
