@@ -8,24 +8,14 @@
 
 namespace tessera::model {
 
-GradientTarget GradientSink::target(const at::Tensor& weight) const {
-  if (!wanted()) return {};
-  return {flat_.narrow(0, weight.storage_offset() - first_, weight.numel()).view(weight.sizes()),
-          accumulate_};
-}
-
 void GradientSink::begin(size_t unit) {
-  if (units_ == nullptr) return;
-  GradientUnits::Place place = units_->begin(unit);
-  flat_ = std::move(place.flat);
-  first_ = place.first;
-  accumulate_ = place.accumulate;
+  if (wanted()) targets_->begin(unit);
 }
 
 void GradientSink::end(size_t unit) {
-  if (units_ == nullptr) return;
-  if (deferred_.empty()) return units_->end(unit);
-  defer([this, unit] { units_->end(unit); });
+  if (!wanted()) return;
+  if (deferred_.empty()) return targets_->end(unit);
+  defer([this, unit] { targets_->end(unit); });
 }
 
 void GradientSink::flush() {
@@ -83,15 +73,14 @@ at::Tensor Trunk::forward(const StageWeights& weights, at::Tensor x, bool recomp
 
 void Trunk::weight_gradient(const at::Tensor& weight, const at::Tensor& y, const at::Tensor& x,
                             bool defer, GradientSink* sink) {
-  const GradientTarget target = sink->target(weight);
-  if (!target.tensor.defined()) return;
-  if (!defer) {
+  if (!sink->wanted()) return;
+  // The place is asked for when it is written: until then a deferred gradient takes no memory.
+  auto work = [this, sink, weight, y, x] {
+    const GradientTarget target = sink->target(weight);
     product_.weight_gradient(target.tensor, y, x, target.accumulate);
-    return;
-  }
-  sink->defer([this, target, y, x] {
-    product_.weight_gradient(target.tensor, y, x, target.accumulate);
-  });
+  };
+  if (!defer) return work();
+  sink->defer(std::move(work));
 }
 
 at::Tensor Trunk::layer_backward(const LayerWeights& weights, LayerState state,

@@ -18,37 +18,31 @@
 
 namespace tessera::model {
 
-// Where each unit's gradients go, for a sink that is not one flat tensor. Units as in WeightSource.
-class GradientUnits {
+// Where a stage's weight gradients go. Units as in WeightSource.
+class GradientTargets {
  public:
-  virtual ~GradientUnits() = default;
-  struct Place {
-    at::Tensor flat;        // fp32
-    int64_t first = 0;      // flat[0] is of the weight at this offset of its storage
-    bool accumulate = false;
-  };
+  virtual ~GradientTargets() = default;
   // The unit's gradients are about to be computed, ..
-  virtual Place begin(size_t unit) = 0;
+  virtual void begin(size_t unit) = 0;
   // .. and all enqueued.
   virtual void end(size_t unit) = 0;
+  // Of a weight that is a leaf of StageWeights. Deferred work asks when it runs, after other units
+  // were begun. Overwritten where the answer does not say to accumulate; what sums over several
+  // calls must then clear it first.
+  virtual GradientTarget target(const at::Tensor& weight) = 0;
 };
 
-// The flat fp32 gradient of a stage. Weights are views of a flat tensor of the same order, so a
-// weight's place tells its gradient's.
+// The weight gradients of one backward pass.
 class GradientSink {
  public:
-  // `accumulate`: add to what `flat` holds; else every weight's gradient overwrites it, and what
-  // sums over several calls must clear its part first.
-  GradientSink(at::Tensor flat, bool accumulate)
-      : flat_(std::move(flat)), accumulate_(accumulate) {}
-  // Each unit's gradients go where `units` says.
-  explicit GradientSink(GradientUnits* units) : units_(units) {}
+  explicit GradientSink(GradientTargets* targets) : targets_(targets) {}
   // Nothing is wanted but the input's gradient.
   GradientSink() = default;
 
-  bool wanted() const { return flat_.defined() || units_ != nullptr; }
-  bool accumulates() const { return accumulate_; }
-  GradientTarget target(const at::Tensor& weight) const;
+  bool wanted() const { return targets_ != nullptr; }
+  GradientTarget target(const at::Tensor& weight) const {
+    return wanted() ? targets_->target(weight) : GradientTarget();
+  }
 
   // Around the work, deferred or not, on one unit's gradients.
   void begin(size_t unit);
@@ -59,10 +53,7 @@ class GradientSink {
   void flush();
 
  private:
-  at::Tensor flat_;
-  int64_t first_ = 0;
-  bool accumulate_ = false;
-  GradientUnits* units_ = nullptr;
+  GradientTargets* targets_ = nullptr;
   std::vector<std::function<void()>> deferred_;
 };
 
