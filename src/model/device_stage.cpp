@@ -15,7 +15,8 @@ namespace {
 bool goes_by_hand(const core::RunSpec& spec, const at::Device& device, PassKind kind) {
   const bool fits =
       spec.boundary.kind != core::BoundaryKind::kIota || spec.pipeline.stages == 1;
-  return kind == PassKind::kFused || (kind == PassKind::kBest && device.is_cuda() && fits);
+  const bool fp8 = spec.training.matrix_products == core::MatrixProducts::kFp8;
+  return kind == PassKind::kFused || (kind == PassKind::kBest && (device.is_cuda() || fp8) && fits);
 }
 
 std::unique_ptr<StagePass> make_pass(const core::RunSpec& spec, StageIndex stage,

@@ -59,13 +59,17 @@ class GradientSink {
 
 // What the backward pass needs of one layer. Only `x` with recomputation.
 struct LayerState {
-  at::Tensor x;  // [N, d], the layer's input
-  NormResult input_norm;
+  at::Tensor x;           // [N, d], the layer's input
+  NormResult input_norm;  // without y, which is `input`
+  Factor input;
   at::Tensor packed;  // rotated q | k | v
   AttentionState attention;
-  at::Tensor middle;  // x + attention
-  NormResult post_norm;
+  Factor attended;
+  at::Tensor middle;     // x + attention
+  NormResult post_norm;  // without y, which is `middle_input`
+  Factor middle_input;
   at::Tensor gate_up;
+  Factor fed;  // swiglu_forward(gate_up), where products take codes
 };
 
 class Trunk {
@@ -86,11 +90,21 @@ class Trunk {
                       at::Tensor dy, bool recompute, bool defer, GradientSink* sink);
 
  private:
-  at::Tensor layer_forward(const LayerWeights& weights, const at::Tensor& x, LayerState* state);
-  at::Tensor layer_backward(const LayerWeights& weights, LayerState state, const at::Tensor& dy,
-                            bool defer, GradientSink* sink);
-  void weight_gradient(const at::Tensor& weight, const at::Tensor& y, const at::Tensor& x,
-                       bool defer, GradientSink* sink);
+  at::Tensor layer_forward(const StageWeights& stage, const LayerWeights& weights,
+                           const at::Tensor& x, LayerState* state);
+  at::Tensor layer_backward(const StageWeights& stage, const LayerWeights& weights,
+                            LayerState state, const at::Tensor& dy, bool defer,
+                            GradientSink* sink);
+  void weight_gradient(const at::Tensor& weight, const Factor& y, const Factor& x, bool defer,
+                       GradientSink* sink);
+  // What a pass reads of an activation for its product, and keeps for its weight's gradient.
+  Factor activation(const at::Tensor& values, bool keep) const {
+    return product_.factor(values, FactorKind::kForward, /*rows=*/true, /*columns=*/keep);
+  }
+  Factor gradient(const at::Tensor& values, const GradientSink& sink) const {
+    return product_.factor(values, FactorKind::kGradient, /*rows=*/true, /*columns=*/sink.wanted());
+  }
+  Factor factor_of(const StageWeights& stage, const at::Tensor& weight) const;
 
   const double epsilon_;
   const Heads heads_;
