@@ -23,6 +23,7 @@ bool is_bad_copy(const Status& status) {
 struct OpenResult {
   const core::ShardResult* result = nullptr;
   core::ResultCopy copy;
+  size_t tried = 0;               // the first of them
   bool is_kept = false;           // here, not fetched
   core::ObjectManifest manifest;
   std::vector<Digest> blocks;     // as opened
@@ -53,14 +54,14 @@ class MeanFetch {
       const auto& copies = shard.result->copies;
       const auto kept = std::find_if(copies.begin(), copies.end(), [&](const auto& copy) { return blobs_.has(copy.object); });
       shard.is_kept = kept != copies.end();
-      shard.copy = shard.is_kept ? *kept : copies.front();
+      shard.tried = shard.is_kept ? static_cast<size_t>(kept - copies.begin()) : 0;
+      shard.copy = copies[shard.tried];
       all.push_back(&shard);
     }
     TESSERA_RETURN_IF_ERROR(fetch(all, threads));
     for (OpenResult& shard : shards_) {
-      const Digest tried = shard.copy.object;
-      for (const core::ResultCopy& copy : shard.result->copies) {
-        if (is_bad_copy(shard.status) && copy.object != tried) TESSERA_RETURN_IF_ERROR(fetch_from(&shard, copy, threads));
+      for (size_t i = 0; i < shard.result->copies.size() && is_bad_copy(shard.status); ++i) {
+        if (i != shard.tried) TESSERA_RETURN_IF_ERROR(fetch_from(&shard, shard.result->copies[i], threads));
       }
       if (is_bad_copy(shard.status) && remake) {
         TESSERA_ASSIGN_OR_RETURN(const core::ResultCopy made, remake(*shard.result));
