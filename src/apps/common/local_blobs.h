@@ -24,7 +24,7 @@ class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
     if (!write || (may_write_ && may_write_(caller.node))) return ok_status();
     return error(absl::StatusCode::kPermissionDenied, "only registered miners store blobs here; register first");
   }
-  StatusOr<Digest> put(std::string_view content) override { return store_.put(content); }
+  Status put(const Digest& name, std::string content) override { return store_.put(name, content); }
   StatusOr<std::string> get(const Digest& digest) override { return store_.get(digest); }
   bool has(const Digest& digest) override { return store_.has(digest); }
 
