@@ -108,6 +108,7 @@ void Orchestrator::on(const RunResumed& event) {
   state_.file_spec = event.run_spec;
   state_.restage.reset();
   forget_audits();
+  watch_.forget();
   refresh_needs();
   enter(RunPhase::kWaiting, 0);
   say(fmt::format("resumed at microbatch {} ({} done, {} to issue again)", event.next_microbatch, event.done,

@@ -76,7 +76,7 @@ void Orchestrator::on(const UploadCommitted& event) {
   if (merge->phase != MergePhase::kSnapshot || merge->invited.count(event.miner) == 0) return;
   merge->uploads.emplace(event.miner, event.commit);
   state_.miners[event.miner].upload = merge->uploads.at(event.miner).object;
-  audits().upload(event.miner, merge->uploads.at(event.miner));
+  if (event.commit.whole) audit_upload(state_.miners[event.miner], event.commit);
   const double quorum = state_.spec.merge.quorum * static_cast<double>(merge->invited.size());
   if (static_cast<double>(merge->uploads.size()) >= quorum - 1e-9) {
     merge->deadline = std::min(merge->deadline, now_ + state_.spec.timeouts.upload_grace_ms);
@@ -97,6 +97,7 @@ void Orchestrator::freeze_if_complete(StageIndex s) {
 void Orchestrator::note_whole(StageIndex s, MinerIndex miner) {
   Merge& merge = *state_.stages[s].merge;
   if (std::exchange(merge.uploads.at(miner).whole, true)) return;
+  audit_upload(state_.miners[miner], merge.uploads.at(miner));
   if (merge.phase == MergePhase::kSnapshot) return freeze_if_complete(s);
   const auto& participants = merge.participants;
   if (std::find(participants.begin(), participants.end(), miner) == participants.end()) return;

@@ -21,6 +21,7 @@
 #include "tessera/core/events.h"
 #include "tessera/core/orchestrator_index.h"
 #include "tessera/core/orchestrator_state.h"
+#include "tessera/core/receipt_watch.h"
 #include "tessera/core/run_spec.h"
 
 namespace tessera::core {
@@ -156,6 +157,10 @@ class Orchestrator {
   void say(const std::vector<AuditNote>& notes);
   void forget_audits();
   void unseal_audit(uint64_t audit);
+  void judge_auditable(const MinerRecord& miner);
+  bool may_snapshot(const MinerRecord& miner) const;
+  void audit_receipt(const MinerRecord& miner, const Receipt& receipt);
+  void audit_upload(const MinerRecord& miner, const UploadCommit& upload);
   // orchestrator_miners.cpp
   void begin_incarnation(MinerIndex index, const Registration& registration, bool is_known);
   bool is_news(const MinerRecord& miner, const MergeApplied& applied) const;
@@ -211,6 +216,7 @@ class Orchestrator {
   std::vector<MinerIndex> mended_pathway(const OpenMicrobatch& microbatch, MinerIndex head) const;
   std::vector<MinerIndex> propose_pathway(MicrobatchId id, uint32_t attempt, MinerIndex head, bool* random) const;
   void count_receipt(MinerRecord& miner, const Receipt& receipt);
+  void watch_receipt(const MinerRecord& miner, const Receipt& receipt);
   void release(MicrobatchId id, OpenMicrobatch& microbatch);
   void stop_waiting_for(const OpenMicrobatch& microbatch, StageIndex stage);
   void note_time(MinerRecord& miner, const Receipt& receipt);
@@ -253,6 +259,7 @@ class Orchestrator {
 
   OrchestratorState state_;
   OrchestratorIndex index_;
+  ReceiptWatch watch_;
   TimeMs now_ = 0;
   Effects effects_;
   // Of the step under way: stages at an epoch boundary; whether miners came, went or became ready.
