@@ -36,6 +36,7 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
   directive.phase = merge.phase;
   if (merge.phase == MergePhase::kSnapshot) {
     if (merge.invited.count(miner.index) == 0) return std::nullopt;
+    directive.again = miner.upload_again;
     return directive;
   }
   directive.tasks = open_tasks(state, summary, miner);
@@ -47,10 +48,12 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
   return directive;
 }
 
-bool says_more(const Merge& merge, MinerIndex miner, const UploadCommit& upload) {
+bool says_more(const Merge& merge, const MinerRecord& miner, const UploadCommit& upload) {
   if (merge.target != upload.target) return false;
-  const auto known = merge.uploads.find(miner);
-  if (known == merge.uploads.end()) return merge.phase == MergePhase::kSnapshot && merge.invited.count(miner) > 0;
+  const auto known = merge.uploads.find(miner.index);
+  if (known == merge.uploads.end()) {
+    return merge.phase == MergePhase::kSnapshot && merge.invited.count(miner.index) > 0 && upload.again == miner.upload_again;
+  }
   return upload.whole && !known->second.whole && known->second.object == upload.object;
 }
 
@@ -160,11 +163,15 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
   if (request.segment && audits().is_news(miner.index, *request.segment, next - 1)) {
     news.emplace_back(SegmentCommitted{miner.index, *request.segment});
   }
-  if (request.upload && stage.merge && says_more(*stage.merge, miner.index, *request.upload)) {
+  if (request.upload && stage.merge && says_more(*stage.merge, miner, *request.upload)) {
     news.emplace_back(UploadCommitted{miner.index, *request.upload});
   }
   for (ShardCommit& commit : owed_commits(request)) {
     news.emplace_back(ShardCommitted{miner.index, std::move(commit), miner.stage, state_.resumes});
+  }
+  for (const UnreadableResult& unreadable : request.unreadable_results) {
+    if (!may_recheck(miner, unreadable)) continue;
+    news.emplace_back(ResultUnreadable{miner.index, miner.stage, unreadable.target, unreadable.first_block});
   }
   if (request.published_state && miner.placed && miner.ready && !stage.state_published && request.status.epoch == stage.epoch &&
       *request.published_state == stage.state) {

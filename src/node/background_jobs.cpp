@@ -129,6 +129,7 @@ void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
   done.commit.target = job.target;
   done.commit.snapshot_step = job.snapshot_step;
   done.commit.snapshot_version = job.snapshot_version;
+  done.commit.again = job.again;
   done.ok = upload.ok();
   if (!upload.ok()) {
     done.why = message_of(upload.status());
@@ -207,7 +208,8 @@ Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BaseP
     return core::ResultCopy{made.object, token};
   };
   TESSERA_ASSIGN_OR_RETURN(const std::vector<float> delta,
-                           fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake, overlap_ ? kFetchers : 1));
+                           fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake, overlap_ ? kFetchers : 1,
+                                      &done->unreadable));
   const core::Values old_base = base_;
   std::vector<float> base = *base_;
   kernels::outer_step_cpu(base.data(), momentum_.data(), delta.data(), values,

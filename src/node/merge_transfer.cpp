@@ -281,20 +281,40 @@ StatusOr<std::string> open_copy(ports::BlobLink& blobs, const core::ResultCopy& 
   return bytes;
 }
 
+bool is_no_fault_of_the_link(const Status& status) {
+  // Or what its name leads to is no list of chunks, or too short a one.
+  return absl::IsDataLoss(status) || absl::IsNotFound(status) || absl::IsInvalidArgument(status) || absl::IsOutOfRange(status);
+}
+
+StatusOr<std::string> open_any(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values,
+                               const core::ShardResult& result, const std::vector<core::ResultCopy>& copies) {
+  const uint64_t first = result.first_block * merge.block_values;
+  const uint64_t count = std::min(stage_values - first, result.block_count * merge.block_values);
+  StatusOr<std::string> bytes = data_loss("a shard without copies");
+  for (size_t i = 0; i < copies.size() && !bytes.ok(); ++i) {
+    bytes = open_copy(blobs, copies[i], result.result, kernels::merge_block_bytes(merge.result_format, merge.block_values),
+                      kernels::merge_run_bytes(merge.result_format, count, merge.block_values));
+  }
+  return bytes;
+}
+
 // One fetch_mean(). Shared by its workers.
 class MeanFetch {
  public:
   MeanFetch(KeptBlobs& blobs, const core::MergeSpec& merge, const std::vector<core::ShardResult>& results,
-            const RemakeShard& remake, std::vector<float>* mean)
-      : blobs_(blobs), merge_(merge), results_(results), remake_(remake), mean_(*mean) {}
+            const RemakeShard& remake, std::vector<uint64_t>* unreadable, std::vector<float>* mean)
+      : blobs_(blobs), merge_(merge), results_(results), remake_(remake), unreadable_(unreadable), mean_(*mean) {}
 
   Status run(size_t threads) {
     run_together(threads, [this] {
       for (size_t i = next_++; i < results_.size(); i = next_++) {
         const Status status = fetch(results_[i]);
         if (status.ok()) continue;
-        next_ = results_.size();
         std::lock_guard lock(mutex_);
+        // All of the unreadable ones are to be told at once.
+        const bool goes_on = unreadable_ != nullptr && is_no_fault_of_the_link(status) &&
+                             unreadable_->size() < core::kMaxUnreadableResults;
+        if (!goes_on) next_ = results_.size();
         if (failure_.ok()) failure_ = status;
       }
     });
@@ -307,20 +327,9 @@ class MeanFetch {
     const uint64_t count = std::min(mean_.size() - first, result.block_count * merge_.block_values);
     std::vector<core::ResultCopy> copies = result.copies;
     std::stable_partition(copies.begin(), copies.end(), [&](const auto& copy) { return blobs_.has(copy.object); });
-    const auto open = [&](const core::ResultCopy& copy) {
-      return open_copy(blobs_, copy, result.result, kernels::merge_block_bytes(merge_.result_format, merge_.block_values),
-                       kernels::merge_run_bytes(merge_.result_format, count, merge_.block_values));
-    };
-    StatusOr<std::string> bytes = data_loss("a shard without copies");
-    for (size_t i = 0; i < copies.size() && !bytes.ok(); ++i) bytes = open(copies[i]);
-    // Or what its name leads to is no list of chunks, or too short a one.
-    const bool is_bad = absl::IsDataLoss(bytes.status()) || absl::IsNotFound(bytes.status()) ||
-                        absl::IsInvalidArgument(bytes.status()) || absl::IsOutOfRange(bytes.status());
-    if (is_bad && remake_) {
-      std::lock_guard lock(remake_mutex_);
-      TESSERA_ASSIGN_OR_RETURN(const core::ResultCopy made, remake_(result));
-      bytes = open(made);
-    }
+    StatusOr<std::string> bytes = open_any(blobs_, merge_, mean_.size(), result, copies);
+    if (is_no_fault_of_the_link(bytes.status()) && remake_) bytes = remade(result);
+    if (is_no_fault_of_the_link(bytes.status()) && unreadable_ != nullptr) note_unreadable(result);
     if (!bytes.ok()) return bytes.status();
     kernels::merge_decode_cpu({.run = {merge_.result_format, count, merge_.block_values},
                                .payload = reinterpret_cast<const uint8_t*>(bytes->data()),
@@ -329,10 +338,22 @@ class MeanFetch {
     return ok_status();
   }
 
+  StatusOr<std::string> remade(const core::ShardResult& result) {
+    std::lock_guard lock(remake_mutex_);
+    TESSERA_ASSIGN_OR_RETURN(const core::ResultCopy made, remake_(result));
+    return open_any(blobs_, merge_, mean_.size(), result, {made});
+  }
+
+  void note_unreadable(const core::ShardResult& result) {
+    std::lock_guard lock(mutex_);
+    if (unreadable_->size() < core::kMaxUnreadableResults) unreadable_->push_back(result.first_block);
+  }
+
   KeptBlobs& blobs_;
   const core::MergeSpec& merge_;
   const std::vector<core::ShardResult>& results_;
   const RemakeShard& remake_;
+  std::vector<uint64_t>* const unreadable_;
   std::vector<float>& mean_;  // each worker writes shards of its own
   std::atomic<size_t> next_{0};
   std::mutex mutex_;
@@ -342,9 +363,13 @@ class MeanFetch {
 
 }  // namespace
 
+Status check_result(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values, const core::ShardResult& result) {
+  return open_any(blobs, merge, stage_values, result, result.copies).status();
+}
+
 StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
                                         const std::vector<core::ShardResult>& results, const RemakeShard& remake,
-                                        size_t threads) {
+                                        size_t threads, std::vector<uint64_t>* unreadable) {
   const uint64_t blocks = (stage_values + merge.block_values - 1) / merge.block_values;
   uint64_t covered = 0;
   for (const core::ShardResult& result : results) {
@@ -355,7 +380,7 @@ StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec&
   }
   if (covered != blocks) return data_loss("the merge's shards cover {} of {} blocks", covered, blocks);
   std::vector<float> mean(stage_values);
-  TESSERA_RETURN_IF_ERROR(MeanFetch(blobs, merge, results, remake, &mean).run(threads));
+  TESSERA_RETURN_IF_ERROR(MeanFetch(blobs, merge, results, remake, unreadable, &mean).run(threads));
   return mean;
 }
 

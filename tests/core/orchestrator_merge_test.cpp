@@ -294,6 +294,7 @@ TEST(Merge, AnUploadThatMerelyCouldNotBeFetchedIsTriedAgain) {
   EXPECT_TRUE(swarm.at(0, 0).record().upload);  // it is committed again
   swarm.at(0, 0).habits.reduces = true;
   swarm.world.recomputations.clear();
+  swarm.world.pass(500);
   EXPECT_TRUE(merge_until(swarm, [&] { return swarm.world.stage(0).epoch == 1; }));
 }
 
