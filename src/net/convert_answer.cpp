@@ -162,6 +162,7 @@ void to_proto(const core::Assignment& in, v1::Assignment* out) {
   out->set_state(bytes_or_empty(in.state));
   out->set_local_state(bytes_or_empty(in.local_state));
   out->set_schedule_step(in.schedule_step);
+  for (const core::Peer& donor : in.donors) to_proto(donor, out->add_donors());
 }
 
 Status from_proto(const v1::Assignment& in, core::Assignment* out) {
@@ -171,6 +172,7 @@ Status from_proto(const v1::Assignment& in, core::Assignment* out) {
   check.bytes32_or_empty("state", in.state(), &out->state);
   check.bytes32_or_empty("local_state", in.local_state(), &out->local_state);
   out->schedule_step = in.schedule_step();
+  check.list("donors", in.donors(), core::kMaxDonors, &out->donors);
   return check.status();
 }
 

@@ -84,7 +84,10 @@ struct ShardCommit {
 struct UnreadableResult {
   Epoch target = 0;
   uint64_t first_block = 0;  // of the shard
-  bool operator==(const UnreadableResult&) const = default;
+  template <class A>
+  void fields(A& a) {
+    a("target", target)("first_block", first_block);
+  }
 };
 inline constexpr size_t kMaxUnreadableResults = 16;  // of a report
 
