@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <mutex>
+#include <span>
 #include <utility>
 
 #include "merge_workers.h"
 #include "tessera/base/crypto.h"
+#include "tessera/core/merge_messages.h"
 #include "tessera/kernels/merge_wire.h"
 #include "tessera/node/merge_reduce.h"
 #include "tessera/node/merge_transfer.h"
@@ -38,16 +40,24 @@ struct Part {
   uint64_t count = 0;
 };
 
-// One fetch_mean(). Shared by its workers, which take parts of all shards' first copies. What is wrong with one of those costs
-// the shard another copy, afterwards.
+// Some shards that follow each other. Shared by its workers, which take parts of all shards' first copies. What is wrong with one
+// of those costs the shard another copy, afterwards.
 class MeanFetch {
  public:
-  MeanFetch(KeptBlobs& blobs, const core::MergeSpec& merge, const std::vector<core::ShardResult>& results, std::vector<float>* mean)
-      : blobs_(blobs), merge_(merge), mean_(*mean), shards_(results.size()) {
+  // `mean` begins with the first shard's first value.
+  MeanFetch(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values, std::span<const core::ShardResult> results,
+            std::vector<float>* mean)
+      : blobs_(blobs),
+        merge_(merge),
+        stage_values_(stage_values),
+        origin_(results.front().first_block * merge.block_values),
+        mean_(*mean),
+        shards_(results.size()) {
     for (size_t i = 0; i < results.size(); ++i) shards_[i].result = &results[i];
   }
 
-  Status run(const RemakeShard& remake, size_t threads) {
+  // The first of the failures; of those that are not the link's all shards are told, if `unreadable` is there.
+  Status run(const RemakeShard& remake, size_t threads, std::vector<uint64_t>* unreadable) {
     std::vector<OpenResult*> all;
     for (OpenResult& shard : shards_) {
       if (shard.result->copies.empty()) continue;
@@ -59,23 +69,35 @@ class MeanFetch {
       all.push_back(&shard);
     }
     TESSERA_RETURN_IF_ERROR(fetch(all, threads));
+    Status failure;
     for (OpenResult& shard : shards_) {
-      for (size_t i = 0; i < shard.result->copies.size() && is_bad_copy(shard.status); ++i) {
-        if (i != shard.tried) TESSERA_RETURN_IF_ERROR(fetch_from(&shard, shard.result->copies[i], threads));
-      }
-      if (is_bad_copy(shard.status) && remake) {
-        TESSERA_ASSIGN_OR_RETURN(const core::ResultCopy made, remake(*shard.result));
-        TESSERA_RETURN_IF_ERROR(fetch_from(&shard, made, threads));
-      }
-      if (!shard.status.ok()) return shard.status;
+      TESSERA_RETURN_IF_ERROR(try_others(&shard, remake, threads));
+      if (shard.status.ok()) continue;
+      if (failure.ok()) failure = shard.status;
+      if (unreadable == nullptr || unreadable->size() == core::kMaxUnreadableResults) return failure;
+      unreadable->push_back(shard.result->first_block);
     }
-    return ok_status();
+    return failure;
   }
 
  private:
   uint64_t first_value(const core::ShardResult& result) const { return result.first_block * merge_.block_values; }
   uint64_t value_count(const core::ShardResult& result) const {
-    return std::min(mean_.size() - first_value(result), result.block_count * merge_.block_values);
+    return std::min(stage_values_ - first_value(result), result.block_count * merge_.block_values);
+  }
+
+  // The copies that were not tried yet, then one that is made anew. An error is one of the link; what is wrong with the copies is
+  // in the shard's status.
+  Status try_others(OpenResult* shard, const RemakeShard& remake, size_t threads) {
+    const auto& copies = shard->result->copies;
+    for (size_t i = 0; i < copies.size() && is_bad_copy(shard->status); ++i) {
+      if (i != shard->tried) TESSERA_RETURN_IF_ERROR(fetch_from(shard, copies[i], threads));
+    }
+    if (!is_bad_copy(shard->status) || !remake) return ok_status();
+    const StatusOr<core::ResultCopy> made = remake(*shard->result);
+    if (made.ok()) return fetch_from(shard, *made, threads);
+    shard->status = made.status();
+    return is_bad_copy(made.status()) ? ok_status() : made.status();
   }
 
   Status fetch_from(OpenResult* shard, const core::ResultCopy& copy, size_t threads) {
@@ -181,13 +203,15 @@ class MeanFetch {
       kernels::merge_decode_cpu({.run = {merge_.result_format, values, merge_.block_values},
                                  .payload = reinterpret_cast<const uint8_t*>(content.data()),
                                  .assign = true,
-                                 .sum = mean_.data() + first_value(*shard.result) + at});
+                                 .sum = mean_.data() + (first_value(*shard.result) - origin_) + at});
     }
     return ok_status();
   }
 
   KeptBlobs& blobs_;
   const core::MergeSpec& merge_;
+  const uint64_t stage_values_;
+  const uint64_t origin_;  // of mean_, in the stage
   std::vector<float>& mean_;  // each part is one worker's
   std::vector<OpenResult> shards_;
   std::vector<Part> parts_;
@@ -200,7 +224,7 @@ class MeanFetch {
 
 StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
                                         const std::vector<core::ShardResult>& results, const RemakeShard& remake,
-                                        size_t threads) {
+                                        size_t threads, std::vector<uint64_t>* unreadable) {
   const uint64_t blocks = (stage_values + merge.block_values - 1) / merge.block_values;
   uint64_t covered = 0;
   for (const core::ShardResult& result : results) {
@@ -211,8 +235,17 @@ StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec&
   }
   if (covered != blocks) return data_loss("the merge's shards cover {} of {} blocks", covered, blocks);
   std::vector<float> mean(stage_values);
-  TESSERA_RETURN_IF_ERROR(MeanFetch(blobs, merge, results, &mean).run(remake, threads));
+  if (results.empty()) return mean;
+  TESSERA_RETURN_IF_ERROR(MeanFetch(blobs, merge, stage_values, results, &mean).run(remake, threads, unreadable));
   return mean;
+}
+
+Status check_result(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values, const core::ShardResult& result) {
+  const uint64_t first = result.first_block * merge.block_values;
+  if (first >= stage_values) return data_loss("a shard begins behind the end of its stage");
+  KeptBlobs kept(blobs);
+  std::vector<float> values(std::min(stage_values - first, result.block_count * merge.block_values));
+  return MeanFetch(kept, merge, stage_values, {&result, 1}, &values).run({}, 1, nullptr);
 }
 
 }  // namespace tessera::node

@@ -1,7 +1,7 @@
 // The gRPC servers of the orchestrator and of a miner.
 //
 // Threads: start(), set_run() and shutdown() belong to the owner's thread. Handlers are called on
-// gRPC's threads, on_frame() on threads of the server, and must only check and enqueue; their `done` may be called later from any thread,
+// gRPC's threads, on_frame() and donate() on threads of the server, and must only check and enqueue (donate() may copy); their `done` may be called later from any thread,
 // also after shutdown() (then it does nothing). After shutdown() has returned no handler is called
 // any more.
 #pragma once
@@ -69,6 +69,9 @@ struct PeerServerOptions {
   size_t max_streams = 1024;        // of all peers; two a peer at most
   size_t handler_threads = 2;       // that call on_frame()
   size_t max_pending_calls = 1024;  // probes
+  // That read what is given away of the stage's state, and what waits for them; over it RESOURCE_EXHAUSTED.
+  size_t donor_threads = 2;
+  size_t max_queued_donations = 32;
 };
 
 class PeerServer {
