@@ -133,7 +133,8 @@ Lease Orchestrator::grant(MicrobatchId id, MinerRecord& head) {
           .counted_stages = microbatch.counted_stages,
           .pathway = microbatch.pathway,
           .lifetime_ms = lifetime_ms,
-          .repair = repair};
+          .repair = repair,
+          .expires_unix_ms = now_ + lifetime_ms};
 }
 
 void Orchestrator::on(const LeasesRequested& event) {

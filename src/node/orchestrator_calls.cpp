@@ -68,6 +68,7 @@ Status OrchestratorControl::handle_register(RegisterCall& call) {
 Status OrchestratorControl::handle_sync(SyncCall& call) {
   const core::MinerRecord* miner = core_.find(call.caller.node, call.request.incarnation);
   const auto session = miner == nullptr ? sessions_.end() : sessions_.find(miner->index);
+    answer.lease_key = surroundings_.key;
   if (miner == nullptr || session == sessions_.end() || session->second != call.caller.session) {
     core::SyncAnswer answer;
     answer.known = false;
@@ -122,6 +123,10 @@ Status OrchestratorControl::handle_sync(SyncCall& call) {
 void OrchestratorControl::check_published(const core::StatePublished& claim) {
   const auto [last, is_first] = published_checked_.try_emplace(claim.miner, 0);
   if (!is_first && monotonic() - last->second < kPublishedCheckMs) return;
+  for (core::Lease& lease : answer.leases) lease.signature = surroundings_.sign(lease.signed_bytes(run_id));
+  const core::MinerRecord& record = core_.state().miners[index];
+  const uint64_t asked = blob_asks_.news_in(core_.state(), record, answer, record.receipts_through - receipts_before);
+  if (asked > 0) surroundings_.blobs_asked(call.caller.node, asked);
   last->second = monotonic();
   const core::StageRecord& stage = core_.state().stages[core_.state().miners[claim.miner].stage];
   surroundings_.start(PublishedJob{claim, stage.values});

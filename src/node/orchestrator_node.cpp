@@ -24,6 +24,8 @@ OrchestratorSurroundings OrchestratorNode::Shell::surroundings() {
   return {.unix_ms = unix_now_ms,
           .monotonic_ms = monotonic_now_ms,
           .random_bytes = random_bytes,
+          .key = ports_.key->id(),
+          .sign = [key = ports_.key](std::string_view bytes) { return key->sign(bytes); },
           .verify = verify,
           .start = [this](OrchestratorJob job) {
             const PushResult pushed = jobs_.push(std::move(job));

@@ -8,7 +8,6 @@
 namespace tessera::sim {
 namespace {
 
-constexpr TimeMs kUnixEpochMs = 1700000000000;  // unix time when simulated time is 0
 constexpr TimeUs kJobUs = 20000;                // of a recomputation or checkpoint
 constexpr TimeUs kSweepUs = 60000000;
 constexpr size_t kMaxWaitingCalls = 65536;
@@ -54,6 +53,8 @@ node::OrchestratorSurroundings SimulatedOrchestrator::surroundings() {
   return {.unix_ms = [this] { return kUnixEpochMs + world_.queue.now_ms(); },
           .monotonic_ms = [this] { return world_.queue.now_ms(); },
           .random_bytes = [this](size_t size) { return world_.random_bytes(size); },
+          .key = key_of_node(kOrchestratorNode),
+          .sign = [](std::string_view bytes) { return sign_as(key_of_node(kOrchestratorNode), bytes); },
           .verify = is_signed_by,
           .start =
               [this](node::OrchestratorJob job) {

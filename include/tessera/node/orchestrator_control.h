@@ -76,6 +76,8 @@ struct OrchestratorSurroundings {
   // Takes work for the background; its result comes back through handle(). Never waits. False: it takes none any more.
   std::function<bool(OrchestratorJob)> start;
   std::function<void(const NodeId&)> registered;
+  NodeId key;  // of the orchestrator, which signs leases
+  std::function<Signature(std::string_view)> sign;
 };
 
 class OrchestratorControl {

@@ -28,6 +28,7 @@ struct OrchestratorPorts {
 };
 
 class OrchestratorNode final : public ports::OrchestratorHandler {
+  const KeyPair* key = nullptr;  // the orchestrator's own
  public:
   // Replays the journal (or begins a new run in an empty one). Fails if the journal is of another run specification and
   // no checkpoint is given, saying which sections differ.

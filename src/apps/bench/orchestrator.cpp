@@ -211,13 +211,14 @@ uint64_t journal_bytes(const std::string& folder) {
 StatusOr<std::unique_ptr<node::OrchestratorNode>> open_node(const Options& options, store::Journal& journal) {
   static NoBlobs blobs;
   static NoCheckpoints checkpoints;
+  static const KeyPair key = KeyPair::generate();
   node::OrchestratorOptions wanted;
   core::RunSpec spec = spec_for(options);
   TESSERA_RETURN_IF_ERROR(core::validate(&spec));
   wanted.spec = spec;
   wanted.data = data_for_bench();
   wanted.snapshot_events = options.snapshot_events;
-  return node::OrchestratorNode::open(std::move(wanted), {&journal, &blobs, &checkpoints});
+  return node::OrchestratorNode::open(std::move(wanted), {&key, &journal, &blobs, &checkpoints});
 }
 
 // The load runs on this thread, on the other cores.
