@@ -86,7 +86,7 @@ grpc::ServerUnaryReactor* BlobService::enqueue(const char* method,
         if (Status refusal = backend_->admit(caller, write); !refusal.ok()) {
           return call->fail(refusal);
         }
-        switch (jobs_.push({call, *request, work})) {
+        switch (jobs_.push({call, caller, *request, work})) {
           case PushResult::kOk:
             return;
           case PushResult::kFull:
@@ -131,7 +131,7 @@ void BlobService::put(const Job& job) {
   if (!status.ok()) return job.call->fail(status);
   v1::PutBlobsAnswer answer;
   for (const std::string& content : request.contents()) {
-    const auto digest = backend_->put(content);
+    const auto digest = backend_->put(job.caller, content);
     if (!digest.ok()) return job.call->fail(digest.status());
     answer.add_digests(bytes_of(*digest));
   }

@@ -62,7 +62,9 @@ node::OrchestratorSurroundings SimulatedOrchestrator::surroundings() {
                 if (!job_runs_) start_job();
                 return true;
               },
-          .registered = [](const NodeId&) {}};
+          .registered = [](const NodeId&, const node::BlobShare&) {},
+          .blobs_asked = [](const NodeId&, uint64_t) {},
+          .forgotten = [](const NodeId&) {}};
 }
 
 Status SimulatedOrchestrator::start() {
@@ -126,7 +128,7 @@ Status SimulatedOrchestrator::receive(Message message) {
                  "sim.commit_ms, or let miners report less often",
                  kMaxWaitingCalls);
   }
-  ports::Caller caller{key_of_node(message.from), std::move(message.session), ""};
+  ports::Caller caller{key_of_node(message.from), std::move(message.session), fmt::format("node-{}:1", message.from)};
   if (asked.registration) {
     TESSERA_RETURN_IF_ERROR(control_->handle(node::RegisterCall{
         std::move(caller), std::move(std::get<core::Registration>(message.body)),

@@ -121,7 +121,8 @@ Status BlobStore::reserve(uint64_t bytes) {
   return ok_status();
 }
 
-StatusOr<Digest> BlobStore::put(std::string_view content) {
+StatusOr<Digest> BlobStore::put(std::string_view content, bool* is_new) {
+  if (is_new != nullptr) *is_new = false;
   if (content.size() > kMaxBlobBytes) {
     return invalid_argument("a blob of {} bytes; the limit is {}: cut it into chunks",
                             content.size(), kMaxBlobBytes);
@@ -141,6 +142,7 @@ StatusOr<Digest> BlobStore::put(std::string_view content) {
     bytes_ -= content.size();
     return status;
   }
+  if (is_new != nullptr) *is_new = true;
   return digest;
 }
 

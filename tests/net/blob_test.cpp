@@ -21,7 +21,7 @@ class MemoryBlobs : public BlobBackend {
   Status admit(const ports::Caller& caller, bool write) override {
     return admitted ? admitted(caller, write) : ok_status();
   }
-  StatusOr<Digest> put(std::string_view content) override {
+  StatusOr<Digest> put(const ports::Caller&, std::string_view content) override {
     if (failures.fetch_sub(1) > 0) return unavailable("not now");
     ++puts;
     std::lock_guard lock(mutex_);

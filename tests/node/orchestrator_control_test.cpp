@@ -1,4 +1,5 @@
 // The orchestrator's control without its threads: what it believes only after a look, and what a miner's bad word costs.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <deque>
@@ -31,27 +32,26 @@ class OrchestratorControlTest : public testing::Test {
     node::OrchestratorOptions options;
     options.spec = spec_;
     options.data = small_data();
+    options.registrations_per_minute = 3;
     return options;
   }
   node::OrchestratorSurroundings surroundings() {
     return {.unix_ms = [this] { return now_; },
             .monotonic_ms = [this] { return now_; },
             .random_bytes = [](size_t size) { return std::string(size, 'r'); },
-            .verify = [this](const NodeId&, std::string_view, const Signature&) { ++verified_; return true; },
-            .start = [this](node::OrchestratorJob job) { started_.push_back(std::move(job)); return true; },
             .key = node_of(99),
             .sign = signature_of,
-            .registered = [](const NodeId&) {}};
+            .verify = [this](const NodeId&, std::string_view, const Signature&) { ++verified_; return true; },
+            .start = [this](node::OrchestratorJob job) { started_.push_back(std::move(job)); return true; },
+            .registered = [this](const NodeId&, const node::BlobShare& share) { share_ = share; },
+            .blobs_asked = [this](const NodeId&, uint64_t bytes) { asked_ += bytes; },
+            .forgotten = [this](const NodeId& node) { forgotten_.push_back(node); }};
   }
-  void report(core::SyncRequest request) {
+  core::SyncAnswer report(core::SyncRequest request) {
     request.incarnation = 5;
-    TESSERA_CHECK(control_.handle(node::SyncCall{{node_, session_, "here"}, std::move(request), [](auto) {}}).ok());
+    core::SyncAnswer told;
+    TESSERA_CHECK(control_.handle(node::SyncCall{{node_, session_, "here"}, std::move(request), [&](auto answer) { told = *answer; }}).ok());
     TESSERA_CHECK(control_.commit().ok());
-  }
-  void work_off() {
-    node::OrchestratorJobs jobs(blobs_, checkpoints_, nullptr, nullptr);
-    while (!started_.empty()) {
-      auto result = jobs.run(started_.front());
     return told;
   }
   // A miner with this key registers from there.
@@ -70,6 +70,11 @@ class OrchestratorControlTest : public testing::Test {
     const Digest digest = digest_of(bytes);
     std::copy(digest.bytes.begin(), digest.bytes.end(), signature.begin());
     return signature;
+  }
+  void work_off() {
+    node::OrchestratorJobs jobs(blobs_, checkpoints_, nullptr, nullptr);
+    while (!started_.empty()) {
+      auto result = jobs.run(started_.front());
       started_.pop_front();
       if (!result) continue;
       TESSERA_CHECK(std::visit([this](auto& done) { return control_.handle(std::move(done)); }, *result).ok());
@@ -81,6 +86,9 @@ class OrchestratorControlTest : public testing::Test {
   const NodeId node_ = node_of(1);
   TimeMs now_ = 1000;
   uint64_t verified_ = 0;
+  uint64_t asked_ = 0;
+  node::BlobShare share_;
+  std::vector<NodeId> forgotten_;
   MemoryJournal journal_;
   MemoryBlobs blobs_;
   MemoryCheckpoints checkpoints_;
@@ -119,14 +127,6 @@ TEST_F(OrchestratorControlTest, SignaturesOfCommitmentsThatNobodyAskedForAreNotC
   EXPECT_EQ(verified_, 0u);
 }
 
-TEST_F(OrchestratorControlTest, ALossThatIsNoNumberDoesNotSpoilTheMean) {
-  core::SyncRequest request;
-  for (const float loss : {std::numeric_limits<float>::quiet_NaN(), 2.0f}) {
-    core::Receipt& receipt = request.receipts.emplace_back();
-    receipt.miner = 0;
-    receipt.incarnation = 5;
-    receipt.sequence = request.receipts.size();
-    receipt.loss = loss;
 TEST_F(OrchestratorControlTest, LeasesAreSignedWhenTheyAreTold) {
   core::SyncRequest request;
   request.applied = core::MergeApplied{.epoch = 0, .state = digest_of("state")};
@@ -182,6 +182,14 @@ TEST(RegistrationLimit, AddressesAreBounded) {
   EXPECT_TRUE(limit.admits("another:1", node::RegistrationLimit::kWindowMs));
 }
 
+TEST_F(OrchestratorControlTest, ALossThatIsNoNumberDoesNotSpoilTheMean) {
+  core::SyncRequest request;
+  for (const float loss : {std::numeric_limits<float>::quiet_NaN(), 2.0f}) {
+    core::Receipt& receipt = request.receipts.emplace_back();
+    receipt.miner = 0;
+    receipt.incarnation = 5;
+    receipt.sequence = request.receipts.size();
+    receipt.loss = loss;
   }
   report(request);
   std::string status;

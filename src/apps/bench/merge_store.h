@@ -19,7 +19,7 @@ namespace tessera::apps {
 // Thread-safe.
 class MemoryStore final : public net::BlobBackend {
  public:
-  StatusOr<Digest> put(std::string_view content) override {
+  StatusOr<Digest> put(const ports::Caller&, std::string_view content) override {
     const Digest name = digest_of(content);
     std::lock_guard lock(mutex_);
     blobs_.emplace(name, content);
