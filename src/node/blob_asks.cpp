@@ -12,11 +12,15 @@ namespace {
 constexpr uint64_t kUploadBytes = 2 * 5;
 constexpr uint64_t kStateBytes = 2 * 8;
 constexpr uint64_t kLocalStateBytes = 2 * 20;
-constexpr uint64_t kSegmentBytes = 2 * (20 + 16);  // with the versions that microbatches in flight use
-constexpr uint64_t kMostBytes = 2 * (kUploadBytes + kUploadBytes + kStateBytes + kLocalStateBytes + kSegmentBytes);
 constexpr uint64_t kObjectBytes = 1 << 16;         // of any object, beside its content
 constexpr uint64_t kMicrobatchesHeld = 64;
 constexpr uint64_t kTensorsOfMicrobatch = 2;       // that one miner makes of it
+
+// A local state, and the versions of the weights that microbatches in flight use.
+uint64_t segment_bytes(const core::RunSpec& spec) {
+  const uint64_t versions = std::min<uint64_t>(core::kMaxOlderWeights, 1 + kMicrobatchesHeld / std::max(1u, spec.training.microbatches_per_step));
+  return kLocalStateBytes + 2 * sizeof(float) * versions;
+}
 
 uint64_t tensor_bytes(const core::RunSpec& spec) {
   return payload_bytes(spec.boundary.codec, spec.tokens_per_microbatch(), static_cast<size_t>(core::boundary_width(spec))) + kObjectBytes;
@@ -29,7 +33,8 @@ BlobShare blob_share(const core::OrchestratorState& state, uint64_t share_bytes)
   for (const core::StageRecord& stage : state.stages) values = std::max(values, stage.values);
   BlobShare share{.base_bytes = share_bytes, .most_bytes = 0};
   if (state.spec.audit.enabled) share.base_bytes += 2 * kMicrobatchesHeld * kTensorsOfMicrobatch * tensor_bytes(state.spec);
-  share.most_bytes = 2 * share.base_bytes + kMostBytes * values;
+  const uint64_t asked_at_once = 2 * kUploadBytes + kStateBytes + kLocalStateBytes + segment_bytes(state.spec);
+  share.most_bytes = 2 * share.base_bytes + 2 * asked_at_once * values;
   return share;
 }
 
@@ -62,7 +67,7 @@ uint64_t BlobAsks::news_in(const core::OrchestratorState& state, const core::Min
   if (!state.spec.audit.enabled) return bytes;
   if (miner.ready && asked.segment != answer.segment_known) {
     asked.segment = answer.segment_known;
-    bytes += kSegmentBytes * values + kObjectBytes;
+    bytes += segment_bytes(state.spec) * values + kObjectBytes;
   }
   return bytes + receipts * kTensorsOfMicrobatch * tensor_bytes(state.spec);
 }
