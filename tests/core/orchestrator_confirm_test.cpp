@@ -1,6 +1,8 @@
 // What a miner's upload is weighted by: gradients that both neighbours' receipts confirm.
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "support/scripted_swarm.h"
 
 namespace tessera::test {
@@ -29,7 +31,8 @@ std::vector<uint32_t> counts(ScriptedSwarm& swarm) {
 }
 
 TEST(Confirmation, TakesBothNeighboursInAnyOrder) {
-  for (const auto& order : {std::vector<StageIndex>{0, 1, 2}, {2, 1, 0}, {1, 0, 2}, {1, 2, 0}, {0, 2, 1}}) {
+  const std::vector<std::vector<StageIndex>> orders = {{0, 1, 2}, {2, 1, 0}, {1, 0, 2}, {1, 2, 0}, {0, 2, 1}, {2, 0, 1}};
+  for (const auto& order : orders) {
     ScriptedSwarm swarm(long_spec(3, 1));
     swarm.start();
     const core::Lease lease = lease_of(swarm, 0);

@@ -79,7 +79,8 @@ TEST(Forgetting, WhoIsNamedBySomethingUnderWayIsKept) {
   ASSERT_EQ(swarm.world.stage(1).merge->uploads.count(participant), 1u);
   swarm.world.step(core::MinerLost{participant, "silent"});
   swarm.world.pass(kDayMs);
-  const bool named = swarm.world.stage(1).merge && swarm.world.stage(1).merge->uploads.count(participant) > 0;
+  const auto& merge = swarm.world.stage(1).merge;
+  const bool named = merge && merge->invited.count(participant) + merge->uploads.count(participant) > 0;
   ScriptedMiner(swarm.world, 901, 1).join();
   EXPECT_EQ(swarm.world.state().miners.has(participant), named);
   EXPECT_TRUE(swarm.world.state().miners.has(other.index()));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <future>
+#include <set>
 
 #include "support/node_swarm.h"
 #include "tessera/base/log.h"
