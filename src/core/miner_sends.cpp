@@ -24,7 +24,7 @@ MinerIndex Miner::choose_downstream(const Work& work) {
     return RouteCandidate{state.peer.miner, static_cast<double>(state.health.microbatch_ms),
                           static_cast<double>(state.health.queued + state.given_since)};
   };
-  const auto proposed = next < work.pathway.size() ? peers_.find(work.pathway[next]) : peers_.end();
+  const auto proposed = next < work.lease.pathway.size() ? peers_.find(work.lease.pathway[next]) : peers_.end();
   const bool may_bind = proposed != peers_.end() && usable(proposed->second);
   std::optional<RouteCandidate> proposal;
   if (may_bind) proposal = candidate_of(proposed->second);
@@ -59,11 +59,13 @@ Frame Miner::frame_of(const MicrobatchKey& key, const Work& work, Direction dire
   frame.rank = spec_.boundary.rank;
   frame.exponent = work.payload.exponent;
   frame.payload = work.payload.bytes;
-  frame.counted_stages = work.counted_stages;
+  frame.counted_stages = work.lease.counted_stages;
   frame.lifetime_ms = static_cast<uint32_t>(std::max<TimeMs>(0, work.deadline - now_));
   if (direction == Direction::kForward) {
     frame.boundary = static_cast<uint16_t>(assignment_->stage);
-    frame.pathway = work.pathway;
+    frame.pathway = work.lease.pathway;
+    frame.lease_expires_unix_ms = work.lease.expires_unix_ms;
+    frame.lease_signature = work.lease.signature;
     frame.repairs = work.repairs;
     frame.repairs.push_back(work.given_again);
     frame.tokens = *work.tokens;
@@ -255,6 +257,7 @@ void Miner::forward_answered(const MicrobatchKey& key, Work& work, Admission adm
       }
       [[fallthrough]];
     case Admission::kStaleAttempt:
+    case Admission::kNotLeased:
     case Admission::kWrongRun:
     case Admission::kWrongShape:
     case Admission::kCorrupt:

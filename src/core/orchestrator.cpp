@@ -208,7 +208,7 @@ void Orchestrator::try_write_checkpoint() {
 }
 
 void Orchestrator::on(const CheckpointCommitted& event) {
-  if (event.miner >= state_.miners.size() || event.commit.id != state_.checkpoint_id ||
+  if (!state_.miners.has(event.miner) || event.commit.id != state_.checkpoint_id ||
       state_.phase != RunPhase::kCheckpointing) {
     return;
   }

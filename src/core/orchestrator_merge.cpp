@@ -89,7 +89,7 @@ void Orchestrator::start_merge(StageIndex s, std::set<MinerIndex> invited) {
 }
 
 void Orchestrator::on(const UploadCommitted& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   const StageIndex s = state_.miners[event.miner].stage;
   auto& merge = state_.stages[s].merge;
   if (!merge || merge->target != event.commit.target) return;
@@ -185,7 +185,9 @@ void Orchestrator::complete_merge(StageIndex s) {
   }
   for (const MinerIndex index : merge.participants) {
     auto& fresh = state_.miners[index].fresh;
-    fresh.erase(fresh.begin(), fresh.lower_bound(merge.uploads.at(index).snapshot_step));
+    const uint64_t through = merge.uploads.at(index).snapshot_step;
+    fresh.erase(fresh.begin(), fresh.lower_bound(through));
+    state_.miners[index].unmerged_from = std::max(state_.miners[index].unmerged_from, through);
     state_.miners[index].carries_since = merge.target;
     state_.miners[index].upload_again = 0;
   }

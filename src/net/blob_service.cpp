@@ -87,7 +87,7 @@ grpc::ServerUnaryReactor* BlobService::enqueue(const char* method,
         if (Status refusal = backend_->admit(caller, write); !refusal.ok()) {
           return call->fail(refusal);
         }
-        switch (jobs_.push({call, *request, work})) {
+        switch (jobs_.push({call, caller, *request, work})) {
           case PushResult::kOk:
             return;
           case PushResult::kFull:
@@ -139,7 +139,7 @@ void BlobService::put(const Job& job) {
   }
   v1::PutBlobsAnswer answer;
   for (size_t i = 0; i < names.size(); ++i) {
-    status = backend_->put(names[i], std::move(*request.mutable_contents(static_cast<int>(i))));
+    status = backend_->put(job.caller, names[i], std::move(*request.mutable_contents(static_cast<int>(i))));
     if (!status.ok()) return job.call->fail(status);
     answer.add_digests(bytes_of(names[i]));
   }

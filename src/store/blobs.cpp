@@ -121,13 +121,14 @@ Status BlobStore::reserve(uint64_t bytes) {
   return ok_status();
 }
 
-StatusOr<Digest> BlobStore::put(std::string_view content) {
+StatusOr<Digest> BlobStore::put(std::string_view content, bool* is_new) {
   const Digest digest = digest_of(content);
-  TESSERA_RETURN_IF_ERROR(put(digest, content));
+  TESSERA_RETURN_IF_ERROR(put(digest, content, is_new));
   return digest;
 }
 
-Status BlobStore::put(const Digest& digest, std::string_view content) {
+Status BlobStore::put(const Digest& digest, std::string_view content, bool* is_new) {
+  if (is_new != nullptr) *is_new = false;
   if (content.size() > kMaxBlobBytes) {
     return invalid_argument("a blob of {} bytes; the limit is {}: cut it into chunks",
                             content.size(), kMaxBlobBytes);
@@ -142,8 +143,12 @@ Status BlobStore::put(const Digest& digest, std::string_view content) {
   if (!absl::IsNotFound(existing.status())) TESSERA_RETURN_IF_ERROR(remove_locked(path));
   TESSERA_RETURN_IF_ERROR(reserve(content.size()));
   const Status status = write(digest, content);
-  if (!status.ok()) bytes_ -= content.size();
-  return status;
+  if (!status.ok()) {
+    bytes_ -= content.size();
+    return status;
+  }
+  if (is_new != nullptr) *is_new = true;
+  return ok_status();
 }
 
 Status BlobStore::write(const Digest& digest, std::string_view content) {

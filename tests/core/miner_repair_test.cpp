@@ -178,12 +178,12 @@ TEST(MinerRepair, AGradientIsKeptUntilTheLeaseIsOver) {
   EXPECT_EQ(tail.sends[0].frame.payload, "gradient");
   tail.frame_answered(Admission::kAccepted);
   EXPECT_EQ(tail.forward_arrives(1, 0, 0), Admission::kTakenOver);  // the one that was replaced
-  EXPECT_EQ(tail.forward_arrives(1, 0, 0, 0, {2, 0}), Admission::kDuplicate);
+  EXPECT_EQ(tail.forward_arrives(1, 0, 0, 0, {1, 1}), Admission::kDuplicate);
   tail.frame_answered(Admission::kAccepted);
   EXPECT_EQ(tail.miner->report().receipts.size(), 1u);
   EXPECT_TRUE(tail.jobs.empty());
   EXPECT_EQ(tail.forward_arrives(1, 1), Admission::kAccepted);  // a new attempt is another matter
-  EXPECT_EQ(tail.forward_arrives(1, 0, 0, 0, {3, 0}), Admission::kStaleAttempt);
+  EXPECT_EQ(tail.forward_arrives(1, 0, 0, 0, {1, 2}), Admission::kStaleAttempt);
 }
 
 // The upstream's next process does not know it; the one that goes on with what the dead one held gets it.

@@ -23,7 +23,7 @@ class MemoryBlobs : public BlobBackend {
   Status admit(const ports::Caller& caller, bool write) override {
     return admitted ? admitted(caller, write) : ok_status();
   }
-  Status put(const Digest& name, std::string content) override {
+  Status put(const ports::Caller&, const Digest& name, std::string content) override {
     if (failures.fetch_sub(1) > 0) return unavailable("not now");
     ++puts;
     std::lock_guard lock(mutex_);

@@ -70,6 +70,14 @@ struct Decision {
   std::string text;  // for the log: what was decided and why
   bool warning = false;
 };
+inline constexpr size_t kMaxMiners = 100000;  // whose records are kept
+
+// Its record is gone; its key is as good as new.
+struct ForgottenMiner {
+  MinerIndex miner = kNoMiner;
+  NodeId node;
+};
+
 struct Effects {
   std::vector<RecomputeShard> recompute;
   std::vector<RemakeState> remake;
@@ -77,6 +85,7 @@ struct Effects {
   std::optional<WriteCheckpoint> checkpoint;
   std::optional<ChangeStages> restage;
   std::vector<Decision> decisions;
+  std::vector<ForgottenMiner> forgotten;
   std::vector<Event> publish;  // to be stepped next, in the same transaction: secrets whose time is over
 };
 
@@ -176,6 +185,9 @@ class Orchestrator {
   void audit_receipt(const MinerRecord& miner, const Receipt& receipt);
   void audit_upload(const MinerRecord& miner, const UploadCommit& upload);
   // orchestrator_miners.cpp
+  bool is_in_use(const MinerRecord& miner) const;
+  std::vector<MinerIndex> forgettable(size_t most) const;
+  void forget_gone();
   void begin_incarnation(MinerIndex index, const Registration& registration, bool is_known);
   bool is_news(const MinerRecord& miner, const MergeApplied& applied) const;
   void must_load(MinerRecord& miner, const std::string& reason);
@@ -229,6 +241,7 @@ class Orchestrator {
   bool may_repair(const OpenMicrobatch& microbatch, const MinerRecord& head) const;
   std::vector<MinerIndex> mended_pathway(const OpenMicrobatch& microbatch, MinerIndex head) const;
   std::vector<MinerIndex> propose_pathway(MicrobatchId id, uint32_t attempt, MinerIndex head, bool* random) const;
+  void confirm_gradients(OpenMicrobatch& open, const Receipt& receipt);
   void count_receipt(MinerRecord& miner, const Receipt& receipt);
   void watch_receipt(const MinerRecord& miner, const Receipt& receipt);
   void release(MicrobatchId id, OpenMicrobatch& microbatch);

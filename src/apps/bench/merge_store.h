@@ -19,7 +19,7 @@ namespace tessera::apps {
 // Thread-safe.
 class MemoryStore final : public net::BlobBackend {
  public:
-  Status put(const Digest& name, std::string content) override {
+  Status put(const ports::Caller&, const Digest& name, std::string content) override {
     std::lock_guard lock(mutex_);
     blobs_.emplace(name, std::move(content));
     return ok_status();

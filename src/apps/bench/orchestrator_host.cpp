@@ -58,13 +58,14 @@ StatusOr<std::unique_ptr<store::Journal>> open_bench_journal(const HostOptions& 
 StatusOr<std::unique_ptr<node::OrchestratorNode>> open_bench_node(const HostOptions& options, store::Journal& journal) {
   static NoBlobs blobs;
   static NoCheckpoints checkpoints;
+  static const KeyPair key = KeyPair::generate();
   node::OrchestratorOptions wanted;
   core::RunSpec spec = spec_for(options.load);
   TESSERA_RETURN_IF_ERROR(core::validate(&spec));
   wanted.spec = spec;
   wanted.data = data_for_bench();
   wanted.snapshot_events = options.snapshot_events;
-  return node::OrchestratorNode::open(std::move(wanted), {&journal, &blobs, &checkpoints});
+  return node::OrchestratorNode::open(std::move(wanted), {&key, &journal, &blobs, &checkpoints});
 }
 
 LocalTarget::LocalTarget(const HostOptions& options, node::OrchestratorNode& node) : node_(node) {
