@@ -48,6 +48,9 @@ Admission Miner::admit_forward(miner_event::FrameArrived& event) {
   if (const auto answer = meet_held(key, sender, frame)) return *answer;
   if (phase_ == MinerPhase::kDraining) return Admission::kNotReady;  // nothing new
   if (works_.size() >= kCapacity) return Admission::kFull;
+  if (frame.repairs.back() > 0) {
+    say(fmt::format("microbatch {} attempt {}: taken from miner {} in place of another", key.microbatch, key.attempt, sender));
+  }
   Work work;
   work.state = WorkState::kForwardQueued;
   work.counted_stages = frame.counted_stages;
@@ -161,7 +164,8 @@ Admission Miner::admit_backward(miner_event::FrameArrived& event) {
     abandon_send(work);
     work.retry_at = 0;
     status_.boundary_tensors_sent++;
-  } else if (!work.asked_again) {
+  } else {
+    // Late ones too: if all take longer, none of them is overdue any more.
     sender->second.gradients.add(now_ - work.accepted_at);
   }
   release_downstream(work);

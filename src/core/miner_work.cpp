@@ -52,6 +52,9 @@ void Miner::take_leases(const SyncAnswer& answer) {
     work.pathway = lease.pathway;
     work.deadline = now_ + lease.lifetime_ms;
     work.repairs = {static_cast<uint8_t>(lease.repair ? 1 : 0)};
+    if (lease.repair) {
+      say(fmt::format("microbatch {} attempt {}: taken from the orchestrator in place of another", key.microbatch, key.attempt));
+    }
     works_.emplace(key, std::move(work));
     emit(miner_effect::ReadTokens{key});
   }

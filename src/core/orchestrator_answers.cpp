@@ -179,10 +179,11 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
 
 std::optional<Event> Orchestrator::lease_request_in(const SyncRequest& request) const {
   const MinerRecord& miner = state_.miners[request.miner];
-  if (request.lease_request <= miner.lease_request || request.leases_wanted == 0 || !lease_refusal(miner).empty() ||
-      miner.in_flight >= lease_limit() || !next_to_lease()) {
+  if (request.lease_request <= miner.lease_request || !lease_refusal(miner).empty() || miner.in_flight >= lease_limit()) {
     return std::nullopt;
   }
+  const std::optional<MicrobatchId> next = next_to_lease();
+  if (!next || (request.leases_wanted == 0 && !may_take_over(*next, miner))) return std::nullopt;
   return LeasesRequested{miner.index, request.lease_request, request.leases_wanted};
 }
 

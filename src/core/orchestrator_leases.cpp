@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "tessera/base/prng.h"
 #include "tessera/core/orchestrator.h"
@@ -87,6 +88,21 @@ bool Orchestrator::may_repair(const OpenMicrobatch& microbatch, const MinerRecor
   return next != kNoPlace && next % state_.neighbourhoods == head.place % state_.neighbourhoods;
 }
 
+// What a dead head held waits in work at others: every other head takes its part of it at its next report, also beyond what it
+// asks for. Its part is what would let all heads be done at the same time, by their measured speeds.
+bool Orchestrator::may_take_over(MicrobatchId id, const MinerRecord& head) const {
+  const auto open = state_.open.find(id);
+  if (open == state_.open.end() || !may_repair(open->second, head) || head.microbatch_us == 0) return false;
+  double work = static_cast<double>(state_.reissue.size());
+  double speed = 0;
+  for (const MinerIndex other : index_.choices(0, head.place % state_.neighbourhoods)) {
+    if (state_.miners[other].microbatch_us == 0) continue;
+    work += state_.miners[other].in_flight;
+    speed += 1.0 / state_.miners[other].microbatch_us;
+  }
+  return head.in_flight < std::min<double>(lease_limit(), std::ceil(work / speed / head.microbatch_us));
+}
+
 // The same pathway behind another head; whoever else is not there any more is replaced.
 std::vector<MinerIndex> Orchestrator::mended_pathway(const OpenMicrobatch& microbatch, MinerIndex head) const {
   std::vector<MinerIndex> pathway = microbatch.pathway;
@@ -142,9 +158,9 @@ void Orchestrator::on(const LeasesRequested& event) {
   if (event.request <= miner.lease_request) return;
   if (!lease_refusal(miner).empty()) return;
   std::vector<Lease> granted;
-  while (granted.size() < event.count && miner.in_flight < lease_limit()) {
+  while (miner.in_flight < lease_limit()) {
     const std::optional<MicrobatchId> id = next_to_lease();
-    if (!id) break;
+    if (!id || (granted.size() >= event.count && !may_take_over(*id, miner))) break;
     granted.push_back(grant(*id, miner));
   }
   if (granted.empty()) return;  // the request stays open: the miner repeats it

@@ -91,7 +91,7 @@ class Miner {
     TimeMs sent_at = 0;
     TimeMs accepted_at = 0;        // by downstream
     TimeMs gradient_due = 0;       // when downstream is asked whether it still has it
-    bool asked_again = false;      // it was asked, and had it
+    uint8_t asked_again = 0;       // how often it was asked
     Repairs repairs;               // as in the frame it came with: the stages up to this one
     Repairs sent_as;               // `repairs` of the last forward that was sent
     uint8_t given_again = 0;       // how often the next stage was given it again

@@ -204,6 +204,7 @@ class Orchestrator {
   uint32_t lease_limit() const { return 2 * state_.spec.pipeline.max_in_flight; }
   std::string lease_refusal(const MinerRecord& miner) const;
   std::optional<MicrobatchId> next_to_lease() const;
+  bool may_take_over(MicrobatchId id, const MinerRecord& head) const;
   Lease grant(MicrobatchId id, MinerRecord& head);
   uint32_t lease_lifetime_ms() const;
   bool may_repair(const OpenMicrobatch& microbatch, const MinerRecord& head) const;
