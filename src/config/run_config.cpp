@@ -9,6 +9,7 @@ namespace {
 
 using core::BoundaryKind;
 using core::LrDecay;
+using core::MatrixProducts;
 using core::OptimizerKind;
 using core::Recompute;
 
@@ -125,6 +126,14 @@ void add_training(core::TrainingSpec* training, FieldTable* table) {
                 "",
                 "less memory for more computation: block keeps only the layers' inputs of a "
                 "microbatch in flight, full only the stage's; on GPUs"),
+          field("training.matrix_products",
+                Choice<MatrixProducts>{&training->matrix_products,
+                                       {{"bf16", MatrixProducts::kBf16},
+                                        {"fp8", MatrixProducts::kFp8}}},
+                "",
+                "numbers that the layers' matrix products read; fp8 is faster from a width of about "
+                "2048 on and trains a little differently; it takes GPUs that have it (a CPU "
+                "imitates it) and miners of one GPU"),
           field("training.deterministic", &training->deterministic, "",
                 "the same bits in every run on the same kind of device; slower on GPUs"),
           field("training.local_checkpoint_steps", &training->local_checkpoint_steps,
@@ -232,6 +241,11 @@ void add_audit(core::AuditSpec* audit, FieldTable* table) {
                 "miners commit to their state and store what they send and receive, and validators "
                 "re-run a secret part of it"),
           field("audit.share", &audit->share, "0 to 1", "of the segments that are audited"),
+          field("audit.upload_share", &audit->upload_share, "0 to 1",
+                "of the uploads for merges that are audited, by the segment of their snapshot"),
+          field("audit.auditable_share", &audit->auditable_share, "0 to 1",
+                "least share of a miner's last 32 segments that can be run again; below it the "
+                "miner is named"),
           field("audit.segment_steps", &audit->segment_steps, "1 to 4096",
                 "local steps from one commitment of a miner to the next; a merge comes between"),
           field("audit.lease_ms", &audit->lease_ms, "10 to 86400000",

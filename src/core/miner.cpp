@@ -59,7 +59,8 @@ SyncRequest Miner::report() {
     request.receipts.push_back(receipt);
   }
   request.leases_wanted = leases_wanted();
-  if (request.leases_wanted > 0) request.lease_request = lease_request_;
+  // Also if it wants none: it may be given what a dead head held.
+  if (phase_ == MinerPhase::kReady && is_head()) request.lease_request = lease_request_;
   // The upload is weighed by receipts: it is committed only when all of them are in this report or known already.
   if (receipts_.size() <= kMaxReceiptsPerSync) request.upload = upload_;
   request.unreadable_results = unreadable_results_;

@@ -108,6 +108,7 @@ void Orchestrator::on(const RunResumed& event) {
   state_.file_spec = event.run_spec;
   state_.restage.reset();
   forget_audits();
+  watch_.forget();
   refresh_needs();
   enter(RunPhase::kWaiting, 0);
   say(fmt::format("resumed at microbatch {} ({} done, {} to issue again)", event.next_microbatch, event.done,
@@ -207,7 +208,7 @@ void Orchestrator::try_write_checkpoint() {
 }
 
 void Orchestrator::on(const CheckpointCommitted& event) {
-  if (event.miner >= state_.miners.size() || event.commit.id != state_.checkpoint_id ||
+  if (!state_.miners.has(event.miner) || event.commit.id != state_.checkpoint_id ||
       state_.phase != RunPhase::kCheckpointing) {
     return;
   }

@@ -133,9 +133,10 @@ RegisterAnswer Orchestrator::refusal_for(const Registration& registration) const
   } else if (registration.wanted_stage && *registration.wanted_stage >= state_.stages.size()) {
     answer.refusal = RegisterRefusal::kBadAddress;
     answer.message = fmt::format("wanted stage {} of a run with {} stages", *registration.wanted_stage, state_.stages.size());
-  } else if (state_.miners.size() >= 100000 && state_.by_node.count(registration.node) == 0) {
+  } else if (state_.miners.size() >= kMaxMiners && state_.by_node.count(registration.node) == 0 &&
+             forgettable(1).empty()) {
     answer.refusal = RegisterRefusal::kFull;
-    answer.message = "this orchestrator has 100000 miners already";
+    answer.message = fmt::format("this orchestrator has {} miners already", kMaxMiners);
   } else if (const std::string why = misfit_of(registration); !why.empty()) {
     answer.refusal = RegisterRefusal::kNotFitting;
     answer.message = why;
@@ -206,10 +207,11 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
 
 std::optional<Event> Orchestrator::lease_request_in(const SyncRequest& request) const {
   const MinerRecord& miner = state_.miners[request.miner];
-  if (request.lease_request <= miner.lease_request || request.leases_wanted == 0 || !lease_refusal(miner).empty() ||
-      miner.in_flight >= lease_limit() || !next_to_lease()) {
+  if (request.lease_request <= miner.lease_request || !lease_refusal(miner).empty() || miner.in_flight >= lease_limit()) {
     return std::nullopt;
   }
+  const std::optional<MicrobatchId> next = next_to_lease();
+  if (!next || (request.leases_wanted == 0 && !may_take_over(*next, miner))) return std::nullopt;
   return LeasesRequested{miner.index, request.lease_request, request.leases_wanted};
 }
 

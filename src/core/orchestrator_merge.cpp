@@ -89,7 +89,7 @@ void Orchestrator::start_merge(StageIndex s, std::set<MinerIndex> invited) {
 }
 
 void Orchestrator::on(const UploadCommitted& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   const StageIndex s = state_.miners[event.miner].stage;
   auto& merge = state_.stages[s].merge;
   if (!merge || merge->target != event.commit.target) return;
@@ -101,7 +101,7 @@ void Orchestrator::on(const UploadCommitted& event) {
   if (event.commit.again != state_.miners[event.miner].upload_again) return;  // the one that could not be read
   merge->uploads.emplace(event.miner, event.commit);
   state_.miners[event.miner].upload = merge->uploads.at(event.miner).object;
-  audits().upload(event.miner, merge->uploads.at(event.miner));
+  if (event.commit.whole) audit_upload(state_.miners[event.miner], event.commit);
   const double quorum = state_.spec.merge.quorum * static_cast<double>(merge->invited.size());
   if (static_cast<double>(merge->uploads.size()) >= quorum - 1e-9) {
     merge->deadline = std::min(merge->deadline, now_ + state_.spec.timeouts.upload_grace_ms);
@@ -122,6 +122,7 @@ void Orchestrator::freeze_if_complete(StageIndex s) {
 void Orchestrator::note_whole(StageIndex s, MinerIndex miner) {
   Merge& merge = *state_.stages[s].merge;
   if (std::exchange(merge.uploads.at(miner).whole, true)) return;
+  audit_upload(state_.miners[miner], merge.uploads.at(miner));
   if (merge.phase == MergePhase::kSnapshot) return freeze_if_complete(s);
   const auto& participants = merge.participants;
   if (std::find(participants.begin(), participants.end(), miner) == participants.end()) return;
@@ -184,7 +185,9 @@ void Orchestrator::complete_merge(StageIndex s) {
   }
   for (const MinerIndex index : merge.participants) {
     auto& fresh = state_.miners[index].fresh;
-    fresh.erase(fresh.begin(), fresh.lower_bound(merge.uploads.at(index).snapshot_step));
+    const uint64_t through = merge.uploads.at(index).snapshot_step;
+    fresh.erase(fresh.begin(), fresh.lower_bound(through));
+    state_.miners[index].unmerged_from = std::max(state_.miners[index].unmerged_from, through);
     state_.miners[index].carries_since = merge.target;
     state_.miners[index].upload_again = 0;
   }

@@ -87,7 +87,7 @@ std::vector<ShardTask> open_tasks(const OrchestratorState& state, const StageSum
 }
 
 void Orchestrator::on(const ShardCommitted& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   const StageIndex s = state_.miners[event.miner].stage;
   auto& merge = state_.stages[s].merge;
   if (!merge || merge->phase != MergePhase::kReduce || merge->target != event.commit.target) return;

@@ -14,6 +14,7 @@ void to_proto(const core::RegisterAnswer& in, v1::RegisterAnswer* out) {
   out->set_run_id(in.run_id);
   out->set_run_spec(in.run_spec);
   out->set_data_plan(in.data_plan);
+  out->set_lease_key(bytes_of(in.lease_key));
 }
 
 Status from_proto(const v1::RegisterAnswer& in, core::RegisterAnswer* out) {
@@ -25,6 +26,7 @@ Status from_proto(const v1::RegisterAnswer& in, core::RegisterAnswer* out) {
   check.text("run_id", in.run_id(), kMaxRunIdBytes, &out->run_id);
   check.text("run_spec", in.run_spec(), kMaxRunSpecBytes, &out->run_spec);
   check.text("data_plan", in.data_plan(), kMaxDataPlanBytes, &out->data_plan);
+  if (out->refusal == core::RegisterRefusal::kNone) check.bytes32("lease_key", in.lease_key(), &out->lease_key);
   return check.status();
 }
 
@@ -35,6 +37,8 @@ void to_proto(const core::Lease& in, v1::Lease* out) {
   out->mutable_pathway()->Add(in.pathway.begin(), in.pathway.end());
   out->set_lifetime_ms(in.lifetime_ms);
   out->set_repair(in.repair);
+  out->set_expires_unix_ms(in.expires_unix_ms);
+  out->set_signature(in.signature.data(), in.signature.size());
 }
 
 Status from_proto(const v1::Lease& in, core::Lease* out) {
@@ -47,6 +51,8 @@ Status from_proto(const v1::Lease& in, core::Lease* out) {
   }
   out->lifetime_ms = in.lifetime_ms();
   out->repair = in.repair();
+  out->expires_unix_ms = in.expires_unix_ms();
+  check.signature("signature", in.signature(), &out->signature);
   return check.status();
 }
 

@@ -182,7 +182,7 @@ class Auditor::Case final : public ReplayInputs {
   Status check_upload(const std::vector<float>& start, const ReplayedSegment& replayed) {
     if (!task_.upload) return ok_status();
     const auto snapshot = replayed.at_version.find(task_.upload->snapshot_version);
-    const auto base = base_of(task_.base);
+    const auto base = base_of(task_.upload_base);
     if (snapshot == replayed.at_version.end() || !base) {
       notes_["upload"] = "not judged: the epoch's base is not in the blob store any more";
       return ok_status();
@@ -196,6 +196,7 @@ class Auditor::Case final : public ReplayInputs {
     std::vector<float> claimed = *base;
     for (size_t i = 0; i < claimed.size(); ++i) claimed[i] -= (*delta)[i];
     const double allowance = kErrorFeedback * upload_rounding(spec_.merge, difference(*base, snapshot->second));
+    notes_["upload"] = "judged";
     const auto fault = judge_.delta(AuditFinding::kUpload, "the upload's delta", *base, snapshot->second, claimed, allowance);
     return fault ? blame(fault->finding, fault->reason) : ok_status();
   }

@@ -33,7 +33,6 @@ namespace {
 // for.
 constexpr TimeMs kIdleShare = 4;
 constexpr size_t kStoreChunks = 4;  // of a state, in one call to the blob store
-constexpr size_t kFetchers = 8;  // of results: two calls each, one after the other
 
 }  // namespace
 
@@ -175,7 +174,7 @@ void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
 
 void BackgroundJobs::store(DeltaUploaded done, const core::ObjectManifest& manifest) {
   const Status status =
-      store_delta(merge_blobs_, manifest, overlap_ ? kMergeWorkers : 1, [this] { return upload_is_over_.load(); });
+      store_delta(merge_blobs_, manifest, overlap_ ? kMergeTransfers : 1, [this] { return upload_is_over_.load(); });
   if (absl::IsCancelled(status)) return;
   done.ok = done.commit.whole = status.ok();
   done.why = message_of(status);
@@ -238,7 +237,7 @@ Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BaseP
     return core::ResultCopy{made.object, token};
   };
   TESSERA_ASSIGN_OR_RETURN(const std::vector<float> delta,
-                           fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake, overlap_ ? kFetchers : 1,
+                           fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake, overlap_ ? kMergeTransfers : 1,
                                       &done->unreadable));
   withdraw();
   const core::Values old_base = base_;

@@ -27,6 +27,7 @@ MinerNode::Shell::Shell(MinerOptions options, MinerLinks links)
       links_(links),
       control_({.registration = options_.registration,
                 .sign = [key = options_.key](std::string_view bytes) { return key->sign(bytes); },
+                .verify = verify,
                 .unix_offset_ms = unix_now_ms() - monotonic_now_ms(),
                 .random = random_u64},
                *this) {}

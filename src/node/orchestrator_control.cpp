@@ -138,12 +138,24 @@ void OrchestratorControl::perform(core::Effects effects) {
   for (const core::Decision& decision : effects.decisions) {
     spdlog::log(decision.warning ? spdlog::level::warn : spdlog::level::info, "{}", decision.text);
   }
+  for (const core::ForgottenMiner& gone : effects.forgotten) forget(gone);
   // Jobs read only what is journalled or in the blob store, so they may begin before the commit.
   for (core::RecomputeShard& shard : effects.recompute) surroundings_.start(std::move(shard));
   for (core::RemakeState& wanted : effects.remake) surroundings_.start(std::move(wanted));
   for (core::RecheckResult& result : effects.recheck) surroundings_.start(std::move(result));
   if (effects.restage) surroundings_.start(make_restage_job(core_.state()));
   if (effects.checkpoint) surroundings_.start(make_checkpoint_job(core_.state()));
+}
+
+void OrchestratorControl::forget(const core::ForgottenMiner& gone) {
+  sessions_.erase(gone.miner);
+  heard_.forget(gone.miner);
+  taken_over_at_.erase(gone.miner);
+  statuses_.erase(gone.miner);
+  told_to_leave_.erase(gone.miner);
+  published_checked_.erase(gone.miner);
+  blob_asks_.forget(gone.miner);
+  surroundings_.forgotten(gone.node);
 }
 
 Status OrchestratorControl::commit() {

@@ -16,6 +16,8 @@
 
 namespace tessera::sim {
 
+inline constexpr TimeMs kUnixEpochMs = 1700000000000;  // unix time when simulated time is 0
+
 // A node's public key is its number; its signature a keyed hash of the bytes: as good as a real one
 // against bugs, and cheap.
 NodeId key_of_node(uint32_t node);

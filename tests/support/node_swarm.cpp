@@ -50,7 +50,7 @@ Status NodeSwarm::open(node::OrchestratorOptions options) {
   options.exit_when_over = true;
   TESSERA_ASSIGN_OR_RETURN(
       orchestrator_,
-      node::OrchestratorNode::open(std::move(options), {journal.get(), &blobs, &checkpoints}));
+      node::OrchestratorNode::open(std::move(options), {&orchestrator_key, journal.get(), &blobs, &checkpoints}));
   stop_ = abandon_ = false;
   orchestrator_result_.reset();
   orchestrator_thread_ =

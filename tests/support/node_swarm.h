@@ -64,6 +64,7 @@ class NodeSwarm {
   MemoryCheckpoints checkpoints;
   std::unique_ptr<MemoryJournal> journal = std::make_unique<MemoryJournal>();
   ProcessNetwork network;
+  const KeyPair orchestrator_key = KeyPair::from_seed(std::string(32, 'o'));
   const KeyPair validator = KeyPair::from_seed(std::string(32, 'v'));
   const KeyPair admin = KeyPair::from_seed(std::string(32, 'a'));
 

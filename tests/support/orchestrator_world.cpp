@@ -54,10 +54,15 @@ std::string broken_miner_step(const OrchestratorState& before, const core::Event
 std::string broken_transition(const OrchestratorState& before, const core::Event& event,
                               const OrchestratorState& after) {
   if (!before.created) return "";
-  if (after.miners.size() < before.miners.size()) return "a miner is forgotten";
+  if (after.miners.next() < before.miners.next()) return "a number is given again";
   if (after.spec_version < before.spec_version) return "the specification's version goes back";
   if (after.peers_version < before.peers_version) return "the peer table's version goes back";
-  for (MinerIndex m = 0; m < before.miners.size(); ++m) {
+  for (MinerIndex m = 0; m < before.miners.next(); ++m) {
+    if (!before.miners.has(m)) continue;
+    if (!after.miners.has(m)) {
+      if (before.miners[m].live) return "a live miner is forgotten";
+      continue;
+    }
     if (std::holds_alternative<core::RunResumed>(event)) break;
     const std::string broken = broken_miner_step(before, event, after, m);
     if (!broken.empty()) return fmt::format("miner {}: {}", m, broken);

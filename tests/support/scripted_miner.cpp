@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 #include "support/small_run.h"
 
 namespace tessera::test {
@@ -190,6 +192,14 @@ void ScriptedMiner::take_part(const core::MergeDirective& merge) {
   }
 }
 
+MinerIndex ScriptedMiner::neighbour(int stages) const {
+  uint64_t number = 0;
+  std::memcpy(&number, node().bytes.data(), sizeof(number));
+  const auto& known = world_.state().by_node;
+  const auto found = known.find(node_of(number + static_cast<uint64_t>(100 * stages)));
+  return found == known.end() ? kNoMiner : found->second;
+}
+
 void ScriptedMiner::receipt(MicrobatchId microbatch, uint32_t attempt, bool accumulated) {
   core::Receipt receipt;
   receipt.sequence = next_sequence_++;
@@ -198,6 +208,8 @@ void ScriptedMiner::receipt(MicrobatchId microbatch, uint32_t attempt, bool accu
   receipt.stage = stage_;
   receipt.microbatch = microbatch;
   receipt.attempt = attempt;
+  receipt.upstream = stage_ == 0 ? kNoMiner : neighbour(-1);
+  receipt.downstream = stage_ + 1 == world_.state().stages.size() ? kNoMiner : neighbour(1);
   receipt.accumulated = accumulated;
   receipt.forward_ms = microbatch_ms;
   receipt.local_step = local_steps_;

@@ -21,6 +21,7 @@
 #include "tessera/core/events.h"
 #include "tessera/core/orchestrator_index.h"
 #include "tessera/core/orchestrator_state.h"
+#include "tessera/core/receipt_watch.h"
 #include "tessera/core/run_spec.h"
 
 namespace tessera::core {
@@ -69,6 +70,14 @@ struct Decision {
   std::string text;  // for the log: what was decided and why
   bool warning = false;
 };
+inline constexpr size_t kMaxMiners = 100000;  // whose records are kept
+
+// Its record is gone; its key is as good as new.
+struct ForgottenMiner {
+  MinerIndex miner = kNoMiner;
+  NodeId node;
+};
+
 struct Effects {
   std::vector<RecomputeShard> recompute;
   std::vector<RemakeState> remake;
@@ -76,6 +85,7 @@ struct Effects {
   std::optional<WriteCheckpoint> checkpoint;
   std::optional<ChangeStages> restage;
   std::vector<Decision> decisions;
+  std::vector<ForgottenMiner> forgotten;
   std::vector<Event> publish;  // to be stepped next, in the same transaction: secrets whose time is over
 };
 
@@ -170,7 +180,14 @@ class Orchestrator {
   void say(const std::vector<AuditNote>& notes);
   void forget_audits();
   void unseal_audit(uint64_t audit);
+  void judge_auditable(const MinerRecord& miner);
+  bool may_snapshot(const MinerRecord& miner) const;
+  void audit_receipt(const MinerRecord& miner, const Receipt& receipt);
+  void audit_upload(const MinerRecord& miner, const UploadCommit& upload);
   // orchestrator_miners.cpp
+  bool is_in_use(const MinerRecord& miner) const;
+  std::vector<MinerIndex> forgettable(size_t most) const;
+  void forget_gone();
   void begin_incarnation(MinerIndex index, const Registration& registration, bool is_known);
   bool is_news(const MinerRecord& miner, const MergeApplied& applied) const;
   void must_load(MinerRecord& miner, const std::string& reason);
@@ -218,12 +235,15 @@ class Orchestrator {
   uint32_t lease_limit() const { return 2 * state_.spec.pipeline.max_in_flight; }
   std::string lease_refusal(const MinerRecord& miner) const;
   std::optional<MicrobatchId> next_to_lease() const;
+  bool may_take_over(MicrobatchId id, const MinerRecord& head) const;
   Lease grant(MicrobatchId id, MinerRecord& head);
   uint32_t lease_lifetime_ms() const;
   bool may_repair(const OpenMicrobatch& microbatch, const MinerRecord& head) const;
   std::vector<MinerIndex> mended_pathway(const OpenMicrobatch& microbatch, MinerIndex head) const;
   std::vector<MinerIndex> propose_pathway(MicrobatchId id, uint32_t attempt, MinerIndex head, bool* random) const;
+  void confirm_gradients(OpenMicrobatch& open, const Receipt& receipt);
   void count_receipt(MinerRecord& miner, const Receipt& receipt);
+  void watch_receipt(const MinerRecord& miner, const Receipt& receipt);
   void release(MicrobatchId id, OpenMicrobatch& microbatch);
   void stop_waiting_for(const OpenMicrobatch& microbatch, StageIndex stage);
   void note_time(MinerRecord& miner, const Receipt& receipt);
@@ -276,6 +296,7 @@ class Orchestrator {
 
   OrchestratorState state_;
   OrchestratorIndex index_;
+  ReceiptWatch watch_;
   TimeMs now_ = 0;
   Effects effects_;
   // Of the step under way: stages at an epoch boundary; whether miners came, went or became ready.

@@ -13,10 +13,12 @@
 #include "tessera/base/clock.h"
 #include "tessera/base/prng.h"
 #include "tessera/core/audit_board.h"
+#include "tessera/core/boundary_words.h"
 #include "tessera/core/butterfly.h"
 #include "tessera/core/data_plan.h"
 #include "tessera/core/events.h"
 #include "tessera/core/merge_state.h"
+#include "tessera/core/miner_table.h"
 #include "tessera/core/orchestrator_index.h"
 #include "tessera/core/recent_times.h"
 #include "tessera/core/run_spec.h"
@@ -35,7 +37,8 @@ struct MinerRecord {
   uint64_t receipts_rejected = 0;          // of them those that could not be believed
   uint64_t lease_request = 0;
   std::vector<Lease> granted;              // answer to lease_request, repeated if asked again
-  std::map<uint64_t, uint32_t> fresh;      // counted gradients since its last merge, by local step
+  std::map<uint64_t, uint32_t> fresh;      // confirmed gradients since its last merge, by local step
+  uint64_t unmerged_from = 0;              // local step: what came before is merged, or not in its masters
   uint64_t local_steps = 0;                // optimizer steps it is known to have done; step n has gradients of `fresh[n]`
   uint64_t counted = 0;                    // of its whole life in the run
   uint32_t in_flight = 0;                  // leased microbatches whose proposed pathway has it, its stage's gradient not yet counted
@@ -70,7 +73,7 @@ struct MinerRecord {
   void fields(A& a) {
     a("index", index)("registration", registration)("stage", stage)("live", live)("ready", ready)(
         "must_download", must_download)("epoch", epoch)("receipts_through", receipts_through)(
-        "receipts_rejected", receipts_rejected)("lease_request", lease_request)("granted", granted)("fresh", fresh)("local_steps", local_steps)(
+        "receipts_rejected", receipts_rejected)("lease_request", lease_request)("granted", granted)("fresh", fresh)("unmerged_from", unmerged_from)("local_steps", local_steps)(
         "counted", counted)("in_flight", in_flight)("own_times", own_times)("microbatch_us", microbatch_us)("place", place)(
         "resumed", resumed)("checkpoint_done", checkpoint_done)("checkpoint", checkpoint)("upload", upload)("carries_since", carries_since)(
         "whole_first", whole_first)("spoiled_merge", spoiled_merge)("upload_again", upload_again)("retired_incarnation", retired_incarnation)("why", why)(
@@ -89,11 +92,12 @@ struct OpenMicrobatch {
   TimeMs first_leased_at = 0;
   bool repair = false;                     // waits for another head, in the same attempt: its head is gone
   bool repaired = false;                   // this attempt was given to another head once
+  BoundaryWords words;
   template <class A>
   void fields(A& a) {
     a("attempt", attempt)("leased", leased)("deadline", deadline)("counted_stages", counted_stages)(
         "pathway", pathway)("random_pathway", random_pathway)("first_leased_at", first_leased_at)(
-        "repair", repair)("repaired", repaired);
+        "repair", repair)("repaired", repaired)("words", words);
   }
 };
 
@@ -171,7 +175,7 @@ struct OrchestratorState {
   uint64_t checkpoint_at = 0;              // done count at which the next periodic one is due; 0: never
   std::string last_checkpoint;
   std::vector<StageRecord> stages;
-  std::vector<MinerRecord> miners;         // by index
+  MinerTable<MinerRecord> miners;
   std::map<NodeId, MinerIndex> by_node;
   std::map<NodeId, ResumedMiner> resumable;
   uint64_t peers_version = 1;              // grows with every change that a peer table shows

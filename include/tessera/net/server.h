@@ -27,8 +27,8 @@ class BlobBackend {
   virtual ~BlobBackend() = default;
   // May this caller read, or write? Called on gRPC's threads: no I/O.
   virtual Status admit(const ports::Caller& caller, bool write) { return ok_status(); }
-  // The rest is called on the server's blob threads. `content` has at most kMaxBlobBytes.
-  virtual StatusOr<Digest> put(std::string_view content) = 0;
+  // The rest is called on the server's blob threads. `content` has at most kMaxBlobBytes; `name` is its digest, just made.
+  virtual Status put(const ports::Caller& caller, const Digest& name, std::string content) = 0;
   // NOT_FOUND if there is none.
   virtual StatusOr<std::string> get(const Digest& digest) = 0;
   virtual bool has(const Digest& digest) = 0;
