@@ -163,6 +163,7 @@ TEST(Merge, NoUploadInTimeAbortsAndKeepsTheCounts) {
   EXPECT_EQ(swarm.world.stage(0).epoch, 0u);
   for (const auto& miner : swarm.miners) EXPECT_EQ(miner->record().fresh_total(), 4u);
   for (const auto& miner : swarm.miners) miner->habits.uploads = true;
+  swarm.world.pass(500);
   for (int i = 0; i < 5; ++i) swarm.sync_all();
   EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
 }
