@@ -91,7 +91,7 @@ class Donations final : public BlobBackend {
     if (!write) return ok_status();
     return error(absl::StatusCode::kPermissionDenied, "a miner takes no blobs; use the address of a blob server");
   }
-  StatusOr<Digest> put(std::string_view) override {
+  Status put(const ports::Caller&, const Digest&, std::string) override {
     return error(absl::StatusCode::kPermissionDenied, "a miner takes no blobs");
   }
   StatusOr<std::string> get(const Digest& digest) override { return handler_->donate(digest); }
