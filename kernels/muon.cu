@@ -14,15 +14,17 @@ struct MuonTask {
   MuonParams params;
   WeightTargets weights;
   WeightTargets stack;
-  bool aligned;  // every array, and every matrix in the stack, at a multiple of four numbers
+  bool aligned;  // every array at a multiple of four numbers
 };
 
 // one(i) for one number and quad(i) for four; i counts from the block's beginning. Quads are at
-// multiples of four of the flat vector: where they are not so in the stack, all go one by one.
+// multiples of four of the flat vector: where they are not so in the stack or in the gradient
+// (`gradient`, or null), all go one by one.
 template <class One, class Quad>
-__device__ __forceinline__ void for_block(const MuonBlock& block, bool aligned, One one,
-                                          Quad quad) {
-  const bool whole = aligned && (block.flat - block.stack) % 4 == 0;
+__device__ __forceinline__ void for_block(const MuonBlock& block, bool aligned,
+                                          const float* gradient, One one, Quad quad) {
+  const bool whole = aligned && (block.flat - block.stack) % 4 == 0 &&
+                     (gradient == nullptr || is_aligned_like(gradient, block.flat));
   const QuadParts parts = quad_parts(block.flat, block.flat + block.count, whole);
   const int thread = static_cast<int>(threadIdx.x);
   for (int64_t i = parts.begin + thread; i < parts.first_quad; i += kOptimizerThreads) {
@@ -47,10 +49,10 @@ __global__ void __launch_bounds__(kOptimizerThreads) muon_momentum(const MuonTas
     return;
   }
   const float scale = p.norm->scale;
-  const float* gradient = p.gradient + block.flat;
+  const float* gradient = gradient_of(p, block);
   float* momentum = p.momentum + block.flat;
   for_block(
-      block, task.aligned,
+      block, task.aligned, gradient,
       [&](int64_t i) {
         float m = momentum[i];
         const float update = muon_momentum_update(p, scale, gradient[i], m);
@@ -95,7 +97,7 @@ __global__ void __launch_bounds__(kOptimizerThreads) muon_apply(const MuonTask t
     return;
   }
   for_block(
-      block, task.aligned,
+      block, task.aligned, /*gradient=*/nullptr,
       [&](int64_t i) {
         values[i] = muon_applied(p, values[i], direction_at(task, block.stack + i));
         store_weight(task.weights, block.flat + i, values[i]);
@@ -123,8 +125,7 @@ MuonTask task_of(const MuonParams& params) {
                    {params.weights_float, params.weights_bfloat16},
                    {params.stack_float, params.stack_bfloat16},
                    false};
-  task.aligned = is_quad_aligned(params.gradient) && is_quad_aligned(params.momentum) &&
-                 is_quad_aligned(params.values) && is_quad_aligned(task.weights) &&
+  task.aligned = is_quad_aligned(params.momentum) && is_quad_aligned(params.values) && is_quad_aligned(task.weights) &&
                  is_quad_aligned(task.stack);
   return task;
 }
@@ -133,7 +134,10 @@ MuonTask task_of(const MuonParams& params) {
 
 int muon_momentum_cuda(const MuonParams& params, void* stream_handle) {
   if (params.matrices == 0) return cudaSuccess;
-  if (!is_complete(params) || params.gradient == nullptr || params.momentum == nullptr) {
+  const GradientPlaces& gradient = params.gradient;
+  const bool apart = gradient.pieces != nullptr && params.gradient_pieces != nullptr &&
+                     params.gradient_offsets != nullptr;
+  if (!is_complete(params) || (gradient.flat == nullptr && !apart) || params.momentum == nullptr) {
     return cudaErrorInvalidValue;
   }
   return launch(muon_momentum, muon_block_count(params), kOptimizerThreads,

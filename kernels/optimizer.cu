@@ -36,21 +36,25 @@ __device__ double block_sum(double value) {
   return value;
 }
 
-// One tile a block: four squares in fp32, the rest of the sum in double.
+// One chunk a block: four squares in fp32, the rest of the sum in double.
 __global__ void __launch_bounds__(kOptimizerThreads)
-    sum_tiles(const float* __restrict__ gradient, int64_t count, bool aligned, double* partials) {
-  const int64_t first = int64_t{blockIdx.x} * kNormTile;
-  const int size = static_cast<int>(min(kNormTile, count - first));
-  const float* tile = gradient + first;
-  const int quads = aligned ? size / 4 : 0;
+    sum_chunks(const OptimizerChunk* chunks, const GradientPlaces places, double* partials) {
+  const OptimizerChunk chunk = chunks[blockIdx.x];
+  const float* gradient = gradient_of(places, chunk);
+  const QuadParts parts = quad_parts(0, chunk.count, is_aligned_like(gradient, 0));
+  const int thread = static_cast<int>(threadIdx.x);
   double sum = 0;
 #pragma unroll 8
-  for (int quad = static_cast<int>(threadIdx.x); quad < quads; quad += kOptimizerThreads) {
-    const float4 v = __ldg(reinterpret_cast<const float4*>(tile) + quad);
+  for (int64_t at = parts.first_quad + 4 * thread; at < parts.end_quads;
+       at += 4 * kOptimizerThreads) {
+    const float4 v = __ldg(reinterpret_cast<const float4*>(gradient + at));
     sum += static_cast<double>(v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w));
   }
-  for (int i = 4 * quads + static_cast<int>(threadIdx.x); i < size; i += kOptimizerThreads) {
-    sum += static_cast<double>(tile[i] * tile[i]);
+  for (int64_t i = parts.begin + thread; i < parts.first_quad; i += kOptimizerThreads) {
+    sum += static_cast<double>(gradient[i] * gradient[i]);
+  }
+  for (int64_t i = parts.end_quads + thread; i < parts.end; i += kOptimizerThreads) {
+    sum += static_cast<double>(gradient[i] * gradient[i]);
   }
   sum = block_sum(sum);
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
@@ -73,19 +77,20 @@ __global__ void __launch_bounds__(kFinishThreads)
 struct AdamTask {
   const OptimizerChunk* chunks;
   float* values;
-  const float* gradient;
+  GradientPlaces gradient;
   float* first_moment;
   float* second_moment;
   WeightTargets weights;
   AdamConstants constants;
   const GradientNorm* norm;
-  bool aligned;  // every array at a multiple of four values
+  bool aligned;  // every array but the gradient at a multiple of four values
 };
 
-__device__ __forceinline__ void step_one(const AdamTask& task, float scale, float keep,
-                                         int64_t at) {
+// `gradient` here and below: that of the value at `at`.
+__device__ __forceinline__ void step_one(const AdamTask& task, const float* gradient, float scale,
+                                         float keep, int64_t at) {
   float value = task.values[at], first = task.first_moment[at], second = task.second_moment[at];
-  adam_update(task.constants, scale, keep, task.gradient[at], value, first, second);
+  adam_update(task.constants, scale, keep, *gradient, value, first, second);
   task.values[at] = value;
   task.first_moment[at] = first;
   task.second_moment[at] = second;
@@ -96,9 +101,10 @@ struct AdamQuad {
   float4 value, gradient, first, second;
 };
 
-__device__ __forceinline__ AdamQuad load_quad(const AdamTask& task, int64_t at) {
+__device__ __forceinline__ AdamQuad load_quad(const AdamTask& task, const float* gradient,
+                                              int64_t at) {
   return {__ldcs(reinterpret_cast<const float4*>(task.values + at)),
-          __ldcs(reinterpret_cast<const float4*>(task.gradient + at)),
+          __ldcs(reinterpret_cast<const float4*>(gradient)),
           __ldcs(reinterpret_cast<const float4*>(task.first_moment + at)),
           __ldcs(reinterpret_cast<const float4*>(task.second_moment + at))};
 }
@@ -131,48 +137,54 @@ __global__ void __launch_bounds__(kOptimizerThreads) adam_step(const AdamTask ta
   }
   const float scale = task.norm->scale;
   const float keep = chunk.decays != 0 ? task.constants.keep : 1.0f;
-  const QuadParts parts = quad_parts(chunk.offset, chunk.offset + chunk.count, task.aligned);
+  const float* gradient = gradient_of(task.gradient, chunk);
+  const bool aligned = task.aligned && is_aligned_like(gradient, chunk.offset);
+  const QuadParts parts = quad_parts(chunk.offset, chunk.offset + chunk.count, aligned);
   const int thread = static_cast<int>(threadIdx.x);
+  const auto gradient_at = [&](int64_t at) { return gradient + (at - chunk.offset); };
   for (int64_t at = parts.begin + thread; at < parts.first_quad; at += kOptimizerThreads) {
-    step_one(task, scale, keep, at);
+    step_one(task, gradient_at(at), scale, keep, at);
   }
   constexpr int64_t kStride = int64_t{4} * kOptimizerThreads;
   int64_t at = parts.first_quad + 4 * thread;
   // Two quads at a time: eight loads are under way before the first number is needed.
   for (; at + kStride < parts.end_quads; at += 2 * kStride) {
-    const AdamQuad low = load_quad(task, at), high = load_quad(task, at + kStride);
+    const AdamQuad low = load_quad(task, gradient_at(at), at);
+    const AdamQuad high = load_quad(task, gradient_at(at + kStride), at + kStride);
     step_quad(task, scale, keep, at, low);
     step_quad(task, scale, keep, at + kStride, high);
   }
-  if (at < parts.end_quads) step_quad(task, scale, keep, at, load_quad(task, at));
+  if (at < parts.end_quads) {
+    step_quad(task, scale, keep, at, load_quad(task, gradient_at(at), at));
+  }
   for (int64_t i = parts.end_quads + thread; i < parts.end; i += kOptimizerThreads) {
-    step_one(task, scale, keep, i);
+    step_one(task, gradient_at(i), scale, keep, i);
   }
 }
 
 }  // namespace
 
 int gradient_norm_cuda(const NormParams& params, void* stream_handle) {
-  const int64_t tiles = norm_partial_count(params.count);
-  if (params.count < 0 || params.microbatches < 1 || params.result == nullptr ||
-      (tiles > 0 && (params.gradient == nullptr || params.partials == nullptr))) {
+  if (params.chunk_count < 0 || params.microbatches < 1 || params.result == nullptr ||
+      (params.chunk_count > 0 && (params.chunks == nullptr || !is_somewhere(params.gradient) ||
+                                  params.partials == nullptr))) {
     return cudaErrorInvalidValue;
   }
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_handle);
-  if (tiles > 0) {
-    const cudaError_t error =
-        launch(sum_tiles, tiles, kOptimizerThreads, stream, params.gradient, params.count,
-               is_quad_aligned(params.gradient), params.partials);
+  if (params.chunk_count > 0) {
+    const cudaError_t error = launch(sum_chunks, params.chunk_count, kOptimizerThreads, stream,
+                                     params.chunks, params.gradient, params.partials);
     if (error != cudaSuccess) return error;
   }
   return launch(finish_norm, 1, kFinishThreads, stream, static_cast<const double*>(params.partials),
-                tiles, static_cast<double>(params.microbatches), params.clip_norm, params.result);
+                params.chunk_count, static_cast<double>(params.microbatches), params.clip_norm,
+                params.result);
 }
 
 int adam_step_cuda(const AdamParams& params, void* stream_handle) {
   if (params.chunk_count == 0) return cudaSuccess;
   if (params.chunk_count < 0 || params.chunks == nullptr || params.values == nullptr ||
-      params.gradient == nullptr || params.first_moment == nullptr ||
+      !is_somewhere(params.gradient) || params.first_moment == nullptr ||
       params.second_moment == nullptr || params.norm == nullptr) {
     return cudaErrorInvalidValue;
   }
@@ -180,9 +192,8 @@ int adam_step_cuda(const AdamParams& params, void* stream_handle) {
   AdamTask task = {params.chunks,       params.values,        params.gradient,
                    params.first_moment, params.second_moment, weights,
                    params.constants,    params.norm,          false};
-  task.aligned = is_quad_aligned(params.values) && is_quad_aligned(params.gradient) &&
-                 is_quad_aligned(params.first_moment) && is_quad_aligned(params.second_moment) &&
-                 is_quad_aligned(weights);
+  task.aligned = is_quad_aligned(params.values) && is_quad_aligned(params.first_moment) &&
+                 is_quad_aligned(params.second_moment) && is_quad_aligned(weights);
   return launch(adam_step, params.chunk_count, kOptimizerThreads,
                 static_cast<cudaStream_t>(stream_handle), task);
 }

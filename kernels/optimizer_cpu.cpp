@@ -100,26 +100,26 @@ void widen_bfloat16(const uint16_t* __restrict__ numbers, int64_t count,
 }  // namespace
 
 void norm_partials_cpu(const NormParams& params, int64_t begin, int64_t end) {
-  TESSERA_CHECK(begin >= 0 && begin <= end && end <= norm_partial_count(params.count));
-  for (int64_t tile = begin; tile < end; ++tile) {
-    const int64_t first = tile * kNormTile;
-    params.partials[tile] =
-        sum_of_squares(params.gradient + first, std::min(kNormTile, params.count - first));
+  TESSERA_CHECK(begin >= 0 && begin <= end && end <= params.chunk_count);
+  for (int64_t i = begin; i < end; ++i) {
+    const OptimizerChunk& chunk = params.chunks[i];
+    params.partials[i] = sum_of_squares(gradient_of(params.gradient, chunk), chunk.count);
   }
 }
 
 void finish_norm_cpu(const NormParams& params) {
   TESSERA_CHECK(params.microbatches >= 1 && params.result != nullptr);
   double sum = 0;
-  for (int64_t tile = 0; tile < norm_partial_count(params.count); ++tile) {
-    sum += params.partials[tile];
-  }
+  for (int64_t i = 0; i < params.chunk_count; ++i) sum += params.partials[i];
   *params.result = gradient_norm_of(sum, params.microbatches, params.clip_norm);
 }
 
-std::vector<OptimizerChunk> optimizer_chunks(const std::vector<OptimizerSegment>& segments) {
+std::vector<OptimizerChunk> optimizer_chunks(const std::vector<OptimizerSegment>& segments,
+                                             const std::vector<int64_t>& pieces) {
+  TESSERA_CHECK(pieces.empty() || pieces.front() == 0);
+  TESSERA_CHECK(pieces.size() <= size_t{1} << 16);
   std::vector<OptimizerChunk> chunks;
-  size_t next = 0;
+  size_t next = 0, piece = 0;
   while (next < segments.size()) {
     const OptimizerSegment& first = segments[next];
     int64_t end = first.offset;
@@ -130,8 +130,12 @@ std::vector<OptimizerChunk> optimizer_chunks(const std::vector<OptimizerSegment>
     TESSERA_CHECK(next == segments.size() || segments[next].offset >= end);
     // Cut at whole multiples of the size, so that all but the ends of a segment is aligned.
     for (int64_t begin = first.offset; begin < end;) {
-      const int64_t stop = std::min(end, (begin / kChunkValues + 1) * kChunkValues);
-      chunks.push_back({begin, static_cast<int32_t>(stop - begin), first.decays ? 1 : 0});
+      while (piece + 1 < pieces.size() && pieces[piece + 1] <= begin) ++piece;
+      int64_t stop = std::min(end, (begin / kChunkValues + 1) * kChunkValues);
+      if (piece + 1 < pieces.size()) stop = std::min(stop, pieces[piece + 1]);
+      const int64_t start = pieces.empty() ? 0 : pieces[piece];
+      chunks.push_back({begin, begin - start, static_cast<int32_t>(stop - begin),
+                        static_cast<uint16_t>(first.decays ? 1 : 0), static_cast<uint16_t>(piece)});
       begin = stop;
     }
   }
@@ -174,11 +178,12 @@ void adam_step_cpu(const AdamParams& params, int64_t begin, int64_t end) {
   for (int64_t chunk_index = begin; chunk_index < end; ++chunk_index) {
     const OptimizerChunk& chunk = params.chunks[chunk_index];
     const float keep = chunk.decays != 0 ? params.constants.keep : 1.0f;
+    const float* gradient = gradient_of(params.gradient, chunk);
     for (int64_t done = 0; done < chunk.count; done += kRun) {
       const int64_t at = chunk.offset + done;
       const int64_t count = std::min(kRun, chunk.count - done);
       if (params.norm->finite != 0) {
-        adam_run(params.constants, params.norm->scale, keep, count, params.gradient + at,
+        adam_run(params.constants, params.norm->scale, keep, count, gradient + done,
                  params.values + at, params.first_moment + at, params.second_moment + at);
       }
       write_weights(params.values, at, count, {params.weights_float, params.weights_bfloat16});
@@ -196,7 +201,7 @@ void muon_momentum_cpu(const MuonParams& params, int64_t begin, int64_t end) {
       const int64_t flat = block.flat + done, stack = block.stack + done;
       float update[kRun] = {};
       if (params.norm->finite != 0) {
-        momentum_run(params, params.norm->scale, count, params.gradient + flat,
+        momentum_run(params, params.norm->scale, count, gradient_of(params, block) + done,
                      params.momentum + flat, update);
       }
       if (params.stack_float != nullptr) std::copy_n(update, count, params.stack_float + stack);

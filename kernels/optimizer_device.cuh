@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "tessera/kernels/optimizer.h"
 #include "tessera/kernels/real.h"
 
 namespace tessera::kernels {
@@ -16,6 +17,17 @@ inline bool is_quad_aligned(const float* pointer) {
 }
 inline bool is_quad_aligned(const uint16_t* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % (4 * sizeof(uint16_t)) == 0;
+}
+
+inline bool is_somewhere(const GradientPlaces& gradient) {
+  return gradient.flat != nullptr || gradient.pieces != nullptr;
+}
+
+// Whether quads at multiples of four of the flat vector lie at multiples of 16 bytes in an array
+// whose first value is number `offset` of it.
+__device__ __forceinline__ bool is_aligned_like(const float* array, int64_t offset) {
+  const uint64_t place = reinterpret_cast<uint64_t>(array) / sizeof(float);
+  return (place - static_cast<uint64_t>(offset)) % 4 == 0;
 }
 
 // The next compute weights, in either type or none.

@@ -47,11 +47,20 @@ TESSERA_HOST_DEVICE float muon_applied(const MuonParams& p, float value, float d
   return value * p.keep - p.step * direction;
 }
 
-// A block's numbers in the flat vector and in the stack.
+// A chunk's numbers in the gradient.
+TESSERA_HOST_DEVICE const float* gradient_of(const GradientPlaces& places,
+                                             const OptimizerChunk& chunk) {
+  return (places.flat != nullptr ? places.flat : places.pieces[chunk.piece]) +
+         chunk.gradient_offset;
+}
+
+// A block's numbers in the flat vector, in the stack and in its matrix.
 struct MuonBlock {
   int64_t flat;
   int64_t stack;
   int64_t count;
+  int64_t matrix;
+  int64_t first;
 };
 
 TESSERA_HOST_DEVICE MuonBlock muon_block(const MuonParams& p, int64_t index) {
@@ -59,7 +68,13 @@ TESSERA_HOST_DEVICE MuonBlock muon_block(const MuonParams& p, int64_t index) {
   const int64_t matrix = index / blocks, first = index % blocks * kMuonBlock;
   const int64_t left = p.matrix_values - first;
   return {p.offsets[matrix] + first, matrix * p.matrix_values + first,
-          left < kMuonBlock ? left : kMuonBlock};
+          left < kMuonBlock ? left : kMuonBlock, matrix, first};
+}
+
+TESSERA_HOST_DEVICE const float* gradient_of(const MuonParams& p, const MuonBlock& block) {
+  if (p.gradient.flat != nullptr) return p.gradient.flat + block.flat;
+  return p.gradient.pieces[p.gradient_pieces[block.matrix]] + p.gradient_offsets[block.matrix] +
+         block.first;
 }
 
 }  // namespace tessera::kernels

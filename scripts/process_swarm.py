@@ -107,7 +107,8 @@ class Ledger:
         self.ready_at_ms = []     # (time, miner): holds a state
         self.nodes = []           # of the miners, by number
         self.steps = {}           # miner: (steps that its process had done, those of them in its last upload)
-        self.not_counted = 0      # receipts of work that another attempt had done before
+        self.receipts = 0
+        self.done_before = []     # (stage, microbatch, miner, time) of the receipts of work that another one had done before
         self.kinds = {}
 
     def read(self):
@@ -141,8 +142,10 @@ class Ledger:
             self.losses.append((microbatch, receipt["loss"]))
         done, kept = self.steps.get(receipt["miner"], (0, 0))
         self.steps[receipt["miner"]] = (max(done, receipt["local_step"]), kept)
+        self.receipts += 1
+        if not receipt["accumulated"] or (stage, microbatch) in self.counted:
+            self.done_before.append((stage, microbatch, receipt["miner"], unix_ms))
         if not receipt["accumulated"]:
-            self.not_counted += 1
             return
         self.counted.setdefault((stage, microbatch), []).append((receipt["miner"], receipt["attempt"], unix_ms))
         if microbatch not in self.done_at_ms and all((s, microbatch) in self.counted for s in range(self.stages)):

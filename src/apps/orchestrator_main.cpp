@@ -20,6 +20,8 @@
 namespace tessera::apps {
 namespace {
 
+constexpr uint32_t kBlobAgeMs = 600000;  // of what nobody names, before it is removed
+
 struct Flags {
   std::string config;
   std::vector<std::string> overrides;
@@ -43,6 +45,14 @@ StatusOr<node::NewRun> prepare_run(const std::string& yaml, const std::string& d
   return made;
 }
 
+node::BlobAccounts accounts_of(store::BlobQuota& quota) {
+  return {.open = [&quota](const NodeId& key, const node::BlobShare& share) {
+            quota.open(key, share.base_bytes, share.most_bytes, monotonic_now_ms());
+          },
+          .credit = [&quota](const NodeId& key, uint64_t bytes) { quota.credit(key, bytes); },
+          .close = [&quota](const NodeId& key) { quota.close(key); }};
+}
+
 Status serve(const Flags& flags, StopFlags& signals) {
   const SplitOverrides overrides = split_overrides(flags.overrides);
   TESSERA_ASSIGN_OR_RETURN(const auto daemon, config::load_orchestrator_config(flags.config, overrides.daemon));
@@ -52,7 +62,9 @@ Status serve(const Flags& flags, StopFlags& signals) {
   TESSERA_RETURN_IF_ERROR(make_directories(directory));
   TESSERA_ASSIGN_OR_RETURN(const KeyPair key, KeyPair::load_or_create(daemon.key_file));
   TESSERA_ASSIGN_OR_RETURN(const auto store, store::BlobStore::open(directory + "/blobs", daemon.blob_limit_bytes));
-  LocalBlobs blobs(*store);
+  // What nobody names is removed when it is so old, and counts against no key from then on.
+  store::BlobQuota quota(kBlobAgeMs);
+  LocalBlobs blobs(*store, quota);
   TESSERA_ASSIGN_OR_RETURN(auto seal_key, SealKey::load_or_create(ledger_key_file(daemon.key_file)));
   TESSERA_ASSIGN_OR_RETURN(auto plain_journal, store::open_journal(directory + "/journal.sqlite"));
   TESSERA_ASSIGN_OR_RETURN(const auto ledger, store::LedgerReader::open(directory + "/journal.sqlite"));
@@ -76,17 +88,18 @@ Status serve(const Flags& flags, StopFlags& signals) {
   options.admins = daemon.admins;
   options.admins.push_back(key.id());
   options.validators = daemon.validators;
+  options.blob_share_bytes = daemon.blob_share_bytes;
+  options.registrations_per_minute = daemon.registrations_per_minute;
   options.exit_when_over = flags.exit_when_over;
   options.snapshot_events = daemon.journal_snapshot_events;
   const std::string name = options.spec ? options.spec->name : "";
   const uint32_t merge_phase_ms = options.spec ? options.spec->timeouts.merge_phase_ms : 0;
   // What a miner is uploading is named by nobody until it is complete: three phases of a merge are ample for that.
-  const auto min_age = std::chrono::seconds(std::max<uint32_t>(600, 3 * merge_phase_ms / 1000));
+  const auto min_age = std::chrono::seconds(std::max<uint32_t>(kBlobAgeMs / 1000, 3 * merge_phase_ms / 1000));
   const auto sweep = [&store, min_age](const std::set<Digest>& keep, TimeMs recent_since_ms, uint64_t recent_bytes) {
     return store->sweep(keep, min_age, {.since_unix_ms = recent_since_ms, .bytes = recent_bytes});
   };
-  TESSERA_ASSIGN_OR_RETURN(const auto node, node::OrchestratorNode::open(std::move(options), {journal.get(), &blobs, &checkpoints, sweep}));
-  blobs.set_writer_check([&node](const NodeId& id) { return node->is_registered(id); });
+  TESSERA_ASSIGN_OR_RETURN(const auto node, node::OrchestratorNode::open(std::move(options), {&key, journal.get(), &blobs, &checkpoints, sweep, accounts_of(quota)}));
   TESSERA_ASSIGN_OR_RETURN(const auto server, net::OrchestratorServer::start({.listen = daemon.listen, .key = key, .run_id = node->run_id(), .software = version()}, node.get(), &blobs));
   const nlohmann::json about = {{"address", server->address()}, {"node", key.id().hex()}, {"pid", ::getpid()}, {"run_id", to_hex(node->run_id())}};
   TESSERA_RETURN_IF_ERROR(write_file_atomic(directory + "/orchestrator.json", about.dump(2) + "\n"));

@@ -9,6 +9,8 @@ namespace tessera::config {
 namespace {
 
 constexpr uint64_t kMinBlobLimitBytes = uint64_t{16} << 20;
+constexpr uint64_t kMinBlobShareBytes = 1 << 20;
+constexpr uint32_t kMaxRegistrations = 1000000000;
 constexpr uint64_t kMinMemoryBytes = uint64_t{64} << 20;
 constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kMaxPaceMs = 60000;
@@ -40,6 +42,10 @@ FieldTable table_of(OrchestratorConfig* config) {
             "directory"),
       field("blob_limit_bytes", ByteCount{&config->blob_limit_bytes}, "16MiB or more",
             "of the blob store on disk; what goes beyond is refused"),
+      field("blob_share_bytes", ByteCount{&config->blob_share_bytes}, "1MiB or more",
+            "that each miner's key may have in the blob store beyond what the run asks of it; what goes beyond is refused"),
+      field("registrations_per_minute", &config->registrations_per_minute, "0 to 1000000000",
+            "new keys that are admitted from one address in a minute; others are put off; 0: any number"),
       field("journal.snapshot_events", &config->journal_snapshot_events, "0 to 1000000000",
             "entries of the ledger between two snapshots of the state in it: a restart reads the "
             "newest one and replays what came after; 0: none, a restart replays everything"),
@@ -108,6 +114,13 @@ Status validate_orchestrator(const OrchestratorConfig& config) {
   if (config.journal_snapshot_events > kMaxSnapshotEvents) {
     return invalid_argument("journal.snapshot_events: {} is not allowed; it must be 0 to {}",
                             config.journal_snapshot_events, kMaxSnapshotEvents);
+  }
+  if (config.registrations_per_minute > kMaxRegistrations) {
+    return invalid_argument("registrations_per_minute: {} is not allowed; it must be 0 to {}", config.registrations_per_minute,
+                            kMaxRegistrations);
+  }
+  if (config.blob_share_bytes < kMinBlobShareBytes) {
+    return invalid_argument("blob_share_bytes: {} is not allowed; it must be 1MiB or more", config.blob_share_bytes);
   }
   if (config.blob_limit_bytes < kMinBlobLimitBytes) {
     return invalid_argument("blob_limit_bytes: {} is not allowed; it must be 16MiB or more",

@@ -9,6 +9,7 @@ namespace {
 
 using core::BoundaryKind;
 using core::LrDecay;
+using core::MatrixProducts;
 using core::OptimizerKind;
 using core::Recompute;
 
@@ -125,6 +126,14 @@ void add_training(core::TrainingSpec* training, FieldTable* table) {
                 "",
                 "less memory for more computation: block keeps only the layers' inputs of a "
                 "microbatch in flight, full only the stage's; on GPUs"),
+          field("training.matrix_products",
+                Choice<MatrixProducts>{&training->matrix_products,
+                                       {{"bf16", MatrixProducts::kBf16},
+                                        {"fp8", MatrixProducts::kFp8}}},
+                "",
+                "numbers that the layers' matrix products read; fp8 is faster from a width of about "
+                "2048 on and trains a little differently; it takes GPUs that have it (a CPU "
+                "imitates it) and miners of one GPU"),
           field("training.deterministic", &training->deterministic, "",
                 "the same bits in every run on the same kind of device; slower on GPUs"),
           field("training.local_checkpoint_steps", &training->local_checkpoint_steps,

@@ -79,7 +79,8 @@ uint64_t stage_memory_bytes(const RunSpec& spec, StageIndex stage, const std::st
   const double tokens = spec.tokens_per_microbatch();
   const LayerRange range = layers_of(spec, stage);
   const TokenValues token = token_values(spec, range.end - range.begin, gpu);
-  double bytes = values * (16 + 2 * compute_bytes) +
+  const bool codes = gpu && spec.training.matrix_products == MatrixProducts::kFp8;
+  double bytes = values * (16 + 2 * compute_bytes + (codes ? 4 : 0)) +
                  compute_bytes * tokens * (spec.pipeline.max_in_flight * token.waiting + token.working);
   if (stage + 1 == spec.pipeline.stages) bytes += 12 * tokens * spec.model.vocab;
   return static_cast<uint64_t>(bytes * (1 + kWorkspaceShare));

@@ -26,6 +26,18 @@ Admission refuse(Admission admission, std::string* why, std::string text) {
 
 uint32_t token_id_bytes(uint32_t vocab) { return vocab <= 256 ? 1 : vocab <= 65536 ? 2 : 4; }
 
+Lease lease_of(const Frame& frame) {
+  Lease lease;
+  lease.microbatch = frame.microbatch;
+  lease.attempt = frame.attempt;
+  lease.counted_stages = frame.counted_stages;
+  lease.pathway = frame.pathway;
+  lease.repair = !frame.repairs.empty() && frame.repairs[0] > 0;
+  lease.expires_unix_ms = frame.lease_expires_unix_ms;
+  lease.signature = frame.lease_signature;
+  return lease;
+}
+
 bool is_backward(std::string_view frame) {
   constexpr size_t kDirectionOffset = 36;
   return frame.size() >= kFrameHeaderBytes &&
@@ -39,6 +51,10 @@ std::string encode_frame(const Frame& frame, uint32_t vocab) {
     ByteWriter writer;
     for (const MinerIndex miner : frame.pathway) writer.number(miner);
     for (const uint8_t repairs : frame.repairs) writer.number(repairs);
+    if (frame.direction == Direction::kForward) {
+      writer.number(frame.lease_expires_unix_ms);
+      writer.raw(frame.lease_signature.data(), frame.lease_signature.size());
+    }
     for (const uint32_t token : frame.tokens) writer.raw(&token, id_bytes);  // little-endian: low bytes first
     body = writer.take();
     body += frame.payload;
@@ -123,7 +139,8 @@ Admission decode_frame(std::string_view bytes, const RunSpec& spec, uint64_t run
                               static_cast<int>(spec.boundary.codec), spec.training.microbatch_size,
                               spec.model.context, spec.boundary.rank, want_tokens, want_payload));
   }
-  const uint64_t want_rest = uint64_t{pathway_count} * 4 + repair_count + want_tokens * id_bytes + want_payload;
+  const uint64_t want_proof = forward ? kLeaseProofBytes : 0;
+  const uint64_t want_rest = uint64_t{pathway_count} * 4 + repair_count + want_proof + want_tokens * id_bytes + want_payload;
   if (reader.remaining() != want_rest) {
     return refuse(Admission::kCorrupt, why,
                   fmt::format("{} bytes behind the header, the header promises {}", reader.remaining(), want_rest));
@@ -139,6 +156,11 @@ Admission decode_frame(std::string_view bytes, const RunSpec& spec, uint64_t run
   for (MinerIndex& miner : frame->pathway) miner = reader.number<uint32_t>();
   frame->repairs.resize(repair_count);
   for (uint8_t& repairs : frame->repairs) repairs = reader.number<uint8_t>();
+  if (forward) {
+    frame->lease_expires_unix_ms = reader.number<TimeMs>();
+    const std::string_view signature = reader.raw(frame->lease_signature.size());
+    std::copy(signature.begin(), signature.end(), frame->lease_signature.begin());
+  }
   frame->tokens.assign(token_count, 0);
   for (uint32_t& token : frame->tokens) {
     const std::string_view raw = reader.raw(id_bytes);

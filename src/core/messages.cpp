@@ -42,6 +42,7 @@ const char* name_of(Admission admission) {
     case Admission::kCorrupt: return "corrupt";
     case Admission::kUnauthenticated: return "unauthenticated";
     case Admission::kTakenOver: return "taken over";
+    case Admission::kNotLeased: return "not leased";
     case Admission::kUnreachable: return "unreachable";
   }
   return "unknown";

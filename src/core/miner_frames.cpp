@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "tessera/core/frame.h"
 #include "tessera/core/miner.h"
 
 namespace tessera::core {
@@ -11,6 +12,7 @@ namespace {
 constexpr size_t kCapacity = 64;                     // microbatches held; a forward over it is refused
 constexpr size_t kMaxKept = 256;                     // gradients kept after they were handed on
 constexpr size_t kMaxKeptBytes = size_t{256} << 20;
+constexpr TimeMs kClockToleranceMs = 600000;         // between the orchestrator's clock and this one
 
 }  // namespace
 
@@ -45,13 +47,17 @@ Admission Miner::admit_forward(miner_event::FrameArrived& event) {
   newest = std::max(newest, frame.epoch);
   const MicrobatchKey key{frame.microbatch, frame.attempt};
   frame.repairs.resize(assignment_->stage + 1);
-  if (const auto answer = meet_held(key, sender, frame)) return *answer;
+  Lease lease = lease_of(frame);
+  if (!is_leased(frame, lease)) return Admission::kNotLeased;
+  if (const auto answer = meet_held(key, sender, frame, lease)) return *answer;
   if (phase_ == MinerPhase::kDraining) return Admission::kNotReady;  // nothing new
   if (works_.size() >= kCapacity) return Admission::kFull;
+  if (frame.repairs.back() > 0) {
+    say(fmt::format("microbatch {} attempt {}: taken from miner {} in place of another", key.microbatch, key.attempt, sender));
+  }
   Work work;
   work.state = WorkState::kForwardQueued;
-  work.counted_stages = frame.counted_stages;
-  work.pathway = std::move(frame.pathway);
+  work.lease = std::move(lease);
   work.repairs = std::move(frame.repairs);
   work.deadline = now_ + std::min(frame.lifetime_ms, spec_.timeouts.lease_ms);
   work.upstream = sender;
@@ -63,13 +69,28 @@ Admission Miner::admit_forward(miner_event::FrameArrived& event) {
   return Admission::kAccepted;
 }
 
+// A sender could invent a newer attempt, or another head, and so cancel what is held. The lease shows the orchestrator's
+// signature over it; that of the lease that is held was looked at when it came.
+bool Miner::is_leased(const Frame& frame, const Lease& lease) const {
+  if (frame.repairs[0] > 1) return false;
+  const auto held = works_.find({frame.microbatch, frame.attempt});
+  const std::string content = lease.signed_bytes(identity_.run_id);
+  if (held != works_.end() && held->second.lease.signature == lease.signature &&
+      held->second.lease.signed_bytes(identity_.run_id) == content) {
+    return true;
+  }
+  if (now_ + identity_.unix_offset_ms - kClockToleranceMs > lease.expires_unix_ms) return false;
+  return identity_.verify(identity_.lease_key, content, lease.signature);
+}
+
 // What is held of the microbatch already decides: a newer attempt wins, and within an attempt the newer route.
-std::optional<Admission> Miner::meet_held(const MicrobatchKey& key, MinerIndex sender, const Frame& frame) {
+std::optional<Admission> Miner::meet_held(const MicrobatchKey& key, MinerIndex sender, const Frame& frame,
+                                          const Lease& lease) {
   for (auto it = works_.lower_bound({key.microbatch, 0}); it != works_.end() && it->first.microbatch == key.microbatch;) {
     const MicrobatchKey held = it->first;
     Work& work = (it++)->second;
     if (held.attempt > key.attempt) return Admission::kStaleAttempt;
-    if (held.attempt == key.attempt) return adopt(key, work, sender, frame);
+    if (held.attempt == key.attempt) return adopt(key, work, sender, frame, lease);
     drop(held, "a newer attempt began");
   }
   return meet_kept(key, sender, frame.repairs);
@@ -77,12 +98,12 @@ std::optional<Admission> Miner::meet_held(const MicrobatchKey& key, MinerIndex s
 
 // The same attempt comes again. A sender that was given the microbatch later than the one before replaces it: what is
 // computed here serves the new one as well.
-Admission Miner::adopt(const MicrobatchKey& key, Work& work, MinerIndex sender, const Frame& frame) {
+Admission Miner::adopt(const MicrobatchKey& key, Work& work, MinerIndex sender, const Frame& frame, const Lease& lease) {
   if (frame.repairs < work.repairs) return Admission::kTakenOver;
   const bool newer = frame.repairs > work.repairs;
   const bool moved = work.upstream != sender;
   work.repairs = frame.repairs;
-  work.counted_stages |= frame.counted_stages;
+  if (lease.repair && !work.lease.repair) work.lease = lease;
   work.deadline = std::max(work.deadline, now_ + std::min(frame.lifetime_ms, spec_.timeouts.lease_ms));
   work.upstream = sender;
   work.adopted |= moved;
@@ -111,7 +132,7 @@ std::optional<Admission> Miner::meet_kept(const MicrobatchKey& key, MinerIndex s
     if (!same_attempt) continue;
     Work work;
     work.state = WorkState::kReturning;
-    work.counted_stages = taken.counted_stages;
+    work.lease = std::move(taken.lease);
     work.deadline = taken.deadline;
     work.upstream = sender;
     work.repairs = repairs;
@@ -126,7 +147,7 @@ void Miner::keep_gradient(const MicrobatchKey& key, Work& work) {
   const size_t bytes = work.payload.bytes.size();
   if (now_ >= work.deadline || bytes > kMaxKeptBytes) return;
   kept_bytes_ += bytes;
-  kept_.insert_or_assign(key, Kept{std::move(work.payload), work.repairs, work.counted_stages, work.deadline});
+  kept_.insert_or_assign(key, Kept{std::move(work.payload), work.repairs, work.lease, work.deadline});
   kept_order_.push_back(key);
   forget_kept();
 }
@@ -161,7 +182,8 @@ Admission Miner::admit_backward(miner_event::FrameArrived& event) {
     abandon_send(work);
     work.retry_at = 0;
     status_.boundary_tensors_sent++;
-  } else if (!work.asked_again) {
+  } else {
+    // Late ones too: if all take longer, none of them is overdue any more.
     sender->second.gradients.add(now_ - work.accepted_at);
   }
   release_downstream(work);

@@ -11,6 +11,7 @@ namespace {
 
 constexpr TimeMs kRetryMs = 50;             // when every peer refused
 constexpr TimeMs kAdmissionFloorMs = 1000;  // least time that a peer has to take a frame
+constexpr uint8_t kMostAsked = 2;           // for an overdue gradient, before another peer gets the work
 
 }  // namespace
 
@@ -23,11 +24,13 @@ MinerIndex Miner::choose_downstream(const Work& work) {
     return RouteCandidate{state.peer.miner, static_cast<double>(state.health.microbatch_ms),
                           static_cast<double>(state.health.queued + state.given_since)};
   };
-  const auto proposed = next < work.pathway.size() ? peers_.find(work.pathway[next]) : peers_.end();
+  const auto proposed = next < work.lease.pathway.size() ? peers_.find(work.lease.pathway[next]) : peers_.end();
   const bool may_bind = proposed != peers_.end() && usable(proposed->second);
   std::optional<RouteCandidate> proposal;
   if (may_bind) proposal = candidate_of(proposed->second);
-  if (proposal && (proposal->microbatch_ms <= 0 || proposal->backlog <= 0)) {
+  // Of what was repaired on the way here the proposed one has most likely done its part.
+  const bool repaired = std::any_of(work.repairs.begin(), work.repairs.end(), [](uint8_t count) { return count > 0; });
+  if (proposal && (repaired || proposal->microbatch_ms <= 0 || proposal->backlog <= 0)) {
     router_.charge(*proposal);
     return proposal->miner;
   }
@@ -56,11 +59,13 @@ Frame Miner::frame_of(const MicrobatchKey& key, const Work& work, Direction dire
   frame.rank = spec_.boundary.rank;
   frame.exponent = work.payload.exponent;
   frame.payload = work.payload.bytes;
-  frame.counted_stages = work.counted_stages;
+  frame.counted_stages = work.lease.counted_stages;
   frame.lifetime_ms = static_cast<uint32_t>(std::max<TimeMs>(0, work.deadline - now_));
   if (direction == Direction::kForward) {
     frame.boundary = static_cast<uint16_t>(assignment_->stage);
-    frame.pathway = work.pathway;
+    frame.pathway = work.lease.pathway;
+    frame.lease_expires_unix_ms = work.lease.expires_unix_ms;
+    frame.lease_signature = work.lease.signature;
     frame.repairs = work.repairs;
     frame.repairs.push_back(work.given_again);
     frame.tokens = *work.tokens;
@@ -205,6 +210,9 @@ void Miner::gradient_answered(const MicrobatchKey& key, Work& work, Admission ad
     case Admission::kNotReady:
       work.retry_at = now_ + 4 * kRetryMs;
       return;
+    case Admission::kUnknownMicrobatch:
+      // Another process is in its place; whoever goes on with what it held will ask.
+      break;
     default:
       // Upstream no longer wants it: this stage's gradient counts all the same.
       say(fmt::format("microbatch {}: upstream answered '{}' to its gradient", key.microbatch,
@@ -227,7 +235,7 @@ void Miner::forward_answered(const MicrobatchKey& key, Work& work, Admission adm
     case Admission::kAccepted:
     case Admission::kDuplicate: {
       work.state = WorkState::kAwaitingGradient;
-      work.accepted_at = now_;
+      if (admission == Admission::kAccepted || work.asked_again == 0) work.accepted_at = now_;
       status_.boundary_tensors_sent++;
       // The further from the tail, the more can be repaired in front of it meanwhile.
       const TimeMs floor =
@@ -237,7 +245,8 @@ void Miner::forward_answered(const MicrobatchKey& key, Work& work, Admission adm
         peer->second.admissions.add(now_ - work.sent_at);
         patience = peer->second.gradients.deadline(floor, patience);
       }
-      work.gradient_due = now_ + patience;
+      // One that has it and answers is busy: another one would only do its work again.
+      work.gradient_due = now_ + std::min<TimeMs>(patience << work.asked_again, spec_.timeouts.lease_ms);
       return;
     }
     case Admission::kTakenOver:
@@ -248,6 +257,7 @@ void Miner::forward_answered(const MicrobatchKey& key, Work& work, Admission adm
       }
       [[fallthrough]];
     case Admission::kStaleAttempt:
+    case Admission::kNotLeased:
     case Admission::kWrongRun:
     case Admission::kWrongShape:
     case Admission::kCorrupt:
@@ -279,14 +289,14 @@ void Miner::give_again(const MicrobatchKey& key, Work& work) {
   release_downstream(work);
   work.tried = {work.downstream};
   if (work.given_again < UINT8_MAX) work.given_again++;
-  work.asked_again = false;
+  work.asked_again = 0;
   work.state = WorkState::kSending;
   send_onward(key, work);
 }
 
-// A gradient that is overdue at a peer that answers: it is offered the microbatch again. That costs
-// one frame if it has it (DUPLICATE), and mends it if it has dropped it. If it is overdue once
-// more, another miner gets it.
+// A gradient that is overdue at a peer that answers: it is offered the microbatch again, and waited for
+// twice as long. That costs one frame if it has it (DUPLICATE), and mends it if it has dropped it.
+// The third time another miner gets it.
 void Miner::ask_overdue() {
   std::vector<MicrobatchKey> overdue;
   for (const auto& [key, work] : works_) {
@@ -297,12 +307,12 @@ void Miner::ask_overdue() {
     if (!window_.open()) return;  // it may be this miner's own link that is slow: later
     Work& work = works_.at(key);
     const auto peer = peers_.find(work.downstream);
-    const bool ask = !work.asked_again && peer != peers_.end() && is_usable(peer->second);
+    const bool ask = work.asked_again < kMostAsked && peer != peers_.end() && is_usable(peer->second);
     say(fmt::format("microbatch {}: its gradient is overdue at miner {}, {}", key.microbatch,
                     work.downstream, ask ? "which is asked again" : "so another one gets it"),
         true);
     if (ask) {
-      work.asked_again = true;
+      work.asked_again++;
       send_forward_to(work.downstream, key, work);
     } else {
       give_again(key, work);

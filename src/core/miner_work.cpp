@@ -48,10 +48,12 @@ void Miner::take_leases(const SyncAnswer& answer) {
       if (old.microbatch == key.microbatch) drop(old, "a newer attempt began");
     }
     Work work;
-    work.counted_stages = lease.counted_stages;
-    work.pathway = lease.pathway;
+    work.lease = lease;
     work.deadline = now_ + lease.lifetime_ms;
     work.repairs = {static_cast<uint8_t>(lease.repair ? 1 : 0)};
+    if (lease.repair) {
+      say(fmt::format("microbatch {} attempt {}: taken from the orchestrator in place of another", key.microbatch, key.attempt));
+    }
     works_.emplace(key, std::move(work));
     emit(miner_effect::ReadTokens{key});
   }
@@ -88,7 +90,7 @@ void Miner::schedule() {
       Work& work = works_.at(key);
       work.state = WorkState::kBackwarding;
       work.backward_running = true;
-      const bool counted = (work.counted_stages >> assignment_->stage & 1) != 0;
+      const bool counted = (work.lease.counted_stages >> assignment_->stage & 1) != 0;
       work.accumulate = !counted && accumulated_set_.count(key.microbatch) == 0;
       computing_ = true;
       emit(ComputeJob(miner_effect::Backward{key, std::move(work.payload), work.accumulate}));

@@ -208,7 +208,7 @@ void Orchestrator::try_write_checkpoint() {
 }
 
 void Orchestrator::on(const CheckpointCommitted& event) {
-  if (event.miner >= state_.miners.size() || event.commit.id != state_.checkpoint_id ||
+  if (!state_.miners.has(event.miner) || event.commit.id != state_.checkpoint_id ||
       state_.phase != RunPhase::kCheckpointing) {
     return;
   }
@@ -243,7 +243,9 @@ void Orchestrator::on(const Ticked&) {
       state_.stages[s].publisher_turn++;
       state_.stages[s].publisher_asked_at = now_;
     }
-    auto& merge = state_.stages[s].merge;
+    StageRecord& stage = state_.stages[s];
+    if (stage.merge_paused_until > 0 && now_ >= stage.merge_paused_until) stage.merge_paused_until = 0;
+    auto& merge = stage.merge;
     if (!merge || now_ < merge->deadline) continue;
     if (merge->phase == MergePhase::kSnapshot) {
       freeze(s);
@@ -305,6 +307,8 @@ bool Orchestrator::due(TimeMs now) const {
   if (const TimeMs audit = audits().next_deadline(); audit > 0 && now >= audit) return true;
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
     if (publisher_is_late(s, now)) return true;
+    const TimeMs paused_until = state_.stages[s].merge_paused_until;
+    if (paused_until > 0 && now >= paused_until) return true;
     const auto& merge = state_.stages[s].merge;
     if (!merge || now < merge->deadline) continue;
     if (merge->phase == MergePhase::kSnapshot || index_.stage(s).unsettled > 0) return true;

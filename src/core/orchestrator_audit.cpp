@@ -41,7 +41,7 @@ void Orchestrator::forget_audits() {
 }
 
 void Orchestrator::on(const SegmentCommitted& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   const MinerRecord& miner = state_.miners[event.miner];
   if (!miner.placed) return;
   std::vector<AuditNote> notes;

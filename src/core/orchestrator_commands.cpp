@@ -12,7 +12,7 @@ namespace tessera::core {
 // ---- assign and drain -----------------------------------------------------------------------------------------------
 
 StatusOr<std::optional<Event>> Orchestrator::assign_order(MinerIndex index, StageIndex stage, bool force) const {
-  if (index >= state_.miners.size()) {
+  if (!state_.miners.has(index)) {
     return not_found("there is no miner {}; 'tesseractl miners' lists those of this run", index);
   }
   if (stage >= state_.stages.size()) {
@@ -49,7 +49,7 @@ StatusOr<std::optional<Event>> Orchestrator::assign_order(MinerIndex index, Stag
 }
 
 void Orchestrator::on(const MinerAssigned& event) {
-  if (event.miner >= state_.miners.size() || event.stage >= state_.stages.size()) return;
+  if (!state_.miners.has(event.miner) || event.stage >= state_.stages.size()) return;
   MinerRecord& miner = state_.miners[event.miner];
   miner.pinned = true;
   miner.assigned_stage.reset();
@@ -71,7 +71,7 @@ void Orchestrator::on(const MinerAssigned& event) {
 }
 
 StatusOr<std::optional<Event>> Orchestrator::drain_order(MinerIndex index) const {
-  if (index >= state_.miners.size()) {
+  if (!state_.miners.has(index)) {
     return not_found("there is no miner {}; 'tesseractl miners' lists those of this run", index);
   }
   const MinerRecord& miner = state_.miners[index];
@@ -81,7 +81,7 @@ StatusOr<std::optional<Event>> Orchestrator::drain_order(MinerIndex index) const
 }
 
 void Orchestrator::on(const DrainOrdered& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   MinerRecord& miner = state_.miners[event.miner];
   if (miner.drain) return;
   miner.drain = true;

@@ -7,14 +7,16 @@
 namespace tessera::core {
 namespace {
 
+constexpr TimeMs kForgetMs = 24 * 3'600'000;
+constexpr TimeMs kForgetIdleMs = 600'000;  // of one without a counted gradient
 constexpr uint64_t kMicrosecondsPerHour = 3'600'000'000;
 
 MinerFacts facts_of(const OrchestratorState& state, const MinerRecord& miner) {
   const StageRecord& stage = state.stages[miner.stage];
   MinerFacts facts;
-  facts.known = true;
   facts.stage = miner.stage;
   facts.live = miner.live && miner.placed;
+  if (!miner.live) facts.forget_at = miner.lost_at + (miner.counted == 0 ? kForgetIdleMs : kForgetMs);
   const bool meant_for_another = miner.assigned_stage || miner.pending_stage;
   facts.staying = facts.live && !miner.drain && !meant_for_another;
   facts.moving = miner.placed && !miner.drain && meant_for_another;
@@ -60,6 +62,7 @@ void OrchestratorIndex::rebuild(const OrchestratorState& state) {
   stages_.resize(state.stages.size());
   for (StageSummary& stage : stages_) stage.neighbourhoods.resize(state.neighbourhoods);
   facts_.clear();
+  gone_.clear();
   moving_ = 0;
   deadlines_.clear();
   leases_.clear();
@@ -71,12 +74,21 @@ void OrchestratorIndex::rebuild(const OrchestratorState& state) {
 }
 
 void OrchestratorIndex::update(const OrchestratorState& state, MinerIndex miner) {
-  if (facts_.size() <= miner) facts_.resize(miner + 1);
-  const MinerFacts facts = facts_of(state, state.miners[miner]);
-  if (facts == facts_[miner]) return;
-  if (facts_[miner].known) remove(miner, facts_[miner]);
-  facts_[miner] = facts;
+  const auto known = facts_.find(miner);
+  const MinerRecord* record = state.miners.find(miner);
+  if (record == nullptr) {
+    if (known == facts_.end()) return;
+    remove(miner, known->second);
+    facts_.erase(known);
+    return;
+  }
+  const MinerFacts facts = facts_of(state, *record);
+  if (known != facts_.end()) {
+    if (facts == known->second) return;
+    remove(miner, known->second);
+  }
   add(miner, facts);
+  facts_.insert_or_assign(known, miner, facts);
 }
 
 void OrchestratorIndex::update_stage(const OrchestratorState& state, StageIndex stage) {
@@ -87,6 +99,7 @@ void OrchestratorIndex::update_stage(const OrchestratorState& state, StageIndex 
 
 void OrchestratorIndex::add(MinerIndex miner, const MinerFacts& facts) {
   StageSummary& stage = stages_[facts.stage];
+  if (facts.forget_at > 0) gone_.emplace(facts.forget_at, miner);
   stage.live += facts.live;
   stage.staying += facts.staying;
   moving_ += facts.moving;
@@ -103,6 +116,7 @@ void OrchestratorIndex::add(MinerIndex miner, const MinerFacts& facts) {
 
 void OrchestratorIndex::remove(MinerIndex miner, const MinerFacts& facts) {
   StageSummary& stage = stages_[facts.stage];
+  if (facts.forget_at > 0) gone_.erase({facts.forget_at, miner});
   stage.live -= facts.live;
   stage.staying -= facts.staying;
   moving_ -= facts.moving;

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "tessera/base/prng.h"
 #include "tessera/core/orchestrator.h"
@@ -83,8 +84,24 @@ uint32_t Orchestrator::lease_lifetime_ms() const {
 bool Orchestrator::may_repair(const OpenMicrobatch& microbatch, const MinerRecord& head) const {
   if (!microbatch.repair) return false;
   if (microbatch.pathway.size() < 2) return true;
-  const uint32_t next = state_.miners[microbatch.pathway[1]].place;
-  return next != kNoPlace && next % state_.neighbourhoods == head.place % state_.neighbourhoods;
+  const MinerRecord* next = state_.miners.find(microbatch.pathway[1]);
+  return next != nullptr && next->place != kNoPlace &&
+         next->place % state_.neighbourhoods == head.place % state_.neighbourhoods;
+}
+
+// What a dead head held waits in work at others: every other head takes its part of it at its next report, also beyond what it
+// asks for. Its part is what would let all heads be done at the same time, by their measured speeds.
+bool Orchestrator::may_take_over(MicrobatchId id, const MinerRecord& head) const {
+  const auto open = state_.open.find(id);
+  if (open == state_.open.end() || !may_repair(open->second, head) || head.microbatch_us == 0) return false;
+  double work = static_cast<double>(state_.reissue.size());
+  double speed = 0;
+  for (const MinerIndex other : index_.choices(0, head.place % state_.neighbourhoods)) {
+    if (state_.miners[other].microbatch_us == 0) continue;
+    work += state_.miners[other].in_flight;
+    speed += 1.0 / state_.miners[other].microbatch_us;
+  }
+  return head.in_flight < std::min<double>(lease_limit(), std::ceil(work / speed / head.microbatch_us));
 }
 
 // The same pathway behind another head; whoever else is not there any more is replaced.
@@ -92,8 +109,8 @@ std::vector<MinerIndex> Orchestrator::mended_pathway(const OpenMicrobatch& micro
   std::vector<MinerIndex> pathway = microbatch.pathway;
   pathway[0] = head;
   for (StageIndex s = 1; s < pathway.size(); ++s) {
-    const MinerRecord& miner = state_.miners[pathway[s]];
-    if (miner.live && miner.ready && miner.stage == s) continue;
+    const MinerRecord* miner = state_.miners.find(pathway[s]);
+    if (miner != nullptr && miner->live && miner->ready && miner->stage == s) continue;
     pathway[s] = index_.fastest(s, state_.miners[head].place % state_.neighbourhoods);
   }
   return pathway;
@@ -133,18 +150,19 @@ Lease Orchestrator::grant(MicrobatchId id, MinerRecord& head) {
           .counted_stages = microbatch.counted_stages,
           .pathway = microbatch.pathway,
           .lifetime_ms = lifetime_ms,
-          .repair = repair};
+          .repair = repair,
+          .expires_unix_ms = now_ + lifetime_ms};
 }
 
 void Orchestrator::on(const LeasesRequested& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   MinerRecord& miner = state_.miners[event.miner];
   if (event.request <= miner.lease_request) return;
   if (!lease_refusal(miner).empty()) return;
   std::vector<Lease> granted;
-  while (granted.size() < event.count && miner.in_flight < lease_limit()) {
+  while (miner.in_flight < lease_limit()) {
     const std::optional<MicrobatchId> id = next_to_lease();
-    if (!id) break;
+    if (!id || (granted.size() >= event.count && !may_take_over(*id, miner))) break;
     granted.push_back(grant(*id, miner));
   }
   if (granted.empty()) return;  // the request stays open: the miner repeats it
@@ -179,7 +197,7 @@ void Orchestrator::expire_leases() {
 }
 
 void Orchestrator::on(const ReceiptsArrived& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   MinerRecord& miner = state_.miners[event.miner];
   size_t rejected = 0;
   const auto pass_over_rejected = [&] {
@@ -223,8 +241,21 @@ void Orchestrator::note_time(MinerRecord& miner, const Receipt& receipt) {
   miner.microbatch_us = miner.own_times.typical();
 }
 
+// The gradients that this receipt confirms, its own or a neighbour's: what the miners' uploads are weighted by.
+void Orchestrator::confirm_gradients(OpenMicrobatch& open, const Receipt& receipt) {
+  for (const ConfirmedGradient& gradient : open.words.add(receipt, static_cast<uint32_t>(state_.stages.size()))) {
+    if (!state_.miners.has(gradient.miner)) continue;
+    MinerRecord& miner = state_.miners[gradient.miner];
+    // Of a process that is gone, or of weights that were merged or loaded over.
+    if (miner.registration.incarnation != gradient.incarnation || gradient.local_step < miner.unmerged_from) continue;
+    if (miner.fresh.empty()) miner.carries_since = state_.stages[miner.stage].epoch;
+    miner.fresh[gradient.local_step]++;
+    index_.update(state_, miner.index);
+  }
+}
+
 void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
-  if (!receipt.accumulated || !miner.placed) return;
+  if (!miner.placed || receipt.miner != miner.index || receipt.stage != miner.stage) return;
   if (receipt.microbatch >= state_.next_microbatch) {
     say(fmt::format("miner {} sent a receipt for microbatch {}, which was never leased", miner.index,
                     receipt.microbatch), true);
@@ -237,6 +268,8 @@ void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
                     receipt.attempt, receipt.microbatch), true);
     return;
   }
+  if (open != state_.open.end() && state_.spec.merge.enabled) confirm_gradients(open->second, receipt);
+  if (!receipt.accumulated) return;
   if (open == state_.open.end() || (open->second.counted_stages & bit) != 0) {
     // Complete already, or another attempt's gradient of this stage counted.
     state_.double_counted++;
@@ -246,10 +279,6 @@ void Orchestrator::count_receipt(MinerRecord& miner, const Receipt& receipt) {
   }
   if (open->second.leased) stop_waiting_for(open->second, miner.stage);
   open->second.counted_stages |= bit;
-  if (state_.spec.merge.enabled) {
-    if (miner.fresh.empty()) miner.carries_since = state_.stages[miner.stage].epoch;
-    miner.fresh[receipt.local_step]++;
-  }
   miner.counted++;
   note_time(miner, receipt);
   const uint64_t all = state_.stages.size() == 64 ? ~uint64_t{0} : (uint64_t{1} << state_.stages.size()) - 1;

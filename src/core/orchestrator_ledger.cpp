@@ -14,7 +14,7 @@ constexpr size_t kPairingsOfAnEntry = 16384;   // a large merge takes several en
 
 void Orchestrator::on(const VerdictRecorded& event) {
   const Verdict& verdict = event.verdict;
-  if (verdict.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(verdict.miner)) return;
   if (voids_epoch(verdict)) state_.miners[verdict.miner].failed_verdicts++;
   say(fmt::format("verdict on miner {}, stage {}, epoch {}: {} {}: {}", verdict.miner, verdict.stage, verdict.epoch,
                   name_of(verdict.kind), verdict.passed ? "passed" : "failed", verdict.reason), !verdict.passed);

@@ -81,12 +81,9 @@ void Orchestrator::on(const MinerRegistered& event) {
   const Registration& registration = event.registration;
   const auto known = state_.by_node.find(registration.node);
   const bool is_known = known != state_.by_node.end();
-  const MinerIndex index = is_known ? known->second : static_cast<MinerIndex>(state_.miners.size());
-  if (!is_known) {
-    state_.miners.emplace_back();
-    state_.miners.back().index = index;
-    state_.by_node[registration.node] = index;
-  }
+  if (!is_known) forget_gone();
+  const MinerIndex index = is_known ? known->second : state_.miners.add().index;
+  if (!is_known) state_.by_node[registration.node] = index;
   const bool same_process = is_known && state_.miners[index].registration.incarnation == registration.incarnation;
   if (!same_process) begin_incarnation(index, registration, is_known);
   MinerRecord& miner = state_.miners[index];
@@ -104,7 +101,7 @@ void Orchestrator::on(const MinerRegistered& event) {
 }
 
 void Orchestrator::on(const MinerLost& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   MinerRecord& miner = state_.miners[event.miner];
   if (!miner.live) return;
   miner.live = false;
@@ -137,7 +134,7 @@ void Orchestrator::hurry(MinerIndex miner) {
 }
 
 void Orchestrator::on(const MinerReturned& event) {
-  if (event.miner >= state_.miners.size() || state_.miners[event.miner].live) return;
+  if (!state_.miners.has(event.miner) || state_.miners[event.miner].live) return;
   MinerRecord& miner = state_.miners[event.miner];
   miner.live = true;
   miner.why = "answers again";
@@ -161,7 +158,7 @@ bool Orchestrator::is_news(const MinerRecord& miner, const MergeApplied& applied
 }
 
 void Orchestrator::on(const StateHeld& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   MinerRecord& miner = state_.miners[event.miner];
   if (!miner.live || !is_news(miner, event.applied)) return;  // one that leaves is not waited for any more
   StageRecord& stage = state_.stages[miner.stage];
@@ -181,7 +178,10 @@ void Orchestrator::on(const StateHeld& event) {
   index_.update(state_, miner.index);
   if (!miner.ready) {
     // The load replaced its masters: the steps before are in them only if they came with the checkpoint.
-    if (!miner.resumed) miner.fresh.erase(miner.fresh.begin(), miner.fresh.lower_bound(event.applied.local_step));
+    if (!miner.resumed) {
+      miner.fresh.erase(miner.fresh.begin(), miner.fresh.lower_bound(event.applied.local_step));
+      miner.unmerged_from = std::max(miner.unmerged_from, event.applied.local_step);
+    }
     miner.resumed.reset();
     miner.carries_since = miner.epoch;
     miner.ready = true;
@@ -267,7 +267,7 @@ void Orchestrator::must_load(MinerRecord& miner, const std::string& reason) {
 }
 
 void Orchestrator::on(const StatePublished& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   if (!state_.miners[event.miner].placed) return;
   StageRecord& stage = state_.stages[state_.miners[event.miner].stage];
   if (event.epoch != stage.epoch || event.state != stage.state) return;

@@ -128,6 +128,8 @@ Status check_training(const TrainingSpec& training) {
       check_enum("training.optimizer", training.optimizer, OptimizerKind::kMuon));
   TESSERA_RETURN_IF_ERROR(check_enum("training.decay", training.decay, LrDecay::kCosine));
   TESSERA_RETURN_IF_ERROR(check_enum("training.recompute", training.recompute, Recompute::kFull));
+  TESSERA_RETURN_IF_ERROR(check_enum("training.matrix_products", training.matrix_products,
+                                     MatrixProducts::kFp8));
   return check_real(
       {{"training.learning_rate", training.learning_rate, 0, 10, Ends::kOpenLow},
        {"training.min_learning_rate_ratio", training.min_learning_rate_ratio, 0, 1},
@@ -282,6 +284,26 @@ Status check_sizes(const RunSpec& spec) {
   return ok_status();
 }
 
+// Products of 8-bit floats take sides of whole multiples of 16.
+Status check_products(const RunSpec& spec) {
+  if (spec.training.matrix_products != MatrixProducts::kFp8) return ok_status();
+  const ModelSpec& model = spec.model;
+  const uint32_t key_width = model.width / model.heads * model.kv_heads;
+  for (const auto& [key, value] : {std::pair{"model.width", model.width},
+                                   std::pair{"the width of all keys", key_width},
+                                   std::pair{"model.ffn_width", model.ffn_width},
+                                   std::pair{"model.context", model.context}}) {
+    if (value % 16 == 0) continue;
+    return invalid_argument(
+        "training.matrix_products: fp8 takes sizes that are multiples of 16, but {} is {}", key, value);
+  }
+  if (spec.boundary.kind == BoundaryKind::kIota && spec.pipeline.stages > 1) {
+    return invalid_argument(
+        "training.matrix_products: fp8 does not go with boundary.kind iota; take bf16");
+  }
+  return ok_status();
+}
+
 void derive_stage_layers(RunSpec* spec) {
   PipelineSpec& pipeline = spec->pipeline;
   if (!pipeline.stage_layers.empty()) return;
@@ -307,6 +329,7 @@ Status validate(RunSpec* spec) {
   RunSpec derived = *spec;  // what is refused stays as it was
   TESSERA_RETURN_IF_ERROR(check_boundary(&derived));
   TESSERA_RETURN_IF_ERROR(check_sizes(derived));
+  TESSERA_RETURN_IF_ERROR(check_products(derived));
   derive_stage_layers(&derived);
   *spec = std::move(derived);
   return ok_status();

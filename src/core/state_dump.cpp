@@ -12,7 +12,7 @@ template <class T>
 constexpr bool kOfState =
     std::is_same_v<T, PlannedShard> || std::is_same_v<T, MergeShard> || std::is_same_v<T, Merge> ||
     std::is_same_v<T, PastMerge> || std::is_same_v<T, StageRecord> || std::is_same_v<T, OpenMicrobatch> ||
-    std::is_same_v<T, MinerRecord> || std::is_same_v<T, Restage> || std::is_same_v<T, OrchestratorState>;
+    std::is_same_v<T, MinerRecord> || std::is_same_v<T, MinerTable<MinerRecord>> || std::is_same_v<T, Restage> || std::is_same_v<T, OrchestratorState>;
 
 // Every struct is taken apart by a structured binding, which no longer compiles when a field is
 // added: none can be forgotten here.
@@ -63,6 +63,10 @@ class Dump {
       value(item);
     }
   }
+  void composite(const MinerTable<MinerRecord>& table) {
+    text_ += fmt::format("next {}", table.next());
+    for (const MinerRecord& record : table) value(record);
+  }
   template <class... F>
   void fields(const F&... f) {
     int number = 0;
@@ -82,12 +86,12 @@ class Dump {
     fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o);
   }
   void composite(const PastMerge& v) {
-    const auto& [a, b, c, d, e, f, g, h] = v;
-    fields(a, b, c, d, e, f, g, h);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k);
   }
   void composite(const StageRecord& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb);
   }
   void composite(const Restage& v) {
     const auto& [a, b, c] = v;
@@ -95,12 +99,12 @@ class Dump {
   }
   void composite(const Lease& v) { text_ += to_hex(encode(v)); }
   void composite(const OpenMicrobatch& v) {
-    const auto& [a, b, c, d, e, f, g, h, i] = v;
-    fields(a, b, c, d, e, f, g, h, i);
+    const auto& [a, b, c, d, e, f, g, h, i, j] = v;
+    fields(a, b, c, d, e, f, g, h, i, j);
   }
   void composite(const MinerRecord& v) {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj, kk] = v;
-    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj, kk);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj, kk, ll, mm] = v;
+    fields(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj, kk, ll, mm);
   }
   void composite(const OrchestratorState& v) {
     const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, w, x, y, z, aa, bb, cc, dd, ee, ff, gg, hh, ii, jj, kk, ll, mm, nn, oo] = v;

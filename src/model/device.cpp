@@ -71,6 +71,20 @@ StatusOr<std::string> choose_device(const std::string& wanted) {
       gpus.count, gpus.count - 1);
 }
 
+bool multiplies_fp8([[maybe_unused]] const std::string& device) {
+#ifdef TESSERA_WITH_CUDA
+  int major = 0, minor = 0;
+  const int index = gpu_index(device);
+  if (index >= 0 &&
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index) == cudaSuccess &&
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index) == cudaSuccess) {
+    return 10 * major + minor >= 89;
+  }
+  cudaGetLastError();
+#endif
+  return false;
+}
+
 uint64_t device_memory_bytes(const std::string& device) {
   if (device == "cpu") {
     const long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGE_SIZE);

@@ -2,7 +2,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/core/GradMode.h>
 
 #include <utility>
@@ -13,16 +12,19 @@
 namespace tessera::model {
 namespace {
 
-std::unique_ptr<StagePass> make_pass(const core::RunSpec& spec, StageIndex stage,
-                                     const at::TensorOptions& compute, PassKind kind) {
+bool goes_by_hand(const core::RunSpec& spec, const at::Device& device, PassKind kind) {
   const bool fits =
       spec.boundary.kind != core::BoundaryKind::kIota || spec.pipeline.stages == 1;
-  const bool fused = kind == PassKind::kFused ||
-                     (kind == PassKind::kBest && compute.device().is_cuda() && fits);
+  const bool fp8 = spec.training.matrix_products == core::MatrixProducts::kFp8;
+  return kind == PassKind::kFused || (kind == PassKind::kBest && (device.is_cuda() || fp8) && fits);
+}
+
+std::unique_ptr<StagePass> make_pass(const core::RunSpec& spec, StageIndex stage,
+                                     const at::TensorOptions& compute, bool by_hand) {
   if (spec.training.deterministic) {
     at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
   }
-  if (!fused) return make_autograd_pass(spec, stage, compute);
+  if (!by_hand) return make_autograd_pass(spec, stage, compute);
   return make_fused_pass(spec, stage, compute);
 }
 
@@ -34,11 +36,11 @@ DeviceStage::DeviceStage(const core::RunSpec& spec, StageIndex stage, const at::
       stage_(stage),
       compute_(at::TensorOptions().device(device).dtype(device.is_cuda() ? at::kBFloat16
                                                                          : at::kFloat)),
-      pass_(make_pass(spec, stage, compute_, kind)),
-      masters_(std::move(masters)),
-      accumulator_(at::empty_like(masters_)),
-      optimizer_(make_optimizer(spec.training, stage_layout(spec, stage), device)) {
+      pass_(make_pass(spec, stage, compute_, goes_by_hand(spec, device, kind))),
+      masters_(std::move(masters)) {
   renew_weights();
+  gradients_ = std::make_unique<LeafGradients>(weights_->leaves, device, /*keeps=*/device.is_cpu());
+  optimizer_ = make_optimizer(spec.training, stage_layout(spec, stage), device, gradients_->begins());
 }
 
 // Room for the compute weights, with the zeros behind them that the pass may read.
@@ -86,10 +88,12 @@ PassOutput DeviceStage::forward(const at::Tensor& ids, const at::Tensor& boundar
 void DeviceStage::backward(std::unique_ptr<PassState> state, const at::Tensor& outer,
                            bool accumulate,
                            const std::function<void(const at::Tensor&)>& ready) {
-  GradientSink sink = accumulate ? GradientSink(accumulator_, accumulated_ > 0) : GradientSink();
+  gradients_->begin_pass(accumulated_ > 0);
+  GradientSink sink = accumulate ? GradientSink(gradients_.get()) : GradientSink();
   // Nothing counts until all is added.
   const uint32_t accumulated = accumulate ? std::exchange(accumulated_, 0) + 1 : accumulated_;
   ready(pass_->backward(std::move(state), outer, &sink));
+  const c10::NoGradGuard no_graph;
   sink.flush();
   accumulated_ = accumulated;
 }
@@ -97,11 +101,11 @@ void DeviceStage::backward(std::unique_ptr<PassState> state, const at::Tensor& o
 StatusOr<double> DeviceStage::step(double learning_rate) {
   const c10::NoGradGuard no_graph;
   const at::Tensor flat = flat_weights();
-  TESSERA_ASSIGN_OR_RETURN(
-      const double norm,
-      optimizer_->step(masters_, accumulator_, std::exchange(accumulated_, 0), learning_rate,
-                       flat.narrow(0, 0, masters_.numel())));
-  publish(flat);
+  const StatusOr<double> norm =
+      optimizer_->step(masters_, gradients_->pieces(), std::exchange(accumulated_, 0),
+                       learning_rate, flat.narrow(0, 0, masters_.numel()));
+  gradients_->release();
+  if (norm.ok()) publish(flat);
   return norm;
 }
 
@@ -117,7 +121,14 @@ core::LocalState DeviceStage::read_state() {
   state.masters = to_host(masters_);
   state.first_moment = to_host(optimizer_->first_moment());
   state.second_moment = to_host(optimizer_->second_moment());
-  if (accumulated_ > 0) state.gradient = to_host(accumulator_);
+  if (accumulated_ > 0) {
+    state.gradient.resize(state.masters.size());
+    float* next = state.gradient.data();
+    for (const at::Tensor& piece : gradients_->pieces()) {
+      copy_to_host(piece, next);
+      next += piece.numel();
+    }
+  }
   state.optimizer_steps = optimizer_->steps();
   state.gradient_microbatches = accumulated_;
   return state;
@@ -130,7 +141,13 @@ void DeviceStage::write_state(const core::LocalState& state) {
   const at::Tensor masters = to_device(state.masters, device);
   const at::Tensor first_moment = to_device(state.first_moment, device);
   const at::Tensor second_moment = to_device(state.second_moment, device);
-  if (!state.gradient.empty()) accumulator_.copy_(to_device(state.gradient, device));
+  if (!state.gradient.empty()) {
+    const float* next = state.gradient.data();
+    for (const at::Tensor& piece : gradients_->pieces()) {
+      copy_from_host(next, piece);
+      next += piece.numel();
+    }
+  }
   optimizer_->restore(first_moment, second_moment, state.optimizer_steps);
   accumulated_ = state.gradient_microbatches;
   masters_.copy_(masters);

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 
+#include "model/leaf_gradients.h"
 #include "model/optimizer.h"
 #include "model/stage_compute.h"
 #include "model/stage_pass.h"
@@ -46,12 +47,12 @@ class DeviceStage final : public StageCompute {
   const StageIndex stage_;
   const at::TensorOptions compute_;
   std::unique_ptr<StagePass> pass_;
-  at::Tensor masters_;      // [count] fp32
-  at::Tensor accumulator_;  // [count] fp32: the sum of the microbatches' gradients, if there are any
-  uint32_t accumulated_ = 0;
-  const std::unique_ptr<Optimizer> optimizer_;
+  at::Tensor masters_;  // [count] fp32
   std::shared_ptr<const StageWeights> weights_;
   std::map<uint64_t, std::weak_ptr<const StageWeights>> versions_;  // that microbatches in flight may still hold
+  std::unique_ptr<LeafGradients> gradients_;  // the sum of the microbatches', if there are any
+  uint32_t accumulated_ = 0;
+  std::unique_ptr<Optimizer> optimizer_;
 };
 
 }  // namespace tessera::model

@@ -35,8 +35,13 @@ void check(cudaError_t code, const char* what) {
 }
 
 cudaDataType_t data_type(at::ScalarType type) {
-  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "matrix product of ", type);
-  return type == at::kFloat ? CUDA_R_32F : CUDA_R_16BF;
+  switch (type) {
+    case at::kFloat: return CUDA_R_32F;
+    case at::kBFloat16: return CUDA_R_16BF;
+    case at::kFloat8_e4m3fn: return CUDA_R_8F_E4M3;
+    case at::kFloat8_e5m2: return CUDA_R_8F_E5M2;
+    default: TORCH_CHECK(false, "matrix product of ", type);
+  }
 }
 
 template <class Handle, cublasStatus_t (*Destroy)(Handle)>
@@ -74,8 +79,9 @@ struct MatrixProduct::Shape {
   int64_t m = 0, n = 0, k = 0;
   int64_t first_leading = 0, second_leading = 0, out_leading = 0;
   bool transpose_first = false, transpose_second = false;
-  at::ScalarType in_type = at::kBFloat16, out_type = at::kBFloat16;
+  at::ScalarType first_type = at::kBFloat16, second_type = at::kBFloat16, out_type = at::kBFloat16;
   bool adds = false;
+  bool fast_sums = false;  // of codes: sums keep fewer bits than fp32's
   std::array<uint32_t, 4> alignment{};
   auto operator<=>(const Shape&) const = default;
 };
@@ -96,7 +102,15 @@ class MatrixProduct::Library {
 
   cublasStatus_t run(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, bool adds,
                      const void* first, const void* second, const void* addend, void* out,
-                     cudaStream_t stream) const {
+                     const void* first_scale, const void* second_scale, cudaStream_t stream) const {
+    if (first_scale != nullptr) {
+      const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const void* scale) {
+        check(cublasLtMatmulDescSetAttribute(plan.operation.get(), attribute, &scale, sizeof(scale)),
+              "setting a scale");
+      };
+      set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, first_scale);
+      set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, second_scale);
+    }
     const float one = 1, beta = adds ? 1.0f : 0.0f;
     return cublasLtMatmul(handle, plan.operation.get(), &one, first, plan.first.get(), second,
                           plan.second.get(), &beta, adds ? addend : out, plan.out.get(), out,
@@ -132,7 +146,8 @@ float measure(const Run& run, cudaStream_t stream) {
 }  // namespace
 
 MatrixProduct::Plan MatrixProduct::make_plan(const Shape& shape, const void* first,
-                                             const void* second, const void* addend, void* out) {
+                                             const void* second, const void* addend, void* out,
+                                             const void* first_scale, const void* second_scale) {
   Plan plan;
   cublasLtMatmulDesc_t operation = nullptr;
   check(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a description");
@@ -144,11 +159,17 @@ MatrixProduct::Plan MatrixProduct::make_plan(const Shape& shape, const void* fir
   };
   set_transposed(CUBLASLT_MATMUL_DESC_TRANSA, shape.transpose_first);
   set_transposed(CUBLASLT_MATMUL_DESC_TRANSB, shape.transpose_second);
-  const cudaDataType_t in = data_type(shape.in_type);
-  plan.first = shape.transpose_first ? make_layout(in, shape.k, shape.m, shape.first_leading)
-                                     : make_layout(in, shape.m, shape.k, shape.first_leading);
-  plan.second = shape.transpose_second ? make_layout(in, shape.n, shape.k, shape.second_leading)
-                                       : make_layout(in, shape.k, shape.n, shape.second_leading);
+  if (shape.fast_sums) {
+    const int8_t on = 1;
+    check(cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &on, sizeof(on)),
+          "choosing fast sums");
+  }
+  const cudaDataType_t first_type = data_type(shape.first_type);
+  const cudaDataType_t second_type = data_type(shape.second_type);
+  plan.first = shape.transpose_first ? make_layout(first_type, shape.k, shape.m, shape.first_leading)
+                                     : make_layout(first_type, shape.m, shape.k, shape.first_leading);
+  plan.second = shape.transpose_second ? make_layout(second_type, shape.n, shape.k, shape.second_leading)
+                                       : make_layout(second_type, shape.k, shape.n, shape.second_leading);
   plan.out = make_layout(data_type(shape.out_type), shape.m, shape.n, shape.out_leading);
 
   cublasLtMatmulPreference_t preference = nullptr;
@@ -186,7 +207,7 @@ MatrixProduct::Plan MatrixProduct::make_plan(const Shape& shape, const void* fir
         [&] {
           return library_->run(plan, found[i].algo, shape.adds, first, second,
                                addend == out ? scratch.data_ptr() : addend, scratch.data_ptr(),
-                               stream);
+                               first_scale, second_scale, stream);
         },
         stream);
     if (milliseconds < 0 || (best >= 0 && milliseconds >= best)) continue;
@@ -197,15 +218,42 @@ MatrixProduct::Plan MatrixProduct::make_plan(const Shape& shape, const void* fir
 }
 
 void MatrixProduct::multiply(const Shape& shape, const void* first, const void* second,
-                             const void* addend, void* out) {
+                             const void* addend, void* out, const void* first_scale,
+                             const void* second_scale) {
   auto plan = library_->plans.find(shape);
   if (plan == library_->plans.end()) {
-    plan = library_->plans.emplace(shape, make_plan(shape, first, second, addend, out)).first;
+    plan = library_->plans
+               .emplace(shape, make_plan(shape, first, second, addend, out, first_scale, second_scale))
+               .first;
   }
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(device_.index()).stream();
   check(library_->run(plan->second, plan->second.algorithm, shape.adds, first, second, addend, out,
-                      stream),
+                      first_scale, second_scale, stream),
         "a matrix product");
+}
+
+void MatrixProduct::multiply_codes(const at::Tensor& out, const at::Tensor& first,
+                                   const at::Tensor& first_scale, const at::Tensor& second,
+                                   const at::Tensor& second_scale, const at::Tensor& addend,
+                                   bool fast_sums) {
+  const void* added = addend.defined() ? addend.const_data_ptr() : nullptr;
+  multiply({.m = first.size(0),
+            .n = second.size(0),
+            .k = first.size(1),
+            .first_leading = first.stride(0),
+            .second_leading = second.stride(0),
+            .out_leading = out.stride(0),
+            .transpose_first = true,
+            .first_type = first.scalar_type(),
+            .second_type = second.scalar_type(),
+            .out_type = out.scalar_type(),
+            .adds = addend.defined(),
+            .fast_sums = fast_sums,
+            .alignment = {alignment_of(first.const_data_ptr()),
+                          alignment_of(second.const_data_ptr()), alignment_of(added),
+                          alignment_of(out.const_data_ptr())}},
+           first.const_data_ptr(), second.const_data_ptr(), added, out.data_ptr(),
+           first_scale.const_data_ptr(), second_scale.const_data_ptr());
 }
 
 #else
@@ -216,7 +264,8 @@ class MatrixProduct::Library {};
 
 #endif
 
-MatrixProduct::MatrixProduct(const at::Device& device, bool tune) : device_(device), tune_(tune) {
+MatrixProduct::MatrixProduct(const at::Device& device, bool tune, bool fp8)
+    : device_(device), tune_(tune), fp8_(fp8) {
 #ifdef TESSERA_WITH_CUDA
   if (device.is_cuda()) library_ = std::make_unique<Library>(device);
 #endif
@@ -236,7 +285,8 @@ void MatrixProduct::forward(const at::Tensor& out, const at::Tensor& x, const at
               .second_leading = x.stride(0),
               .out_leading = out.stride(0),
               .transpose_first = true,
-              .in_type = x.scalar_type(),
+              .first_type = x.scalar_type(),
+              .second_type = x.scalar_type(),
               .out_type = out.scalar_type(),
               .adds = addend.defined(),
               .alignment = {alignment_of(weight.const_data_ptr()), alignment_of(x.const_data_ptr()),
@@ -263,7 +313,8 @@ void MatrixProduct::input_gradient(const at::Tensor& out, const at::Tensor& y,
               .first_leading = weight.stride(0),
               .second_leading = y.stride(0),
               .out_leading = out.stride(0),
-              .in_type = y.scalar_type(),
+              .first_type = y.scalar_type(),
+              .second_type = y.scalar_type(),
               .out_type = out.scalar_type(),
               .alignment = {alignment_of(weight.const_data_ptr()), alignment_of(y.const_data_ptr()),
                             alignment_of(nullptr), alignment_of(out.const_data_ptr())}},
@@ -287,7 +338,8 @@ void MatrixProduct::weight_gradient(const at::Tensor& out, const at::Tensor& y, 
               .second_leading = y.stride(0),
               .out_leading = out.stride(0),
               .transpose_second = true,
-              .in_type = x.scalar_type(),
+              .first_type = x.scalar_type(),
+              .second_type = x.scalar_type(),
               .out_type = out.scalar_type(),
               .adds = accumulate,
               .alignment = {alignment_of(x.const_data_ptr()), alignment_of(y.const_data_ptr()),

@@ -72,7 +72,8 @@ at::Tensor newton_schulz(at::Tensor stack) {
   return stack;
 }
 
-MuonPass::MuonPass(const std::vector<ports::TensorLayout>& matrices, const at::Device& device) {
+MuonPass::MuonPass(const std::vector<ports::TensorLayout>& matrices,
+                   const std::vector<int64_t>& pieces, const at::Device& device) {
   std::map<std::pair<int64_t, int64_t>, std::vector<int64_t>> by_shape;
   for (const ports::TensorLayout& matrix : matrices) {
     TESSERA_CHECK(matrix.shape.size() == 2);
@@ -82,9 +83,18 @@ MuonPass::MuonPass(const std::vector<ports::TensorLayout>& matrices, const at::D
     const int64_t most = std::max<int64_t>(1, kMostStackedValues / (shape.first * shape.second));
     for (int64_t first = 0; first < static_cast<int64_t>(offsets.size()); first += most) {
       const int64_t count = std::min(most, static_cast<int64_t>(offsets.size()) - first);
-      at::Tensor table = at::empty({count}, at::TensorOptions().dtype(at::kLong));
-      std::copy_n(offsets.begin() + first, count, table.data_ptr<int64_t>());
-      stacks_.push_back({shape.first, shape.second, table.to(device)});
+      const at::Tensor table = at::empty({count}, at::TensorOptions().dtype(at::kLong));
+      const at::Tensor piece_of = at::empty({count}, at::TensorOptions().dtype(at::kInt));
+      const at::Tensor within = table.clone();
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t offset = offsets[static_cast<size_t>(first + i)];
+        const auto next = std::upper_bound(pieces.begin(), pieces.end(), offset);
+        table.data_ptr<int64_t>()[i] = offset;
+        piece_of.data_ptr<int32_t>()[i] = static_cast<int32_t>(next - pieces.begin()) - 1;
+        within.data_ptr<int64_t>()[i] = pieces.empty() ? offset : offset - *(next - 1);
+      }
+      stacks_.push_back({shape.first, shape.second, table.to(device), piece_of.to(device),
+                         within.to(device)});
     }
   }
 }
@@ -93,7 +103,7 @@ Status MuonPass::enqueue(const StepTensors& tensors, const at::Tensor& momentum,
                          const MuonConstants& constants, const kernels::GradientNorm* norm) const {
   const at::Device device = tensors.masters.device();
   kernels::MuonParams params;
-  params.gradient = tensors.gradient.const_data_ptr<float>();
+  params.gradient = tensors.gradient;
   params.momentum = momentum.data_ptr<float>();
   params.values = tensors.masters.data_ptr<float>();
   params.norm = norm;
@@ -110,6 +120,8 @@ Status MuonPass::enqueue(const StepTensors& tensors, const at::Tensor& momentum,
                   tensors.masters.options().dtype(device.is_cuda() ? at::kBFloat16 : at::kFloat));
     kernels::MuonParams own = params;
     own.offsets = which.offsets.const_data_ptr<int64_t>();
+    own.gradient_pieces = which.pieces.const_data_ptr<int32_t>();
+    own.gradient_offsets = which.gradient_offsets.const_data_ptr<int64_t>();
     own.matrices = count;
     own.matrix_values = which.rows * which.columns;
     const double shape_factor =

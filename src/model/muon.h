@@ -35,8 +35,9 @@ struct MuonConstants {
 // Matrices of one shape are stacked, so that their products are batched. Used by one thread.
 class MuonPass {
  public:
-  // `matrices`: of two dimensions.
-  MuonPass(const std::vector<ports::TensorLayout>& matrices, const at::Device& device);
+  // `matrices`: of two dimensions. `pieces`: as make_optimizer() has them.
+  MuonPass(const std::vector<ports::TensorLayout>& matrices, const std::vector<int64_t>& pieces,
+           const at::Device& device);
 
   // `momentum`: flat, like the masters. The update is computed in bf16 on CUDA and in fp32 on a
   // CPU.
@@ -48,7 +49,9 @@ class MuonPass {
   struct Stack {
     int64_t rows = 0;
     int64_t columns = 0;
-    at::Tensor offsets;  // [n], int64: where each begins in the flat vector
+    at::Tensor offsets;           // [n], int64: where each begins in the flat vector
+    at::Tensor pieces;            // [n], int32: which piece of the gradient has it, if there are pieces,
+    at::Tensor gradient_offsets;  // [n], int64: and where in it
   };
   std::vector<Stack> stacks_;
 };

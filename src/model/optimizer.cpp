@@ -30,10 +30,10 @@ std::vector<kernels::OptimizerSegment> segments_of(
 class Adam final : public Optimizer {
  public:
   Adam(const core::TrainingSpec& training, const std::vector<ports::TensorLayout>& layout,
-       const at::Device& device)
-      : Optimizer(training, count_of(layout), device),
+       const at::Device& device, const std::vector<int64_t>& pieces)
+      : Optimizer(training, count_of(layout), pieces, device),
         schedule_(training),
-        pass_(segments_of(layout), device) {}
+        pass_(segments_of(layout), pieces, device) {}
 
  private:
   Status update(const StepTensors& tensors, const kernels::GradientNorm* norm, uint64_t step,
@@ -57,11 +57,11 @@ std::vector<ports::TensorLayout> tensors_for_muon(const std::vector<ports::Tenso
 class Muon final : public Optimizer {
  public:
   Muon(const core::TrainingSpec& training, const std::vector<ports::TensorLayout>& layout,
-       const at::Device& device)
-      : Optimizer(training, count_of(layout), device),
+       const at::Device& device, const std::vector<int64_t>& pieces)
+      : Optimizer(training, count_of(layout), pieces, device),
         schedule_(training),
-        adam_(segments_of(tensors_for_muon(layout, false)), device),
-        muon_(tensors_for_muon(layout, true), device) {}
+        adam_(segments_of(tensors_for_muon(layout, false)), pieces, device),
+        muon_(tensors_for_muon(layout, true), pieces, device) {}
 
  private:
   Status update(const StepTensors& tensors, const kernels::GradientNorm* norm, uint64_t step,
@@ -82,23 +82,32 @@ class Muon final : public Optimizer {
 
 }  // namespace
 
-Optimizer::Optimizer(const core::TrainingSpec& training, int64_t count, const at::Device& device)
+Optimizer::Optimizer(const core::TrainingSpec& training, int64_t count,
+                     const std::vector<int64_t>& pieces, const at::Device& device)
     : training_(training),
       first_moment_(at::zeros({count}, at::TensorOptions().dtype(at::kFloat).device(device))),
       second_moment_(at::zeros_like(first_moment_)),
-      norm_(count, device) {}
+      pieces_(pieces.size(), device),
+      norm_(count, pieces, device) {}
 
-StatusOr<double> Optimizer::step(const at::Tensor& masters, const at::Tensor& gradient,
+StatusOr<double> Optimizer::step(const at::Tensor& masters, const GradientPieces& gradient,
                                  uint32_t microbatches, double learning_rate,
                                  const at::Tensor& compute_weights) {
   TESSERA_CHECK(microbatches > 0);
-  for (const at::Tensor* flat : {&masters, &gradient, &compute_weights}) {
+  for (const at::Tensor* flat : {&masters, &compute_weights}) {
     TESSERA_CHECK(flat->is_contiguous() && flat->sizes() == first_moment_.sizes());
     TESSERA_CHECK(flat->device() == first_moment_.device());
   }
-  TESSERA_RETURN_IF_ERROR(norm_.enqueue(gradient, microbatches, training_.clip_norm));
+  int64_t values = 0;
+  for (const at::Tensor& piece : gradient) {
+    TESSERA_CHECK(piece.is_contiguous() && piece.device() == first_moment_.device());
+    values += piece.numel();
+  }
+  TESSERA_CHECK(values == first_moment_.numel());
+  const kernels::GradientPlaces places = pieces_.set(gradient);
+  TESSERA_RETURN_IF_ERROR(norm_.enqueue(places, microbatches, training_.clip_norm));
   TESSERA_RETURN_IF_ERROR(
-      update({masters, gradient, compute_weights}, norm_.result(), steps_ + 1, learning_rate));
+      update({masters, places, compute_weights}, norm_.result(), steps_ + 1, learning_rate));
   const kernels::GradientNorm norm = norm_.wait();
   if (norm.finite == 0) {
     return data_loss(
@@ -119,11 +128,12 @@ void Optimizer::restore(const at::Tensor& first_moment, const at::Tensor& second
 
 std::unique_ptr<Optimizer> make_optimizer(const core::TrainingSpec& training,
                                           const std::vector<ports::TensorLayout>& layout,
-                                          const at::Device& device) {
+                                          const at::Device& device,
+                                          const std::vector<int64_t>& pieces) {
   if (training.optimizer == core::OptimizerKind::kMuon) {
-    return std::make_unique<Muon>(training, layout, device);
+    return std::make_unique<Muon>(training, layout, device, pieces);
   }
-  return std::make_unique<Adam>(training, layout, device);
+  return std::make_unique<Adam>(training, layout, device, pieces);
 }
 
 }  // namespace tessera::model

@@ -23,7 +23,8 @@ class Optimizer {
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
-  // One step on `masters` with the mean gradient `gradient` / `microbatches`, which is only read.
+  // One step on `masters` with the mean of `gradient`, the sum of so many microbatches', which is
+  // only read.
   // The same pass writes the masters as they then are to `compute_weights` (flat, fp32 or bf16; not
   // the weights that microbatches in flight hold). Returns the mean gradient's norm before
   // clipping.
@@ -31,9 +32,15 @@ class Optimizer {
   // longer: the update is then still under way, and what the caller enqueues next comes after it.
   // DATA_LOSS if the norm is not finite: masters and moments are then as before, and the compute
   // weights hold the masters.
-  StatusOr<double> step(const at::Tensor& masters, const at::Tensor& gradient,
+  StatusOr<double> step(const at::Tensor& masters, const GradientPieces& gradient,
                         uint32_t microbatches, double learning_rate,
                         const at::Tensor& compute_weights);
+  StatusOr<double> step(const at::Tensor& masters, const at::Tensor& flat_gradient,
+                        uint32_t microbatches, double learning_rate,
+                        const at::Tensor& compute_weights) {
+    return step(masters, GradientPieces{flat_gradient}, microbatches, learning_rate,
+                compute_weights);
+  }
 
   const at::Tensor& first_moment() const { return first_moment_; }
   const at::Tensor& second_moment() const { return second_moment_; }
@@ -41,7 +48,8 @@ class Optimizer {
   void restore(const at::Tensor& first_moment, const at::Tensor& second_moment, uint64_t steps);
 
  protected:
-  Optimizer(const core::TrainingSpec& training, int64_t count, const at::Device& device);
+  Optimizer(const core::TrainingSpec& training, int64_t count, const std::vector<int64_t>& pieces,
+            const at::Device& device);
 
   // Enqueues the update of step number `step` (from 1), which must do nothing but write the compute
   // weights where `norm` (in the device's memory) says that the gradient is not finite.
@@ -53,13 +61,16 @@ class Optimizer {
   at::Tensor second_moment_;
 
  private:
+  PieceTable pieces_;
   NormPass norm_;
   uint64_t steps_ = 0;
 };
 
-// Of training.optimizer, with moments of zero, for the stage of `layout`.
+// Of training.optimizer, with moments of zero, for the stage of `layout`. `pieces`: where the pieces
+// of the gradient begin in the flat vector, from 0 on, ascending; none: it is flat.
 std::unique_ptr<Optimizer> make_optimizer(const core::TrainingSpec& training,
                                           const std::vector<ports::TensorLayout>& layout,
-                                          const at::Device& device);
+                                          const at::Device& device,
+                                          const std::vector<int64_t>& pieces = {});
 
 }  // namespace tessera::model

@@ -15,11 +15,28 @@
 namespace tessera::model {
 namespace {
 
-// Values a thread of the CPU should have at least: below that, waking it costs more than it does.
-constexpr int64_t kValuesPerThread = 65536;
+// Chunks (of 8192 values at most) a thread of the CPU should have at least: below that, waking it
+// costs more than it does.
+constexpr int64_t kChunksPerThread = 8;
 
 at::TensorOptions bytes_on(const at::Device& device) {
   return at::TensorOptions().dtype(at::kByte).device(device);
+}
+
+at::Tensor chunk_table(const std::vector<kernels::OptimizerChunk>& chunks,
+                       const at::Device& device) {
+  const int64_t size = static_cast<int64_t>(chunks.size() * sizeof(kernels::OptimizerChunk));
+  const at::Tensor host = at::empty({size}, bytes_on(at::kCPU));
+  if (size > 0) std::memcpy(host.data_ptr<uint8_t>(), chunks.data(), static_cast<size_t>(size));
+  return host.to(device);
+}
+
+int64_t chunk_count(const at::Tensor& table) {
+  return table.numel() / static_cast<int64_t>(sizeof(kernels::OptimizerChunk));
+}
+
+const kernels::OptimizerChunk* chunks_of(const at::Tensor& table) {
+  return reinterpret_cast<const kernels::OptimizerChunk*>(table.const_data_ptr<uint8_t>());
 }
 
 #ifdef TESSERA_WITH_CUDA
@@ -40,8 +57,36 @@ WeightPointers weight_pointers(const at::Tensor& compute_weights) {
   return pointers;
 }
 
-NormPass::NormPass(int64_t count, const at::Device& device)
-    : partials_(at::empty({kernels::norm_partial_count(count)},
+PieceTable::PieceTable(size_t pieces, const at::Device& device) {
+  if (pieces < 2) return;
+  const at::TensorOptions options = at::TensorOptions().dtype(at::kLong);
+  const int64_t count = static_cast<int64_t>(pieces);
+  host_ = at::empty({count}, options.pinned_memory(device.is_cuda()));
+  table_ = device.is_cuda() ? at::empty({count}, options.device(device)) : host_;
+}
+
+kernels::GradientPlaces PieceTable::set(const GradientPieces& pieces) {
+  TESSERA_CHECK(pieces.size() == (host_.defined() ? static_cast<size_t>(host_.numel()) : 1));
+  kernels::GradientPlaces places;
+  if (!host_.defined()) {
+    places.flat = pieces.front().const_data_ptr<float>();
+    return places;
+  }
+  static_assert(sizeof(const float*) == sizeof(int64_t));
+  int64_t* addresses = host_.data_ptr<int64_t>();
+  for (const at::Tensor& piece : pieces) {
+    TESSERA_CHECK(piece.is_contiguous());
+    const float* values = piece.const_data_ptr<float>();
+    std::memcpy(addresses++, &values, sizeof(values));
+  }
+  if (table_.is_cuda()) table_.copy_(host_, /*non_blocking=*/true);
+  places.pieces = reinterpret_cast<const float* const*>(table_.const_data_ptr<int64_t>());
+  return places;
+}
+
+NormPass::NormPass(int64_t count, const std::vector<int64_t>& pieces, const at::Device& device)
+    : chunks_(chunk_table(kernels::optimizer_chunks({{0, count, false}}, pieces), device)),
+      partials_(at::empty({chunk_count(chunks_)},
                           at::TensorOptions().dtype(at::kDouble).device(device))),
       result_(at::empty({static_cast<int64_t>(sizeof(kernels::GradientNorm))}, bytes_on(device))) {
   if (!device.is_cuda()) return;
@@ -49,18 +94,19 @@ NormPass::NormPass(int64_t count, const at::Device& device)
   ready_.emplace(c10::DeviceType::CUDA);
 }
 
-Status NormPass::enqueue(const at::Tensor& gradient, uint32_t microbatches, double clip_norm) {
+Status NormPass::enqueue(const kernels::GradientPlaces& gradient, uint32_t microbatches,
+                         double clip_norm) {
   kernels::NormParams params;
-  params.gradient = gradient.const_data_ptr<float>();
-  params.count = gradient.numel();
+  params.gradient = gradient;
+  params.chunks = chunks_of(chunks_);
+  params.chunk_count = chunk_count(chunks_);
   params.microbatches = microbatches;
   params.clip_norm = clip_norm;
   params.partials = partials_.data_ptr<double>();
   params.result = reinterpret_cast<kernels::GradientNorm*>(result_.data_ptr<uint8_t>());
-  TESSERA_CHECK(partials_.numel() == kernels::norm_partial_count(params.count));
 #ifdef TESSERA_WITH_CUDA
-  if (gradient.is_cuda()) {
-    const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(gradient.device().index());
+  if (result_.is_cuda()) {
+    const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(result_.device().index());
     TESSERA_RETURN_IF_ERROR(
         check_launch(kernels::gradient_norm_cuda(params, stream.stream()), "the gradient's norm"));
     host_result_.copy_(result_, /*non_blocking=*/true);
@@ -69,7 +115,7 @@ Status NormPass::enqueue(const at::Tensor& gradient, uint32_t microbatches, doub
   }
 #endif
   at::parallel_for(
-      0, partials_.numel(), kValuesPerThread / kernels::kNormTile,
+      0, params.chunk_count, kChunksPerThread,
       [&](int64_t begin, int64_t end) { kernels::norm_partials_cpu(params, begin, end); });
   kernels::finish_norm_cpu(params);
   return ok_status();
@@ -88,24 +134,18 @@ kernels::GradientNorm NormPass::wait() {
 }
 
 AdamPass::AdamPass(const std::vector<kernels::OptimizerSegment>& segments,
-                   const at::Device& device) {
-  const std::vector<kernels::OptimizerChunk> chunks = kernels::optimizer_chunks(segments);
-  chunk_count_ = static_cast<int64_t>(chunks.size());
-  const int64_t size = chunk_count_ * static_cast<int64_t>(sizeof(kernels::OptimizerChunk));
-  const at::Tensor host = at::empty({size}, bytes_on(at::kCPU));
-  if (size > 0) std::memcpy(host.data_ptr<uint8_t>(), chunks.data(), static_cast<size_t>(size));
-  chunks_ = host.to(device);
-}
+                   const std::vector<int64_t>& pieces, const at::Device& device)
+    : chunks_(chunk_table(kernels::optimizer_chunks(segments, pieces), device)) {}
 
 Status AdamPass::enqueue(const StepTensors& tensors, const at::Tensor& first_moment,
                          const at::Tensor& second_moment, const kernels::AdamConstants& constants,
                          const kernels::GradientNorm* norm) const {
-  if (chunk_count_ == 0) return ok_status();
+  if (chunks_.numel() == 0) return ok_status();
   kernels::AdamParams params;
-  params.chunks = reinterpret_cast<const kernels::OptimizerChunk*>(chunks_.const_data_ptr());
-  params.chunk_count = chunk_count_;
+  params.chunks = chunks_of(chunks_);
+  params.chunk_count = chunk_count(chunks_);
   params.values = tensors.masters.data_ptr<float>();
-  params.gradient = tensors.gradient.const_data_ptr<float>();
+  params.gradient = tensors.gradient;
   params.first_moment = first_moment.data_ptr<float>();
   params.second_moment = second_moment.data_ptr<float>();
   const WeightPointers weights = weight_pointers(tensors.compute_weights);
@@ -119,9 +159,7 @@ Status AdamPass::enqueue(const StepTensors& tensors, const at::Tensor& first_mom
                         "the optimizer's step");
   }
 #endif
-  const int64_t values_per_chunk =
-      std::max<int64_t>(1, tensors.masters.numel() / std::max<int64_t>(1, chunk_count_));
-  at::parallel_for(0, chunk_count_, std::max<int64_t>(1, kValuesPerThread / values_per_chunk),
+  at::parallel_for(0, params.chunk_count, kChunksPerThread,
                    [&](int64_t begin, int64_t end) { kernels::adam_step_cpu(params, begin, end); });
   return ok_status();
 }

@@ -14,10 +14,26 @@
 
 namespace tessera::model {
 
+// The accumulated gradient as fp32 tensors that tile the flat vector, in its order. A single one is
+// the flat gradient.
+using GradientPieces = std::vector<at::Tensor>;
+
+// Keeps the places of a gradient's pieces in the device's memory. Used by one thread.
+class PieceTable {
+ public:
+  PieceTable(size_t pieces, const at::Device& device);
+  // In order of the current stream. The pieces of the call before must have been read (the host has
+  // waited for a step's norm since).
+  kernels::GradientPlaces set(const GradientPieces& pieces);
+
+ private:
+  at::Tensor host_, table_;  // [pieces] int64: addresses
+};
+
 // What a step reads and writes: flat vectors of the stage.
 struct StepTensors {
   at::Tensor masters;
-  at::Tensor gradient;
+  kernels::GradientPlaces gradient;
   at::Tensor compute_weights;  // fp32 or bf16
 };
 
@@ -31,15 +47,17 @@ WeightPointers weight_pointers(const at::Tensor& compute_weights);
 // The norm of the gradient and what follows from it, in the device's memory. Used by one thread.
 class NormPass {
  public:
-  NormPass(int64_t count, const at::Device& device);
+  // Of `count` values, the gradient in pieces that begin at `pieces` or flat.
+  NormPass(int64_t count, const std::vector<int64_t>& pieces, const at::Device& device);
 
-  Status enqueue(const at::Tensor& gradient, uint32_t microbatches, double clip_norm);
+  Status enqueue(const kernels::GradientPlaces& gradient, uint32_t microbatches, double clip_norm);
   // In the device's memory, valid for what is enqueued from then on until the next enqueue().
   const kernels::GradientNorm* result() const;
   // Waits for the last enqueue(), not for anything enqueued after it.
   kernels::GradientNorm wait();
 
  private:
+  const at::Tensor chunks_;  // bytes
   at::Tensor partials_;
   at::Tensor result_;
   at::Tensor host_result_;           // pinned
@@ -49,15 +67,15 @@ class NormPass {
 // Adam's step over some segments of the flat vector. Used by one thread.
 class AdamPass {
  public:
-  AdamPass(const std::vector<kernels::OptimizerSegment>& segments, const at::Device& device);
+  AdamPass(const std::vector<kernels::OptimizerSegment>& segments,
+           const std::vector<int64_t>& pieces, const at::Device& device);
 
   Status enqueue(const StepTensors& tensors, const at::Tensor& first_moment,
                  const at::Tensor& second_moment, const kernels::AdamConstants& constants,
                  const kernels::GradientNorm* norm) const;
 
  private:
-  int64_t chunk_count_ = 0;
-  at::Tensor chunks_;  // bytes
+  const at::Tensor chunks_;  // bytes
 };
 
 }  // namespace tessera::model

@@ -66,14 +66,21 @@ void ShardedGradients::collect(Bucket* bucket) {
   bucket->target.reset();
 }
 
-GradientUnits::Place ShardedGradients::begin(size_t unit) {
+void ShardedGradients::begin(size_t unit) {
+  if (is_whole()) return;
   const ShardUnit& place = layout_.units()[unit];
-  if (is_whole()) return {accumulator_, 0, microbatches_ > 0};
   bucket_ = &buckets_[next_bucket_++ % 2];
   collect(bucket_);
   bucket_->memory.narrow(0, place.count, place.padded_count - place.count).zero_();
   // Stage 3 computes with weights that lie at the beginning of a slot, stage 2 with those of the padded vector.
-  return {bucket_->memory, zero_stage_ == 2 ? place.padded_offset : 0, false};
+  first_ = zero_stage_ == 2 ? place.padded_offset : 0;
+}
+
+GradientTarget ShardedGradients::target(const at::Tensor& weight) {
+  const at::Tensor& memory = is_whole() ? accumulator_ : bucket_->memory;
+  const int64_t first = is_whole() ? 0 : first_;
+  return {memory.narrow(0, weight.storage_offset() - first, weight.numel()).view(weight.sizes()),
+          is_whole() && microbatches_ > 0};
 }
 
 Pending ShardedGradients::reduce_unit(size_t unit) const {

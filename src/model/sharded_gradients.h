@@ -21,7 +21,7 @@
 namespace tessera::model {
 
 // Used by the worker's thread.
-class ShardedGradients final : public GradientUnits {
+class ShardedGradients final : public GradientTargets {
  public:
   ShardedGradients(const ShardLayout& layout, uint32_t zero_stage, std::shared_ptr<const BoxGroup> group,
                    const at::Device& device);
@@ -29,8 +29,9 @@ class ShardedGradients final : public GradientUnits {
   // Around each backward pass that adds to the accumulator. `last`: no other is expected before the optimizer's step.
   void begin_microbatch(bool last);
   void finish_microbatch();
-  Place begin(size_t unit) override;
+  void begin(size_t unit) override;
   void end(size_t unit) override;
+  GradientTarget target(const at::Tensor& weight) override;
 
   // The sum over the workers is then in slice(): of the worker's own slice of the unit (stage 0: of the whole unit).
   void reduce();
@@ -68,6 +69,7 @@ class ShardedGradients final : public GradientUnits {
   std::array<Bucket, 2> buckets_;
   size_t next_bucket_ = 0;
   Bucket* bucket_ = nullptr;  // of the unit that was begun
+  int64_t first_ = 0;         // the bucket's first value is of the weight at this offset of its storage
 };
 
 }  // namespace tessera::model

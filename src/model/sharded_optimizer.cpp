@@ -10,6 +10,16 @@
 #include "model/failure.h"
 
 namespace tessera::model {
+namespace {
+
+// Of a slice of the accumulator, which stays where it is.
+kernels::GradientPlaces places_of(const at::Tensor& gradient) {
+  kernels::GradientPlaces places;
+  places.flat = gradient.const_data_ptr<float>();
+  return places;
+}
+
+}  // namespace
 
 ShardedOptimizer::ShardedOptimizer(const core::TrainingSpec& training, const ShardLayout& layout,
                                    std::shared_ptr<const BoxGroup> group, const at::TensorOptions& compute)
@@ -27,7 +37,7 @@ ShardedOptimizer::ShardedOptimizer(const core::TrainingSpec& training, const Sha
 ShardedOptimizer::Part ShardedOptimizer::make_part(size_t unit, std::vector<double>* loads) const {
   Part part;
   const at::Device device = compute_.device();
-  part.norm = std::make_unique<NormPass>(layout_.slice_count(unit), device);
+  part.norm = std::make_unique<NormPass>(layout_.slice_count(unit), std::vector<int64_t>{}, device);
   std::vector<kernels::OptimizerSegment> segments;
   const bool muon = training_.optimizer == core::OptimizerKind::kMuon;
   for (const ShardLayout::Piece& piece : layout_.pieces(unit, own_slice())) {
@@ -39,7 +49,7 @@ ShardedOptimizer::Part ShardedOptimizer::make_part(size_t unit, std::vector<doub
     part.muon.push_back({piece.offset, piece.count, static_cast<float>(std::sqrt(std::max(1.0, shape))),
                          at::full({1}, piece.offset, at::TensorOptions().dtype(at::kLong)).to(device)});
   }
-  part.adam = std::make_unique<AdamPass>(segments, device);
+  part.adam = std::make_unique<AdamPass>(segments, std::vector<int64_t>{}, device);
   for (const core::TensorLayout& tensor : layout_.units()[unit].tensors) {
     if (!muon || !is_for_muon(tensor)) continue;
     const auto least = std::min_element(loads->begin(), loads->end());
@@ -57,12 +67,12 @@ at::Tensor ShardedOptimizer::shard_of(const at::Tensor& shard, size_t unit) cons
 
 StepTensors ShardedOptimizer::tensors_of(size_t unit, const ShardedGradients& gradients,
                                          const ShardedWeights& weights) const {
-  return {shard_of(masters_, unit), gradients.slice(unit), weights.slice(unit)};
+  return {shard_of(masters_, unit), places_of(gradients.slice(unit)), weights.slice(unit)};
 }
 
 kernels::GradientNorm ShardedOptimizer::norm_of_box(const ShardedGradients& gradients) {
   for (size_t unit = 0; unit < parts_.size(); ++unit) {
-    throw_if_error(parts_[unit].norm->enqueue(gradients.slice(unit), /*microbatches=*/1, /*clip_norm=*/0));
+    throw_if_error(parts_[unit].norm->enqueue(places_of(gradients.slice(unit)), /*microbatches=*/1, /*clip_norm=*/0));
   }
   double sum = 0;
   for (const Part& part : parts_) {
@@ -80,7 +90,7 @@ kernels::GradientNorm ShardedOptimizer::norm_of_box(const ShardedGradients& grad
   }
   kernels::GradientNorm result;
   kernels::NormParams params;
-  params.count = sums.numel() * kernels::kNormTile;
+  params.chunk_count = sums.numel();
   params.microbatches = gradients.microbatches();
   params.clip_norm = training_.clip_norm;
   params.partials = sums.data_ptr<double>();
@@ -127,7 +137,7 @@ void ShardedOptimizer::step_muon(size_t unit, const StepTensors& tensors, double
   const at::Tensor own = updates.narrow(0, own_slice() * layout_.slice_count(unit), layout_.slice_count(unit));
   kernels::MuonParams params;
   params.matrices = 1;
-  params.gradient = tensors.gradient.const_data_ptr<float>();
+  params.gradient = tensors.gradient;
   params.momentum = shard_of(first_moment_, unit).data_ptr<float>();
   params.values = tensors.masters.data_ptr<float>();
   params.norm = norm;

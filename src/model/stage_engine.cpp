@@ -310,6 +310,23 @@ Status LibTorchStageEngine::run_import(const LocalState& state) {
   return ok_status();
 }
 
+Status check_fp8(const std::string& device, size_t devices, PassKind pass) {
+  if (devices > 1) {
+    return error(absl::StatusCode::kUnimplemented,
+                 "training.matrix_products: fp8 takes a miner of one GPU, not of {}; start one miner "
+                 "for each GPU",
+                 devices);
+  }
+  if (pass == PassKind::kAutograd) {
+    return invalid_argument("training.matrix_products: fp8 does not go through autograd");
+  }
+  if (device == "cpu" || multiplies_fp8(device)) return ok_status();
+  return failed_precondition(
+      "training.matrix_products: fp8 takes a GPU of compute capability 8.9 or more, which {} is not; "
+      "join a run with bf16",
+      device);
+}
+
 }  // namespace
 
 StatusOr<std::unique_ptr<ports::StageEngine>> make_stage_engine(const EngineOptions& options) {
@@ -320,6 +337,9 @@ StatusOr<std::unique_ptr<ports::StageEngine>> make_stage_engine(const EngineOpti
                             checked.spec.pipeline.stages);
   }
   TESSERA_ASSIGN_OR_RETURN(const std::string device, choose_device(options.device));
+  if (checked.spec.training.matrix_products == core::MatrixProducts::kFp8) {
+    TESSERA_RETURN_IF_ERROR(check_fp8(device, options.box.devices.size(), options.pass));
+  }
   return guarded("building the stage", [&]() -> StatusOr<std::unique_ptr<ports::StageEngine>> {
     if (options.threads > 0) at::set_num_threads(options.threads);
     const bool box = options.box.devices.size() > 1;

@@ -7,11 +7,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
 #include "model/blocks.h"
 #include "model/boundary.h"
+#include "model/matrix_product.h"
 #include "tessera/core/run_spec.h"
 #include "tessera/ports/stage_engine.h"
 
@@ -27,6 +29,12 @@ class WeightSource {
   virtual void begin(size_t unit, PassDirection direction) = 0;
 };
 
+// The layers' matrices as products read them, made when a pass first comes to them. Used by the
+// stage's thread.
+struct WeightFactors {
+  std::map<int64_t, Factor> of;  // by offset in the storage
+};
+
 // One version of a stage's weights in the dtype of computation. Never changed after it is made, so
 // that microbatches in flight can share it.
 struct StageWeights {
@@ -39,6 +47,7 @@ struct StageWeights {
   std::vector<Leaf> leaves;
   uint64_t version = 0;
   std::shared_ptr<WeightSource> source;  // null: all weights are there
+  std::shared_ptr<WeightFactors> factors = std::make_shared<WeightFactors>();
   void begin(size_t unit, PassDirection direction) const {
     if (source) source->begin(unit, direction);
   }

@@ -194,7 +194,7 @@ at::Tensor swiglu_forward(const at::Tensor& gate_up) {
   return h;
 }
 
-void swiglu_backward(const at::Tensor& dh, const at::Tensor& gate_up) {
+void swiglu_backward(const at::Tensor& dh, const at::Tensor& gate_up, bool again) {
   kernels::SwigluBackwardParams params;
   params.type = real_of(gate_up);
   params.rows = gate_up.size(0);
@@ -202,8 +202,50 @@ void swiglu_backward(const at::Tensor& dh, const at::Tensor& gate_up) {
   params.dh = data_of(dh);
   params.gate_up = data_of(gate_up);
   params.dgate_up = gate_up.data_ptr();
-  params.h = dh.data_ptr();
+  if (again) params.h = dh.data_ptr();
   TESSERA_LAUNCH(gate_up, params, swiglu_backward);
+}
+
+Fp8Codes fp8_codes(const at::Tensor& x, kernels::Fp8Format format, bool rows, bool columns) {
+  const at::Tensor input = x.detach();
+  TORCH_CHECK(input.is_contiguous(), "8-bit codes of a tensor with gaps");
+  const at::TensorOptions codes = input.options().dtype(
+      format == kernels::Fp8Format::kE4m3 ? at::kFloat8_e4m3fn : at::kFloat8_e5m2);
+  const at::Tensor magnitude = at::empty({1}, wide_options(input));
+  kernels::Fp8MagnitudeParams find;
+  find.type = real_of(input);
+  find.count = input.numel();
+  find.x = data_of(input);
+  find.magnitude = static_cast<uint32_t*>(magnitude.data_ptr());
+  TESSERA_LAUNCH(input, find, fp8_magnitude);
+  Fp8Codes result;
+  result.inverse_scale = at::empty({1}, wide_options(input));
+  if (rows) result.rows = at::empty({input.size(0), input.size(1)}, codes);
+  if (columns) result.columns = at::empty({input.size(1), input.size(0)}, codes);
+  kernels::Fp8QuantiseParams params;
+  params.type = find.type;
+  params.format = format;
+  params.rows = input.size(0);
+  params.width = input.size(1);
+  params.x = find.x;
+  params.magnitude = find.magnitude;
+  if (rows) params.codes = static_cast<uint8_t*>(result.rows.data_ptr());
+  if (columns) params.transposed = static_cast<uint8_t*>(result.columns.data_ptr());
+  params.inverse_scale = result.inverse_scale.data_ptr<float>();
+  TESSERA_LAUNCH(input, params, fp8_quantise);
+  return result;
+}
+
+at::Tensor fp8_values(const Fp8Codes& codes, kernels::Fp8Format format) {
+  TORCH_CHECK(codes.rows.is_cpu(), "values of codes on ", codes.rows.device());
+  at::Tensor values = at::empty(codes.rows.sizes(), wide_options(codes.rows));
+  const uint8_t* from = static_cast<const uint8_t*>(codes.rows.const_data_ptr());
+  float* to = values.data_ptr<float>();
+  const float scale = *codes.inverse_scale.const_data_ptr<float>();
+  for (int64_t i = 0; i < values.numel(); ++i) {
+    to[i] = kernels::float_of_fp8(from[i], format) * scale;
+  }
+  return values;
 }
 
 void cross_entropy(const at::Tensor& logits, int64_t vocabulary, const at::Tensor& targets,

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "tessera/core/run_spec.h"
+#include "tessera/kernels/fp8.h"
 
 namespace tessera::model {
 
@@ -43,8 +44,18 @@ void pack_gradient(const Heads& heads, const at::Tensor& dquery, const at::Tenso
                    const at::Tensor& dvalue, const at::Tensor& packed);
 
 at::Tensor swiglu_forward(const at::Tensor& gate_up);
-// dgate_up over `gate_up`, and swiglu_forward's output again over `dh`.
-void swiglu_backward(const at::Tensor& dh, const at::Tensor& gate_up);
+// dgate_up over `gate_up`, and, if it is wanted `again`, swiglu_forward's output over `dh`.
+void swiglu_backward(const at::Tensor& dh, const at::Tensor& gate_up, bool again);
+
+// A tensor in 8-bit floats (kernels/fp8.h), of ATen's types for them.
+struct Fp8Codes {
+  at::Tensor rows;           // [N, width], if wanted
+  at::Tensor columns;        // [width, N], if wanted
+  at::Tensor inverse_scale;  // [1] fp32
+};
+Fp8Codes fp8_codes(const at::Tensor& x, kernels::Fp8Format format, bool rows, bool columns);
+// What the rows stand for, fp32. CPU only.
+at::Tensor fp8_values(const Fp8Codes& codes, kernels::Fp8Format format);
 
 // Losses [N] fp32 of logits [N, >= vocabulary]; with `scale` > 0 the logits become their gradient
 // times it.

@@ -8,24 +8,14 @@
 
 namespace tessera::model {
 
-GradientTarget GradientSink::target(const at::Tensor& weight) const {
-  if (!wanted()) return {};
-  return {flat_.narrow(0, weight.storage_offset() - first_, weight.numel()).view(weight.sizes()),
-          accumulate_};
-}
-
 void GradientSink::begin(size_t unit) {
-  if (units_ == nullptr) return;
-  GradientUnits::Place place = units_->begin(unit);
-  flat_ = std::move(place.flat);
-  first_ = place.first;
-  accumulate_ = place.accumulate;
+  if (wanted()) targets_->begin(unit);
 }
 
 void GradientSink::end(size_t unit) {
-  if (units_ == nullptr) return;
-  if (deferred_.empty()) return units_->end(unit);
-  defer([this, unit] { units_->end(unit); });
+  if (!wanted()) return;
+  if (deferred_.empty()) return targets_->end(unit);
+  defer([this, unit] { targets_->end(unit); });
 }
 
 void GradientSink::flush() {
@@ -39,33 +29,56 @@ Trunk::Trunk(const core::RunSpec& spec, const at::Device& device, at::ScalarType
     : epsilon_(spec.model.norm_epsilon),
       heads_(make_heads(spec.model, spec.training.microbatch_size, device)),
       attention_(choose_attention(heads_, device, type, deterministic)),
-      product_(device, /*tune=*/!deterministic) {}
+      product_(device, /*tune=*/!deterministic,
+               spec.training.matrix_products == core::MatrixProducts::kFp8) {}
 
-at::Tensor Trunk::layer_forward(const LayerWeights& weights, const at::Tensor& x,
-                                LayerState* state) {
+Factor Trunk::factor_of(const StageWeights& stage, const at::Tensor& weight) const {
+  if (!product_.takes_codes()) return {weight, {}, {}, {}};
+  std::map<int64_t, Factor>& known = stage.factors->of;
+  const auto found = known.find(weight.storage_offset());
+  if (found != known.end()) return found->second;
+  return known
+      .emplace(weight.storage_offset(),
+               product_.factor(weight, FactorKind::kForward, /*rows=*/true, /*columns=*/true))
+      .first->second;
+}
+
+at::Tensor Trunk::layer_forward(const StageWeights& stage, const LayerWeights& weights,
+                                const at::Tensor& x, LayerState* state) {
   const int64_t rows = x.size(0);
+  const bool keep = state != nullptr;
   const auto make = [&](int64_t width) { return at::empty({rows, width}, x.options()); };
   LayerState kept;
   kept.x = x;
   kept.input_norm = norm_forward(x, weights.input_norm, epsilon_);
+  kept.input = activation(std::exchange(kept.input_norm.y, {}), keep);
   kept.packed = make(weights.query_key_value.size(0));
-  product_.forward(kept.packed, kept.input_norm.y, weights.query_key_value);
-  if (state == nullptr) kept.input_norm = {};
+  product_.forward(kept.packed, kept.input, factor_of(stage, weights.query_key_value));
+  kept.input.rows.reset();
+  if (!keep) kept.input = {};
   rotate_in_place(heads_, kept.packed);
-  kept.attention = attention_forward(attention_, heads_, kept.packed, state != nullptr);
-  if (state == nullptr) kept.packed.reset();
+  kept.attention = attention_forward(attention_, heads_, kept.packed, keep);
+  if (!keep) kept.packed.reset();
+  kept.attended = activation(kept.attention.out, keep);
   kept.middle = at::empty_like(x);
-  product_.forward(kept.middle, kept.attention.out, weights.attention_out, x);
-  if (state == nullptr) kept.attention = {};
+  product_.forward(kept.middle, kept.attended, factor_of(stage, weights.attention_out), x);
+  kept.attended.rows.reset();
+  if (!keep) kept.attended = {};
+  if (!keep) kept.attention = {};
   kept.post_norm = norm_forward(kept.middle, weights.post_norm, epsilon_);
+  kept.middle_input = activation(std::exchange(kept.post_norm.y, {}), keep);
   kept.gate_up = make(weights.gate_up.size(0));
-  product_.forward(kept.gate_up, kept.post_norm.y, weights.gate_up);
-  if (state == nullptr) kept.post_norm = {};
-  const at::Tensor fed = swiglu_forward(kept.gate_up);
-  if (state == nullptr) kept.gate_up.reset();
+  product_.forward(kept.gate_up, kept.middle_input, factor_of(stage, weights.gate_up));
+  kept.middle_input.rows.reset();
+  if (!keep) kept.middle_input = {};
+  const bool keep_fed = keep && product_.takes_codes();  // a byte a number
+  kept.fed = activation(swiglu_forward(kept.gate_up), keep_fed);
+  if (!keep) kept.gate_up.reset();
   at::Tensor out = at::empty_like(x);
-  product_.forward(out, fed, weights.down, kept.middle);
-  if (state != nullptr) *state = std::move(kept);
+  product_.forward(out, kept.fed, factor_of(stage, weights.down), kept.middle);
+  kept.fed.rows.reset();
+  if (!keep_fed) kept.fed = {};
+  if (keep) *state = std::move(kept);
   return out;
 }
 
@@ -75,37 +88,51 @@ at::Tensor Trunk::forward(const StageWeights& weights, at::Tensor x, bool recomp
     weights.begin(index + 1, PassDirection::kForward);
     LayerState state;
     state.x = x;
-    x = layer_forward(weights.layers[index], x, states == nullptr || recompute ? nullptr : &state);
+    x = layer_forward(weights, weights.layers[index], x, states == nullptr || recompute ? nullptr : &state);
     if (states != nullptr) states->push_back(std::move(state));
   }
   return x;
 }
 
-void Trunk::weight_gradient(const at::Tensor& weight, const at::Tensor& y, const at::Tensor& x,
-                            bool defer, GradientSink* sink) {
-  const GradientTarget target = sink->target(weight);
-  if (!target.tensor.defined()) return;
-  if (!defer) {
+void Trunk::weight_gradient(const at::Tensor& weight, const Factor& y, const Factor& x, bool defer,
+                            GradientSink* sink) {
+  if (!sink->wanted()) return;
+  // The place is asked for when it is written: until then a deferred gradient takes no memory.
+  auto work = [this, sink, weight, y, x] {
+    const GradientTarget target = sink->target(weight);
     product_.weight_gradient(target.tensor, y, x, target.accumulate);
-    return;
-  }
-  sink->defer([this, target, y, x] {
-    product_.weight_gradient(target.tensor, y, x, target.accumulate);
-  });
+  };
+  if (!defer) return work();
+  sink->defer(std::move(work));
 }
 
-at::Tensor Trunk::layer_backward(const LayerWeights& weights, LayerState state,
-                                 const at::Tensor& dy, bool defer, GradientSink* sink) {
-  // SwiGLU's output is the widest thing after its input: it is made again on the way, in the place
-  // of its gradient, and used at once, which frees it before the next layer.
+at::Tensor Trunk::layer_backward(const StageWeights& stage, const LayerWeights& weights,
+                                 LayerState state, const at::Tensor& dy, bool defer,
+                                 GradientSink* sink) {
+  // The gradient of a product's output; its rows are for the input's gradient, which comes first.
+  const auto products = [&](const at::Tensor& input_gradient, const at::Tensor& dout,
+                            const at::Tensor& weight) {
+    Factor factor = gradient(dout, *sink);
+    product_.input_gradient(input_gradient, factor, factor_of(stage, weight));
+    factor.rows.reset();
+    return factor;
+  };
+  // SwiGLU's output is the widest thing after its input: unless there are codes of it, it is made
+  // again on the way, in the place of its gradient, and used at once, which frees it before the
+  // next layer.
   at::Tensor fed = at::empty({dy.size(0), weights.down.size(1)}, dy.options());
-  product_.input_gradient(fed, dy, weights.down);
-  swiglu_backward(fed, state.gate_up);
-  weight_gradient(weights.down, dy, fed, /*defer=*/false, sink);
-  fed.reset();
+  {
+    const Factor factor = products(fed, dy, weights.down);
+    const bool has_codes = product_.takes_codes();
+    swiglu_backward(fed, state.gate_up, /*again=*/!has_codes);
+    weight_gradient(weights.down, factor,
+                    has_codes ? std::exchange(state.fed, {}) : Factor{fed, {}, {}, {}},
+                    /*defer=*/false, sink);
+    fed.reset();
+  }
   const at::Tensor dmiddle = at::empty_like(dy);
-  product_.input_gradient(dmiddle, state.gate_up, weights.gate_up);
-  weight_gradient(weights.gate_up, state.gate_up, state.post_norm.y, defer, sink);
+  weight_gradient(weights.gate_up, products(dmiddle, state.gate_up, weights.gate_up),
+                  std::exchange(state.middle_input, {}), defer, sink);
   state.gate_up.reset();
   norm_backward(dmiddle, state.post_norm, state.middle, weights.post_norm, dy,
                 sink->target(weights.post_norm));
@@ -113,16 +140,16 @@ at::Tensor Trunk::layer_backward(const LayerWeights& weights, LayerState state,
   state.middle.reset();
 
   const at::Tensor dx = at::empty_like(dy);  // of the attention's output first
-  product_.input_gradient(dx, dmiddle, weights.attention_out);
-  weight_gradient(weights.attention_out, dmiddle, state.attention.out, defer, sink);
+  weight_gradient(weights.attention_out, products(dx, dmiddle, weights.attention_out),
+                  std::exchange(state.attended, {}), defer, sink);
   {
     const AttentionGradient gradient =
         attention_backward(attention_, heads_, state.packed, state.attention, dx);
     state.attention = {};
     pack_gradient(heads_, gradient.query, gradient.key, gradient.value, state.packed);
   }
-  product_.input_gradient(dx, state.packed, weights.query_key_value);
-  weight_gradient(weights.query_key_value, state.packed, state.input_norm.y, defer, sink);
+  weight_gradient(weights.query_key_value, products(dx, state.packed, weights.query_key_value),
+                  std::exchange(state.input, {}), defer, sink);
   norm_backward(dx, state.input_norm, state.x, weights.input_norm, dmiddle,
                 sink->target(weights.input_norm));
   return dx;
@@ -137,8 +164,8 @@ at::Tensor Trunk::backward(const StageWeights& weights, std::vector<LayerState>*
     sink->begin(index + 1);
     LayerState state = std::move(states->back());
     states->pop_back();
-    if (recompute) layer_forward(layers[index], at::Tensor(state.x), &state);
-    dy = layer_backward(layers[index], std::move(state), dy, defer, sink);
+    if (recompute) layer_forward(weights, layers[index], at::Tensor(state.x), &state);
+    dy = layer_backward(weights, layers[index], std::move(state), dy, defer, sink);
     sink->end(index + 1);
   }
   return dy;

@@ -18,37 +18,31 @@
 
 namespace tessera::model {
 
-// Where each unit's gradients go, for a sink that is not one flat tensor. Units as in WeightSource.
-class GradientUnits {
+// Where a stage's weight gradients go. Units as in WeightSource.
+class GradientTargets {
  public:
-  virtual ~GradientUnits() = default;
-  struct Place {
-    at::Tensor flat;        // fp32
-    int64_t first = 0;      // flat[0] is of the weight at this offset of its storage
-    bool accumulate = false;
-  };
+  virtual ~GradientTargets() = default;
   // The unit's gradients are about to be computed, ..
-  virtual Place begin(size_t unit) = 0;
+  virtual void begin(size_t unit) = 0;
   // .. and all enqueued.
   virtual void end(size_t unit) = 0;
+  // Of a weight that is a leaf of StageWeights. Deferred work asks when it runs, after other units
+  // were begun. Overwritten where the answer does not say to accumulate; what sums over several
+  // calls must then clear it first.
+  virtual GradientTarget target(const at::Tensor& weight) = 0;
 };
 
-// The flat fp32 gradient of a stage. Weights are views of a flat tensor of the same order, so a
-// weight's place tells its gradient's.
+// The weight gradients of one backward pass.
 class GradientSink {
  public:
-  // `accumulate`: add to what `flat` holds; else every weight's gradient overwrites it, and what
-  // sums over several calls must clear its part first.
-  GradientSink(at::Tensor flat, bool accumulate)
-      : flat_(std::move(flat)), accumulate_(accumulate) {}
-  // Each unit's gradients go where `units` says.
-  explicit GradientSink(GradientUnits* units) : units_(units) {}
+  explicit GradientSink(GradientTargets* targets) : targets_(targets) {}
   // Nothing is wanted but the input's gradient.
   GradientSink() = default;
 
-  bool wanted() const { return flat_.defined() || units_ != nullptr; }
-  bool accumulates() const { return accumulate_; }
-  GradientTarget target(const at::Tensor& weight) const;
+  bool wanted() const { return targets_ != nullptr; }
+  GradientTarget target(const at::Tensor& weight) const {
+    return wanted() ? targets_->target(weight) : GradientTarget();
+  }
 
   // Around the work, deferred or not, on one unit's gradients.
   void begin(size_t unit);
@@ -59,22 +53,23 @@ class GradientSink {
   void flush();
 
  private:
-  at::Tensor flat_;
-  int64_t first_ = 0;
-  bool accumulate_ = false;
-  GradientUnits* units_ = nullptr;
+  GradientTargets* targets_ = nullptr;
   std::vector<std::function<void()>> deferred_;
 };
 
 // What the backward pass needs of one layer. Only `x` with recomputation.
 struct LayerState {
-  at::Tensor x;  // [N, d], the layer's input
-  NormResult input_norm;
+  at::Tensor x;           // [N, d], the layer's input
+  NormResult input_norm;  // without y, which is `input`
+  Factor input;
   at::Tensor packed;  // rotated q | k | v
   AttentionState attention;
-  at::Tensor middle;  // x + attention
-  NormResult post_norm;
+  Factor attended;
+  at::Tensor middle;     // x + attention
+  NormResult post_norm;  // without y, which is `middle_input`
+  Factor middle_input;
   at::Tensor gate_up;
+  Factor fed;  // swiglu_forward(gate_up), where products take codes
 };
 
 class Trunk {
@@ -95,11 +90,21 @@ class Trunk {
                       at::Tensor dy, bool recompute, bool defer, GradientSink* sink);
 
  private:
-  at::Tensor layer_forward(const LayerWeights& weights, const at::Tensor& x, LayerState* state);
-  at::Tensor layer_backward(const LayerWeights& weights, LayerState state, const at::Tensor& dy,
-                            bool defer, GradientSink* sink);
-  void weight_gradient(const at::Tensor& weight, const at::Tensor& y, const at::Tensor& x,
-                       bool defer, GradientSink* sink);
+  at::Tensor layer_forward(const StageWeights& stage, const LayerWeights& weights,
+                           const at::Tensor& x, LayerState* state);
+  at::Tensor layer_backward(const StageWeights& stage, const LayerWeights& weights,
+                            LayerState state, const at::Tensor& dy, bool defer,
+                            GradientSink* sink);
+  void weight_gradient(const at::Tensor& weight, const Factor& y, const Factor& x, bool defer,
+                       GradientSink* sink);
+  // What a pass reads of an activation for its product, and keeps for its weight's gradient.
+  Factor activation(const at::Tensor& values, bool keep) const {
+    return product_.factor(values, FactorKind::kForward, /*rows=*/true, /*columns=*/keep);
+  }
+  Factor gradient(const at::Tensor& values, const GradientSink& sink) const {
+    return product_.factor(values, FactorKind::kGradient, /*rows=*/true, /*columns=*/sink.wanted());
+  }
+  Factor factor_of(const StageWeights& stage, const at::Tensor& weight) const;
 
   const double epsilon_;
   const Heads heads_;

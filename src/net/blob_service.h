@@ -45,6 +45,7 @@ class BlobService final : public RawBlobStore {
  private:
   struct Job {
     ServerCallPtr call;
+    ports::Caller caller;
     grpc::ByteBuffer request;
     void (BlobService::*work)(const Job&);
   };

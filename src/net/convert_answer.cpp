@@ -14,6 +14,7 @@ void to_proto(const core::RegisterAnswer& in, v1::RegisterAnswer* out) {
   out->set_run_id(in.run_id);
   out->set_run_spec(in.run_spec);
   out->set_data_plan(in.data_plan);
+  out->set_lease_key(bytes_of(in.lease_key));
 }
 
 Status from_proto(const v1::RegisterAnswer& in, core::RegisterAnswer* out) {
@@ -25,6 +26,7 @@ Status from_proto(const v1::RegisterAnswer& in, core::RegisterAnswer* out) {
   check.text("run_id", in.run_id(), kMaxRunIdBytes, &out->run_id);
   check.text("run_spec", in.run_spec(), kMaxRunSpecBytes, &out->run_spec);
   check.text("data_plan", in.data_plan(), kMaxDataPlanBytes, &out->data_plan);
+  if (out->refusal == core::RegisterRefusal::kNone) check.bytes32("lease_key", in.lease_key(), &out->lease_key);
   return check.status();
 }
 
@@ -35,6 +37,8 @@ void to_proto(const core::Lease& in, v1::Lease* out) {
   out->mutable_pathway()->Add(in.pathway.begin(), in.pathway.end());
   out->set_lifetime_ms(in.lifetime_ms);
   out->set_repair(in.repair);
+  out->set_expires_unix_ms(in.expires_unix_ms);
+  out->set_signature(in.signature.data(), in.signature.size());
 }
 
 Status from_proto(const v1::Lease& in, core::Lease* out) {
@@ -47,6 +51,8 @@ Status from_proto(const v1::Lease& in, core::Lease* out) {
   }
   out->lifetime_ms = in.lifetime_ms();
   out->repair = in.repair();
+  out->expires_unix_ms = in.expires_unix_ms();
+  check.signature("signature", in.signature(), &out->signature);
   return check.status();
 }
 
@@ -117,13 +123,14 @@ void to_proto(const core::MergeDirective& in, v1::MergeDirective* out) {
   out->set_outer_momentum(in.outer_momentum);
   out->set_drop_carry(in.drop_carry);
   out->set_uploads_whole(in.uploads_whole);
+  out->set_again(in.again);
 }
 
 Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
   FieldCheck check;
   out->target = in.target();
   check.enumeration("phase", in.phase(), core::MergePhase::kApply, &out->phase);
-  check.list("uploads", in.uploads(), kMaxUploads, &out->uploads);
+  check.list("uploads", in.uploads(), core::kMaxUploads, &out->uploads);
   check.list("tasks", in.tasks(), kMaxShards, &out->tasks);
   check.list("results", in.results(), kMaxShards, &out->results);
   out->participant = in.participant();
@@ -131,6 +138,7 @@ Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
   out->outer_momentum = in.outer_momentum();
   out->drop_carry = in.drop_carry();
   out->uploads_whole = in.uploads_whole();
+  out->again = in.again();
   return check.status();
 }
 
@@ -160,6 +168,7 @@ void to_proto(const core::Assignment& in, v1::Assignment* out) {
   out->set_state(bytes_or_empty(in.state));
   out->set_local_state(bytes_or_empty(in.local_state));
   out->set_schedule_step(in.schedule_step);
+  for (const core::Peer& donor : in.donors) to_proto(donor, out->add_donors());
 }
 
 Status from_proto(const v1::Assignment& in, core::Assignment* out) {
@@ -169,6 +178,7 @@ Status from_proto(const v1::Assignment& in, core::Assignment* out) {
   check.bytes32_or_empty("state", in.state(), &out->state);
   check.bytes32_or_empty("local_state", in.local_state(), &out->local_state);
   out->schedule_step = in.schedule_step();
+  check.list("donors", in.donors(), core::kMaxDonors, &out->donors);
   return check.status();
 }
 

@@ -3,6 +3,7 @@
 
 #include <google/protobuf/message_lite.h>
 #include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/slice.h>
 #include <grpcpp/support/status.h>
 
 #include <string>
@@ -32,6 +33,8 @@ inline constexpr size_t kMaxBlobCallBytes = 2 << 20;  // content of one call
 inline constexpr size_t kMaxPeerMessageBytes = 1 << 20;  // of Peer: a record, a probe
 inline constexpr size_t kHelloNonceBytes = 16;
 
+// Nothing is copied: the bytes live as long as the slice.
+grpc::Slice owning_slice(std::string bytes);
 grpc::ByteBuffer buffer_of(std::string bytes);
 std::string serialize(const google::protobuf::MessageLite& message);
 // INVALID_ARGUMENT if the bytes are no such message.

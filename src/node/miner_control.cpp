@@ -134,7 +134,9 @@ Status MinerControl::begin(const core::RegisterAnswer& answer) {
                                .incarnation = options_.registration.incarnation,
                                .run_id = answer.run_id,
                                .unix_offset_ms = options_.unix_offset_ms,
-                               .sign = options_.sign};
+                               .lease_key = answer.lease_key,
+                               .sign = options_.sign,
+                               .verify = options_.verify};
   miner_ = std::make_unique<core::Miner>(spec, std::move(identity));
   TESSERA_RETURN_IF_ERROR(surroundings_.begin(answer, spec, data, miner_->run_tag()));
   spdlog::info("joined run '{}' as miner {}", spec.name, answer.miner);

@@ -133,8 +133,12 @@ std::string encode_stage_state(const std::vector<float>& base, const std::vector
   return bytes;
 }
 
+StatusOr<core::ObjectManifest> list_stage_state(const std::vector<float>& base, const std::vector<float>& momentum) {
+  return core::make_manifest(encode_stage_state(base, momentum));
+}
+
 StatusOr<Digest> name_stage_state(const std::vector<float>& base, const std::vector<float>& momentum) {
-  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, core::make_manifest(encode_stage_state(base, momentum)));
+  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, list_stage_state(base, momentum));
   return manifest.digest();
 }
 

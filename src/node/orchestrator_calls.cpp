@@ -47,15 +47,28 @@ Status OrchestratorControl::handle_register(RegisterCall& call) {
     return ok_status();
   }
   core::RegisterAnswer answer = core_.refusal_for(call.registration);
+  if (answer.refusal == core::RegisterRefusal::kNone && core_.state().by_node.count(call.registration.node) == 0 &&
+      !registration_limit_.admits(call.caller.address, monotonic())) {
+    spdlog::warn("registration of {} from {} put off: too many new keys from there", call.caller.node.brief(), call.caller.address);
+    answers_.emplace_back([done = std::move(call.done), most = options_.registrations_per_minute] {
+      done(error(absl::StatusCode::kResourceExhausted,
+                 "{} new keys have registered from this address within a minute, which is all that are admitted; wait, or let "
+                 "the orchestrator's operator raise registrations_per_minute", most));
+    });
+    return ok_status();
+  }
   if (answer.refusal == core::RegisterRefusal::kNone) {
+    const bool session_is_new = core_.find(call.registration.node, call.registration.incarnation) == nullptr;
     TESSERA_RETURN_IF_ERROR(apply(core::MinerRegistered{call.registration}));
     const core::OrchestratorState& state = core_.state();
     answer.miner = state.by_node.at(call.registration.node);
     answer.session = sessions_[answer.miner] = surroundings_.random_bytes(16);
-    surroundings_.registered(call.registration.node);
+    surroundings_.registered(call.registration.node, blob_share(state, options_.blob_share_bytes));
+    if (session_is_new) blob_asks_.begin(answer.miner);
     answer.run_id = state.run_id;
     answer.run_spec = encode(state.spec);
     answer.data_plan = encode(state.data);
+    answer.lease_key = surroundings_.key;
     heard_.heard(answer.miner, monotonic());
     told_to_leave_[answer.miner] = false;
   } else {
@@ -97,6 +110,7 @@ Status OrchestratorControl::handle_sync(SyncCall& call) {
   std::erase_if(call.request.shards, [&](const core::ShardCommit& commit) {
     return !surroundings_.verify(call.caller.node, commit.signed_bytes(run_id, miner->stage), commit.signature);
   });
+  const uint64_t receipts_before = miner->receipts_through;
   for (core::Event& event : core_.news_in(call.request)) {
     if (const auto* published = std::get_if<core::StatePublished>(&event)) {
       check_published(*published);
@@ -109,6 +123,10 @@ Status OrchestratorControl::handle_sync(SyncCall& call) {
     TESSERA_RETURN_IF_ERROR(apply(std::move(*leases)));
   }
   core::SyncAnswer answer = core_.answer_for(call.request);
+  for (core::Lease& lease : answer.leases) lease.signature = surroundings_.sign(lease.signed_bytes(run_id));
+  const core::MinerRecord& record = core_.state().miners[index];
+  const uint64_t asked = blob_asks_.news_in(core_.state(), record, answer, record.receipts_through - receipts_before);
+  if (asked > 0) surroundings_.blobs_asked(call.caller.node, asked);
   if (answer.leave && !told_to_leave_[index]) {
     told_to_leave_[index] = true;
     TESSERA_RETURN_IF_ERROR(apply(core::MinerReported{index, call.request.status}));

@@ -24,16 +24,17 @@ OrchestratorSurroundings OrchestratorNode::Shell::surroundings() {
   return {.unix_ms = unix_now_ms,
           .monotonic_ms = monotonic_now_ms,
           .random_bytes = random_bytes,
+          .key = ports_.key->id(),
+          .sign = [key = ports_.key](std::string_view bytes) { return key->sign(bytes); },
           .verify = verify,
           .start = [this](OrchestratorJob job) {
             const PushResult pushed = jobs_.push(std::move(job));
             TESSERA_CHECK(pushed != PushResult::kFull);
             return pushed == PushResult::kOk;
           },
-          .registered = [this](const NodeId& node) {
-            std::lock_guard lock(registered_mutex_);
-            registered_.insert(node);
-          }};
+          .registered = [open = ports_.blob_accounts.open](const NodeId& node, const BlobShare& share) { if (open) open(node, share); },
+          .blobs_asked = [credit = ports_.blob_accounts.credit](const NodeId& node, uint64_t bytes) { if (credit) credit(node, bytes); },
+          .forgotten = [close = ports_.blob_accounts.close](const NodeId& node) { if (close) close(node); }};
 }
 
 Status OrchestratorNode::Shell::start() {
@@ -111,7 +112,6 @@ OrchestratorNode::OrchestratorNode(std::unique_ptr<Shell> shell) : shell_(std::m
 OrchestratorNode::~OrchestratorNode() = default;
 
 const std::string& OrchestratorNode::run_id() const { return shell_->run_id(); }
-bool OrchestratorNode::is_registered(const NodeId& node) const { return shell_->is_registered(node); }
 
 StatusOr<std::string> OrchestratorNode::run(const std::atomic<bool>& stop, const std::atomic<bool>& abandon) {
   StatusOr<std::string> why = shell_->run(stop, abandon);

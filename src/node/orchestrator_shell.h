@@ -2,9 +2,7 @@
 #pragma once
 
 #include <functional>
-#include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <thread>
 #include <variant>
@@ -23,10 +21,6 @@ class OrchestratorNode::Shell {
   Status start();
   StatusOr<std::string> run(const std::atomic<bool>& stop, const std::atomic<bool>& abandon);
   const std::string& run_id() const { return control_.run_id(); }
-  bool is_registered(const NodeId& node) const {
-    std::lock_guard lock(registered_mutex_);
-    return registered_.count(node) > 0;
-  }
 
   // No call is taken any more, and those that wait are told so.
   void close();
@@ -48,8 +42,6 @@ class OrchestratorNode::Shell {
   const OrchestratorPorts ports_;
   BoundedQueue<Call> calls_{65536};
   BoundedQueue<OrchestratorJob> jobs_{1u << 20};  // more than a merge has shards
-  mutable std::mutex registered_mutex_;
-  std::set<NodeId> registered_;
   OrchestratorJobs jobs_of_background_;           // the background thread's
   OrchestratorControl control_;                   // run()'s caller's
   TimeMs swept_at_ = monotonic_now_ms();

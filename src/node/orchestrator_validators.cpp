@@ -20,7 +20,7 @@ Status OrchestratorControl::handle_validate(ValidateCall& call) {
                         "{} is no validator of this run; add its key to 'validators' in the orchestrator's YAML", node.hex()));
   }
   validators_heard_[node] = monotonic();
-  surroundings_.registered(node);
+  surroundings_.registered(node, blob_share(core_.state(), options_.blob_share_bytes));
   for (core::Event& event : core_.news_in(node, call.report)) TESSERA_RETURN_IF_ERROR(apply(std::move(event)));
   if (std::optional<core::Event> lease = core_.audit_request_in(node, call.report)) {
     TESSERA_RETURN_IF_ERROR(apply(std::move(*lease)));

@@ -245,7 +245,10 @@ bool Faults::owned_by_pair(StageIndex s, uint32_t shard) const {
   const auto& merge = orchestrator_.state().stages[s].merge;
   if (!merge || shard - merge->first_shard >= merge->shards.size()) return false;
   const core::MergeShard& owned = merge->shards[shard - merge->first_shard];
-  return cheats(merge->participants[owned.owner_a], "pair") && cheats(merge->participants[owned.owner_b], "pair");
+  for (const char* kind : {"pair", "forge", "slander"}) {
+    if (cheats(merge->participants[owned.owner_a], kind) && cheats(merge->participants[owned.owner_b], kind)) return true;
+  }
+  return false;
 }
 
 void Faults::fill(Result* result) const {

@@ -19,6 +19,8 @@ void SimulatedMiner::start() {
   options.registration.device = "simulated";
   options.registration.memory_bytes = profile_.memory_bytes;
   options.registration.wanted_stage = profile_.wanted_stage;
+  options.verify = is_signed_by;
+  options.unix_offset_ms = kUnixEpochMs;
   options.sign = [this](std::string_view bytes) { return sign_as(key_, bytes); };
   options.tick_ms = std::max<TimeMs>(1, static_cast<TimeMs>(world_.sim.tick_ms));
   options.random = [this] { return world_.random.next() | 1; };

@@ -8,7 +8,6 @@
 namespace tessera::sim {
 namespace {
 
-constexpr TimeMs kUnixEpochMs = 1700000000000;  // unix time when simulated time is 0
 constexpr TimeUs kJobUs = 20000;                // of a recomputation or checkpoint
 constexpr TimeUs kSweepUs = 60000000;
 constexpr size_t kMaxWaitingCalls = 65536;
@@ -54,6 +53,8 @@ node::OrchestratorSurroundings SimulatedOrchestrator::surroundings() {
   return {.unix_ms = [this] { return kUnixEpochMs + world_.queue.now_ms(); },
           .monotonic_ms = [this] { return world_.queue.now_ms(); },
           .random_bytes = [this](size_t size) { return world_.random_bytes(size); },
+          .key = key_of_node(kOrchestratorNode),
+          .sign = [](std::string_view bytes) { return sign_as(key_of_node(kOrchestratorNode), bytes); },
           .verify = is_signed_by,
           .start =
               [this](node::OrchestratorJob job) {
@@ -61,7 +62,9 @@ node::OrchestratorSurroundings SimulatedOrchestrator::surroundings() {
                 if (!job_runs_) start_job();
                 return true;
               },
-          .registered = [](const NodeId&) {}};
+          .registered = [](const NodeId&, const node::BlobShare&) {},
+          .blobs_asked = [](const NodeId&, uint64_t) {},
+          .forgotten = [](const NodeId&) {}};
 }
 
 Status SimulatedOrchestrator::start() {
@@ -125,7 +128,7 @@ Status SimulatedOrchestrator::receive(Message message) {
                  "sim.commit_ms, or let miners report less often",
                  kMaxWaitingCalls);
   }
-  ports::Caller caller{key_of_node(message.from), std::move(message.session), ""};
+  ports::Caller caller{key_of_node(message.from), std::move(message.session), fmt::format("node-{}:1", message.from)};
   if (asked.registration) {
     TESSERA_RETURN_IF_ERROR(control_->handle(node::RegisterCall{
         std::move(caller), std::move(std::get<core::Registration>(message.body)),

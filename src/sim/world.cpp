@@ -12,7 +12,7 @@ constexpr uint64_t kWholeTensorBytes = 4096;  // above it frames travel without 
 
 uint64_t forward_frame_bytes(const core::RunSpec& spec) {
   const uint64_t tokens = uint64_t{spec.training.microbatch_size} * (spec.model.context + 1);
-  return core::kFrameHeaderBytes + 4 * spec.pipeline.stages +
+  return core::kFrameHeaderBytes + 4 * spec.pipeline.stages + core::kLeaseProofBytes +
          tokens * core::token_id_bytes(spec.model.vocab) +
          payload_bytes(spec.boundary.codec, spec.tokens_per_microbatch(),
                        static_cast<size_t>(core::boundary_width(spec)));
@@ -36,7 +36,7 @@ struct BytesOf {
   }
   uint64_t operator()(const StatusOr<core::SyncAnswer>& answer) const {
     if (!answer.ok()) return 200;
-    uint64_t bytes = 300 + 100 * answer->leases.size();
+    uint64_t bytes = 300 + 180 * answer->leases.size();
     if (answer->peers) bytes += 80 * answer->peers->size();
     if (answer->merge)
       bytes += 40 * (answer->merge->uploads.size() + answer->merge->results.size());

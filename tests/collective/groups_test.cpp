@@ -1,4 +1,4 @@
-// Groups of 2 and 4 workers over gloo.
+// Groups of 2 and 4 workers over gloo, and of workers that share a device.
 #include "tessera/collective/groups.h"
 
 #include <gtest/gtest.h>
@@ -128,6 +128,31 @@ TEST(Groups, RefusesDevicesThatAreNoBox) {
   EXPECT_EQ(make_groups({}, kPatience).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(make_groups({"cpu", "cuda:0"}, kPatience).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(make_groups({"cuda:1", "cuda:1"}, kPatience).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(SharedDevice, DoesWhatSeparateDevicesDo) {
+  const Groups groups = make_shared_device_groups("cpu", 3);
+  on_each(groups, [](CollectiveGroup* group) {
+    const float rank = static_cast<float>(group->rank());
+    std::vector<float> all{rank, 1};
+    EXPECT_TRUE(done(group->all_reduce(numbers(all))).ok());
+    EXPECT_EQ(all, (std::vector<float>{3, 3}));
+    // In place: the worker's own part of the input.
+    std::vector<float> parts{0, 1, 2, 3, 4, 5};
+    const Numbers own{parts.data() + 2 * group->rank(), 2};
+    EXPECT_TRUE(done(group->reduce_scatter(numbers(parts), own)).ok());
+    for (size_t i = 0; i < 6; ++i) {
+      const bool mine = i / 2 == group->rank();
+      EXPECT_EQ(parts[i], static_cast<float>(mine ? 3 * i : i));
+    }
+    std::vector<float> mine{rank}, gathered(3);
+    EXPECT_TRUE(done(group->all_gather(numbers(mine), numbers(gathered))).ok());
+    EXPECT_EQ(gathered, (std::vector<float>{0, 1, 2}));
+    EXPECT_TRUE(group->barrier().ok());
+    std::vector<float> sent{rank, -rank};
+    EXPECT_TRUE(done(group->broadcast(numbers(sent), 2)).ok());
+    EXPECT_EQ(sent, (std::vector<float>{2, -2}));
+  });
 }
 
 }  // namespace

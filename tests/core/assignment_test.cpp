@@ -74,6 +74,14 @@ TEST(StageMemory, IsWhatAGpuTook) {
   EXPECT_LT(needed(), 9.64 * 1.3);
 }
 
+TEST(StageMemory, HasTheCodesOfTheWeightsOnAGpu) {
+  core::RunSpec spec = small_spec(2, 1);
+  const uint64_t gpu = core::stage_memory_bytes(spec, 0, "cuda:0"), cpu = core::stage_memory_bytes(spec, 0, "cpu");
+  spec.training.matrix_products = core::MatrixProducts::kFp8;
+  EXPECT_GE(core::stage_memory_bytes(spec, 0, "cuda:0"), gpu + 4 * core::stage_value_count(spec, 0));
+  EXPECT_EQ(core::stage_memory_bytes(spec, 0, "cpu"), cpu);
+}
+
 TEST(StageMemory, SaysWhichRecomputationWouldFit) {
   core::RunSpec spec = small_spec(2, 1);
   spec.pipeline.max_in_flight = 100;

@@ -54,6 +54,8 @@ Frame frame_of(const RunSpec& spec, Direction direction) {
   if (direction == Direction::kForward) {
     frame.pathway = {4, 9, kNoMiner};
     frame.repairs = {0, 2, 255};
+    frame.lease_expires_unix_ms = 1234567890123;
+    for (size_t i = 0; i < frame.lease_signature.size(); ++i) frame.lease_signature[i] = static_cast<uint8_t>(i + 1);
     for (uint32_t i = 0; i < 10; ++i) frame.tokens.push_back((i * 7919) % spec.model.vocab);
     frame.tokens.back() = spec.model.vocab - 1;
   }
@@ -66,10 +68,10 @@ Frame frame_of(const RunSpec& spec, Direction direction) {
 void expect_same(const Frame& a, const Frame& b) {
   EXPECT_EQ(std::tie(a.run, a.epoch, a.microbatch, a.attempt, a.boundary, a.direction, a.kind,
                      a.codec, a.batch, a.context, a.rank, a.exponent, a.counted_stages,
-                     a.lifetime_ms, a.pathway, a.repairs, a.tokens, a.payload),
+                     a.lifetime_ms, a.pathway, a.repairs, a.lease_expires_unix_ms, a.lease_signature, a.tokens, a.payload),
             std::tie(b.run, b.epoch, b.microbatch, b.attempt, b.boundary, b.direction, b.kind,
                      b.codec, b.batch, b.context, b.rank, b.exponent, b.counted_stages,
-                     b.lifetime_ms, b.pathway, b.repairs, b.tokens, b.payload));
+                     b.lifetime_ms, b.pathway, b.repairs, b.lease_expires_unix_ms, b.lease_signature, b.tokens, b.payload));
 }
 
 // With a checksum that fits, as a sender with other settings or with bad intentions would make it.
@@ -100,6 +102,7 @@ TEST(Frame, EveryKindCodecAndDirectionComesBackAsItWent) {
           const std::string bytes = encode_frame(sent, vocab);
           EXPECT_EQ(bytes.size(), kFrameHeaderBytes + 4 * sent.pathway.size() +
                                       sent.repairs.size() +
+                                      (direction == Direction::kForward ? kLeaseProofBytes : 0) +
                                       token_id_bytes(vocab) * sent.tokens.size() +
                                       sent.payload.size());
           Frame received;

@@ -60,6 +60,68 @@ TEST(MinerAttempts, ACountedStageComputesOnlyTheInputGradient) {
   EXPECT_FALSE(std::get<Backward>(middle.jobs.front()).accumulate);
 }
 
+// A neighbour that invents a newer attempt, or that its microbatch was given to another head, would cancel what is held.
+TEST(MinerAttempts, OnlyALeaseThatTheOrchestratorSignedCancelsWhatIsHeld) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  forward_through(middle, 1, 0);
+  core::Frame forged = middle.frame_of(1, 1, core::Direction::kForward, 0);
+  forged.tokens.assign(middle.spec.training.microbatch_size * (middle.spec.model.context + 1), 1);
+  forged.pathway = {1, 10, 20};
+  EXPECT_EQ(middle.arrive(forged, 1), Admission::kNotLeased);  // signed by nobody
+  core::Frame signed_for_another = middle.frame_of(1, 0, core::Direction::kForward, 0);
+  signed_for_another.pathway = {0, 10, 20};
+  middle.sign_lease(&signed_for_another);  // the lease that is held
+  forged.lease_expires_unix_ms = signed_for_another.lease_expires_unix_ms;
+  forged.lease_signature = signed_for_another.lease_signature;
+  EXPECT_EQ(middle.arrive(forged, 1), Admission::kNotLeased);
+  forged.attempt = 0;
+  forged.repairs = {1, 0};  // another head, says the sender
+  EXPECT_EQ(middle.arrive(forged, 1), Admission::kNotLeased);
+  middle.sign_lease(&forged);
+  forged.repairs = {2, 0};  // twice
+  EXPECT_EQ(middle.arrive(forged, 1), Admission::kNotLeased);
+  forged.repairs = {0, 1};
+  forged.counted_stages = 0b010;  // that its gradient is counted already
+  EXPECT_EQ(middle.arrive(forged, 1), Admission::kNotLeased);
+  EXPECT_TRUE(middle.discarded.empty());
+  EXPECT_EQ(middle.miner->in_flight(), 1u);
+  backward_through(middle, 1, 0);
+  EXPECT_TRUE(middle.miner->report().receipts.at(0).accumulated);
+}
+
+TEST(MinerAttempts, AMicrobatchThatWasNeverLeasedIsNotTakenIn) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  core::Frame invented = middle.frame_of(5, 0, core::Direction::kForward, 0);
+  invented.tokens.assign(middle.spec.training.microbatch_size * (middle.spec.model.context + 1), 1);
+  EXPECT_EQ(middle.arrive(invented, 0), Admission::kNotLeased);
+  middle.sign_lease(&invented);
+  middle.now += middle.spec.timeouts.lease_ms + 600001;  // long after it was over
+  EXPECT_EQ(middle.arrive(invented, 0), Admission::kNotLeased);
+  EXPECT_EQ(middle.miner->in_flight(), 0u);
+  EXPECT_TRUE(middle.jobs.empty());
+}
+
+TEST(MinerAttempts, ALeasesSignatureIsLookedAtOnceAndGoesOn) {
+  MinerHarness middle(small_spec(3, 2), 1);
+  middle.start();
+  EXPECT_EQ(middle.forward_arrives(1), Admission::kAccepted);
+  EXPECT_EQ(middle.forward_arrives(1), Admission::kDuplicate);
+  EXPECT_EQ(middle.forward_arrives(1, 0, 1, 0, {0, 1}), Admission::kDuplicate);  // the same lease by another way
+  EXPECT_EQ(middle.verified, 1u);
+  middle.finish_job();
+  const core::Frame& onward = middle.sends.at(0).frame;
+  EXPECT_EQ(onward.lease_signature, MinerHarness::signature_of(core::lease_of(onward).signed_bytes(MinerHarness::kRunId)));
+  // Given to another head: from then on the new lease goes with it.
+  EXPECT_EQ(middle.forward_arrives(1, 0, 0, 0, {1, 0}), Admission::kDuplicate);
+  EXPECT_EQ(middle.verified, 2u);
+  middle.frame_answered(Admission::kFull);
+  const core::Frame& again = middle.sends.at(0).frame;
+  EXPECT_EQ(again.repairs.at(0), 1u);
+  EXPECT_EQ(again.lease_signature, MinerHarness::signature_of(core::lease_of(again).signed_bytes(MinerHarness::kRunId)));
+}
+
 TEST(MinerLeases, AnAnswerCountsOnce) {
   MinerHarness head(small_spec(2, 2), 0);
   head.start();

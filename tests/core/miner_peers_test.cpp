@@ -123,7 +123,7 @@ TEST(PeerWatch, AFalseSuspicionMakesMorePatient) {
   EXPECT_GT(head.probes[0].timeout_ms, 800u);
 }
 
-TEST(PeerWatch, AnOverdueGradientIsAskedForOnceBeforeAnotherMinerGetsTheWork) {
+TEST(PeerWatch, AnOverdueGradientIsAskedForTwiceBeforeAnotherMinerGetsTheWork) {
   MinerHarness head(real_times(2), 0);
   head.start();
   for (MicrobatchId id = 0; id < 10; ++id) {
@@ -146,10 +146,42 @@ TEST(PeerWatch, AnOverdueGradientIsAskedForOnceBeforeAnotherMinerGetsTheWork) {
   EXPECT_EQ(head.sends[0].peer.miner, 10u);
   EXPECT_EQ(head.sends[0].frame.repairs, (std::vector<uint8_t>{0, 0}));
   head.frame_answered(Admission::kDuplicate);
-  alive_for(5000);
+  alive_for(9980);
+  EXPECT_TRUE(head.sends.empty());
+  alive_for(20);
+  ASSERT_EQ(head.sends.size(), 1u);
+  EXPECT_EQ(head.sends[0].peer.miner, 10u);
+  head.frame_answered(Admission::kDuplicate);
+  alive_for(20000);
   ASSERT_EQ(head.sends.size(), 1u);
   EXPECT_EQ(head.sends[0].peer.miner, 11u);
   EXPECT_EQ(head.sends[0].frame.repairs, (std::vector<uint8_t>{0, 1}));
+}
+
+// When everything takes longer, as after the death of a miner, nothing of it is done twice, and soon nothing is overdue.
+TEST(PeerWatch, GradientsThatTakeLongerThanBeforeAreWaitedFor) {
+  MinerHarness head(real_times(2), 0);
+  head.start();
+  const auto alive_for = [&](TimeMs ms) {
+    for (TimeMs passed = 0; passed < ms; passed += 20) {
+      head.pass(20);
+      while (!head.probes.empty()) head.probe_answered(true);
+    }
+  };
+  const auto asked_after = [&](MicrobatchId id, TimeMs ms) {
+    hand_on(head, id);
+    alive_for(ms);
+    const size_t asked = head.sends.size();
+    for (size_t i = 0; i < asked; ++i) head.frame_answered(Admission::kDuplicate);
+    give_back(head, id);
+    return asked;
+  };
+  for (MicrobatchId id = 0; id < 10; ++id) EXPECT_EQ(asked_after(id, 100), 0u);
+  MicrobatchId id = 10;
+  while (id < 100 && asked_after(id, 7000) == 1) ++id;
+  EXPECT_GT(id, 10u);
+  EXPECT_LT(id, 30u);
+  EXPECT_EQ(head.miner->report().status.recomputed, 0u);
 }
 
 TEST(PeerWatch, FramesWaitNoLongerThanThePeerUsesTo) {
@@ -189,6 +221,12 @@ TEST(PeerWatch, AProposalFarBehindTheOthersDoesNotBind) {
   head.tokens_read();
   head.finish_job();
   EXPECT_EQ(head.sends.at(0).peer.miner, 11u);
+  // But of what a dead head held it has most likely done its part.
+  head.sends.clear();
+  head.lease(6, 0, 0, {}, true);
+  head.tokens_read();
+  head.finish_job();
+  EXPECT_EQ(head.sends.at(0).peer.miner, 10u);
 }
 
 TEST(PeerHealthAnswer, SaysWhatWaitsAndWhatIsFree) {

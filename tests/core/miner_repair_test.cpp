@@ -116,6 +116,7 @@ TEST(MinerRepair, AReplacementComputesTheForwardAgainAndCountsIt) {
   MinerHarness middle(patient_spec(3), 1);
   middle.start();
   ASSERT_EQ(middle.forward_arrives(1, 0, 0, 0, {0, 1}), Admission::kAccepted);
+  EXPECT_TRUE(middle.was_said("microbatch 1 attempt 0: taken from miner 0 in place of another"));
   middle.finish_job();
   ASSERT_EQ(middle.sends.size(), 1u);
   EXPECT_EQ(middle.sends[0].peer.miner, 20u);  // the pathway's next, which has it
@@ -177,12 +178,27 @@ TEST(MinerRepair, AGradientIsKeptUntilTheLeaseIsOver) {
   EXPECT_EQ(tail.sends[0].frame.payload, "gradient");
   tail.frame_answered(Admission::kAccepted);
   EXPECT_EQ(tail.forward_arrives(1, 0, 0), Admission::kTakenOver);  // the one that was replaced
-  EXPECT_EQ(tail.forward_arrives(1, 0, 0, 0, {2, 0}), Admission::kDuplicate);
+  EXPECT_EQ(tail.forward_arrives(1, 0, 0, 0, {1, 1}), Admission::kDuplicate);
   tail.frame_answered(Admission::kAccepted);
   EXPECT_EQ(tail.miner->report().receipts.size(), 1u);
   EXPECT_TRUE(tail.jobs.empty());
   EXPECT_EQ(tail.forward_arrives(1, 1), Admission::kAccepted);  // a new attempt is another matter
-  EXPECT_EQ(tail.forward_arrives(1, 0, 0, 0, {3, 0}), Admission::kStaleAttempt);
+  EXPECT_EQ(tail.forward_arrives(1, 0, 0, 0, {1, 2}), Admission::kStaleAttempt);
+}
+
+// The upstream's next process does not know it; the one that goes on with what the dead one held gets it.
+TEST(MinerRepair, AGradientThatUpstreamDoesNotKnowAnyMoreIsKeptToo) {
+  MinerHarness tail(patient_spec(2), 1);
+  tail.start();
+  ASSERT_EQ(tail.forward_arrives(1), Admission::kAccepted);
+  tail.finish_job();
+  tail.finish_job();
+  tail.frame_answered(Admission::kUnknownMicrobatch);
+  ASSERT_EQ(tail.miner->in_flight(), 0u);
+  EXPECT_EQ(tail.forward_arrives(1, 0, 1, 0, {1, 0}), Admission::kDuplicate);
+  ASSERT_EQ(tail.sends.size(), 1u);
+  EXPECT_EQ(tail.sends[0].frame.payload, "gradient");
+  EXPECT_TRUE(tail.jobs.empty());
 }
 
 TEST(MinerRepair, KeptGradientsAreBounded) {
@@ -206,6 +222,7 @@ TEST(MinerRepair, AHeadThatTakesOverGoesOnWithTheSameAttempt) {
   MinerHarness head(patient_spec(2), 0);
   head.start();
   head.lease(4, 2, 0, {0, 11}, true);
+  EXPECT_TRUE(head.was_said("microbatch 4 attempt 2: taken from the orchestrator in place of another"));
   head.tokens_read();
   head.finish_job();
   ASSERT_EQ(head.sends.size(), 1u);

@@ -170,6 +170,42 @@ TEST(Stages, AreChangedAfterDrainingAndMerging) {
   swarm.train(2);
 }
 
+// A local state is of the layers that its stage had: whoever comes for it later must not get it.
+TEST(Stages, ForgetLocalStatesOfTheOldLayers) {
+  ScriptedSwarm swarm(six_layers());
+  core::RunResumed resumed;
+  resumed.run_spec = encode(swarm.world.state().spec);
+  resumed.data_plan = encode(small_data());
+  for (StageIndex s = 0; s < 2; ++s) resumed.stages.push_back({5, digest_of("state"), 4});
+  for (const uint64_t number : {901, 902}) resumed.miners.push_back({node_of(number), 1, digest_of("local"), 17, 7, 1});
+  swarm.world.step(resumed);
+  swarm.start();
+  ScriptedMiner loading(swarm.world, 901, 1), away(swarm.world, 902, 1);
+  loading.habits.loads = false;
+  loading.join();
+  ASSERT_TRUE(loading.record().resumed.has_value());
+  ASSERT_EQ(swarm.world.state().resumable.count(node_of(902)), 1u);
+  obey(swarm.world, swarm.world.core().stages_order({2, 4}));
+  for (int i = 0; i < 40 && swarm.world.restages.empty(); ++i) {
+    for (uint32_t replica : {0, 1}) {
+      while (!swarm.at(0, replica).leases.empty()) swarm.train_one(replica);
+    }
+    swarm.sync_all();
+  }
+  ASSERT_EQ(swarm.world.restages.size(), 1u);
+  swarm.world.step(core::StagesChanged{swarm.world.state().restage->id, true, "", {100, 200}, {digest_of("a"), digest_of("b")}});
+  EXPECT_FALSE(loading.record().resumed.has_value());
+  EXPECT_TRUE(swarm.world.state().resumable.empty());
+  for (ScriptedMiner* miner : {&loading, &away}) {
+    miner->restart();
+    miner->join();
+    const core::SyncAnswer& answer = miner->sync();
+    ASSERT_TRUE(answer.assignment.has_value());
+    EXPECT_TRUE(answer.assignment->local_state.is_zero());
+    EXPECT_EQ(miner->record().fresh_total(), 0u);
+  }
+}
+
 TEST(Stages, AreRefusedWithTheReason) {
   ScriptedSwarm swarm(six_layers());
   swarm.start();

@@ -43,6 +43,27 @@ TEST(Repair, AnotherHeadGoesOnWithTheSameAttemptAndPathway) {
   EXPECT_EQ(swarm.world.state().reissued, 0u);
 }
 
+TEST(Repair, TheOtherHeadsShareWhatADeadOneHeldAlsoBeyondWhatTheyAskFor) {
+  core::RunSpec spec = long_spec(2, 3);
+  spec.pipeline.max_in_flight = 4;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->microbatch_ms = 100;
+  swarm.train(1);
+  swarm.sync_all();
+  ASSERT_EQ(swarm.at(0, 0).leases.size(), 4u);
+  swarm.world.step(core::MinerLost{swarm.at(0, 0).index(), "silent"});
+  for (const uint32_t replica : {1u, 2u}) {
+    ScriptedMiner& head = swarm.at(0, replica);
+    ASSERT_EQ(head.leases.size(), 4u);
+    head.sync();  // it asks for none
+    ASSERT_EQ(head.leases.size(), 6u);
+    EXPECT_TRUE(head.leases[4].repair);
+    EXPECT_TRUE(head.leases[5].repair);
+  }
+  EXPECT_TRUE(swarm.world.state().reissue.empty());
+}
+
 TEST(Repair, WhoIsGoneFromTheRestOfThePathwayIsReplaced) {
   ScriptedSwarm swarm(long_spec(2, 2));
   swarm.start();

@@ -51,11 +51,18 @@ core::Registration process(uint64_t number, uint64_t incarnation) {
   return registration;
 }
 
-core::Receipt receipt(const core::MinerRecord& miner, MicrobatchId microbatch) {
+// It names the first miner of the other stage as its neighbour.
+core::Receipt receipt(const OrchestratorState& state, const core::MinerRecord& miner, MicrobatchId microbatch) {
   core::Receipt receipt;
   receipt.sequence = miner.receipts_through + 1;
+  receipt.incarnation = miner.registration.incarnation;
   receipt.miner = miner.index;
   receipt.stage = miner.stage;
+  for (const core::MinerRecord& other : state.miners) {
+    if (!other.placed || other.stage == miner.stage) continue;
+    (miner.stage == 0 ? receipt.downstream : receipt.upstream) = other.index;
+    break;
+  }
   receipt.microbatch = microbatch;
   receipt.accumulated = true;
   receipt.local_step = miner.local_steps;
@@ -107,7 +114,7 @@ void add_miner_events(const OrchestratorState& state, const core::MinerRecord& m
   if (!stage.state_published) events->push_back(core::StatePublished{miner.index, stage.epoch, stage.state});
   if (miner.stage == 0) events->push_back(core::LeasesRequested{miner.index, miner.lease_request + 1, 1});
   if (!state.open.empty()) {
-    events->push_back(core::ReceiptsArrived{miner.index, {receipt(miner, state.open.begin()->first)}});
+    events->push_back(core::ReceiptsArrived{miner.index, {receipt(state, miner, state.open.begin()->first)}});
   }
   add_merge_events(state, miner, events);
 }

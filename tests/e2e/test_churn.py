@@ -23,6 +23,8 @@ class Churn(unittest.TestCase):
             result = json.loads(report.read_text())
         self.assertGreaterEqual(result["faults"], 4, done.stdout)
         self.assertEqual(result["lost"], 0, done.stdout)
+        self.assertEqual(result["double_counted"], 0, done.stdout)
+        self.assertGreater(sum(times["count"] for times in result["reroute_ms"].values()), 0, done.stdout)
         self.assertGreater(result["tokens"], 0, done.stdout)
         self.assertLess(result["loss_last"], result["loss_first"], done.stdout)
 

@@ -1,5 +1,6 @@
 // Muon's halves on the GPU against the CPU's: the same bits, nothing outside the outputs.
 #include <cstring>
+#include <memory>
 
 #include "kernels/device_fixture.h"
 #include "kernels/guarded.h"
@@ -32,7 +33,7 @@ class MuonCuda : public CudaTest {
                           bool wide_stack, bool apply, MuonArrays* arrays) {
     MuonParams params = muon_params(which);
     params.offsets = which.offsets.data();
-    params.gradient = state.gradient.data();
+    params.gradient.flat = state.gradient.data();
     params.momentum = arrays->momentum.data();
     params.values = arrays->values.data();
     params.weights_float = arrays->weights_float.data();
@@ -75,7 +76,7 @@ class MuonCuda : public CudaTest {
         stack_bfloat16(&arrays->stack_bfloat16, misalignment);
     MuonParams params = muon_params(which);
     params.offsets = device_offsets.data();
-    params.gradient = device_gradient.data();
+    params.gradient.flat = device_gradient.data();
     params.momentum = momentum.data();
     params.values = values.data();
     params.weights_float = weights_float.data();
@@ -126,6 +127,43 @@ TEST_F(MuonCuda, HasTheBitsOfTheCpuAtOddPlacesAndAlignments) {
     for (const size_t misalignment : {0, 1, 2, 3}) {
       expect_equal(which, state, {1, 0.37f, 1}, misalignment);
     }
+  }
+}
+
+TEST_F(MuonCuda, TakesAGradientInPieces) {
+  for (const MuonCase& which : muon_cases()) {
+    const AdamState state = random_state(which.count, 3);
+    const GradientNorm norm{1, 0.37f, 1};
+    MuonArrays expected = arrays_of(which, state), measured = expected;
+    run_on_host(which, state, norm, /*wide_stack=*/true, /*apply=*/false, &expected);
+    {
+      PiecesOfMuon apart(which, state.gradient);
+      std::vector<std::unique_ptr<Mirror<float>>> pieces;
+      std::vector<const float*> places;
+      for (std::vector<float>& piece : apart.pieces) {
+        pieces.push_back(std::make_unique<Mirror<float>>(&piece, 0));
+        places.push_back(pieces.back()->data());
+      }
+      std::vector<int64_t> offsets = which.offsets;
+      std::vector<GradientNorm> norms = {norm};
+      Mirror<const float*> table(&places, 0);
+      Mirror<int32_t> piece_of(&apart.piece_of, 0);
+      Mirror<int64_t> device_offsets(&offsets, 0), offset_in(&apart.offset_in, 0);
+      Mirror<GradientNorm> device_norm(&norms, 0);
+      Mirror<float> momentum(&measured.momentum, 0), stack(&measured.stack_float, 0);
+      MuonParams params = muon_params(which);
+      params.offsets = device_offsets.data();
+      params.gradient.pieces = table.data();
+      params.gradient_pieces = piece_of.data();
+      params.gradient_offsets = offset_in.data();
+      params.momentum = momentum.data();
+      params.stack_float = stack.data();
+      params.norm = device_norm.data();
+      EXPECT_EQ(muon_momentum_cuda(params, stream_), cudaSuccess);
+      EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    }
+    expect_same_bits(measured.momentum, expected.momentum, "momentum");
+    expect_same_bits(measured.stack_float, expected.stack_float, "fp32 stack");
   }
 }
 

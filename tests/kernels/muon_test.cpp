@@ -32,7 +32,7 @@ class GuardedMuon {
   void run(const GradientNorm& norm) {
     MuonParams params = muon_params(which_);
     params.offsets = which_.offsets.data();
-    params.gradient = state_.gradient.data();
+    params.gradient.flat = state_.gradient.data();
     params.momentum = momentum_.data();
     params.values = values_.data();
     params.weights_float = weights_float_.data();
@@ -107,6 +107,35 @@ TEST(Muon, HalvesAreTheFormulasInDoublePrecision) {
       EXPECT_EQ(new_values, values);
       EXPECT_EQ(new_momentum, momentum);
     }
+  }
+}
+
+TEST(Muon, TakesAGradientInPieces) {
+  for (const MuonCase& which : muon_cases()) {
+    const AdamState state = random_state(which.count, 3);
+    const GradientNorm norm{1, 0.5f, 1};
+    const PiecesOfMuon apart(which, state.gradient);
+    std::vector<std::vector<float>> stacks, momenta;
+    for (const bool in_pieces : {false, true}) {
+      std::vector<float>& momentum = momenta.emplace_back(state.first);
+      std::vector<float>& stack = stacks.emplace_back(which.offsets.size() *
+                                                      static_cast<size_t>(which.matrix_values));
+      MuonParams params = muon_params(which);
+      params.offsets = which.offsets.data();
+      params.momentum = momentum.data();
+      params.stack_float = stack.data();
+      params.norm = &norm;
+      if (in_pieces) {
+        params.gradient.pieces = apart.places.data();
+        params.gradient_pieces = apart.piece_of.data();
+        params.gradient_offsets = apart.offset_in.data();
+      } else {
+        params.gradient.flat = state.gradient.data();
+      }
+      muon_momentum_cpu(params, 0, muon_block_count(params));
+    }
+    EXPECT_EQ(stacks[1], stacks[0]);
+    EXPECT_EQ(momenta[1], momenta[0]);
   }
 }
 

@@ -17,13 +17,17 @@ class OptimizerCuda : public CudaTest {
   GradientNorm norm_on_device(const std::vector<float>& gradient, uint32_t microbatches,
                               double clip_norm, size_t misalignment = 0) {
     const int64_t count = static_cast<int64_t>(gradient.size());
+    const std::vector<OptimizerChunk> chunks = whole_chunks(count);
     DeviceBytes numbers(gradient.size() * sizeof(float), misalignment);
-    DeviceBytes partials(static_cast<size_t>(norm_partial_count(count)) * sizeof(double));
+    DeviceBytes device_chunks(chunks.size() * sizeof(OptimizerChunk));
+    DeviceBytes partials(chunks.size() * sizeof(double));
     DeviceBytes result(sizeof(GradientNorm));
     numbers.write(gradient.data());
+    device_chunks.write(chunks.data());
     NormParams params;
-    params.gradient = reinterpret_cast<const float*>(numbers.data());
-    params.count = count;
+    params.gradient.flat = reinterpret_cast<const float*>(numbers.data());
+    params.chunks = reinterpret_cast<const OptimizerChunk*>(device_chunks.data());
+    params.chunk_count = static_cast<int64_t>(chunks.size());
     params.microbatches = microbatches;
     params.clip_norm = clip_norm;
     params.partials = reinterpret_cast<double*>(partials.data());
@@ -37,11 +41,18 @@ class OptimizerCuda : public CudaTest {
 
   static GradientNorm norm_on_host(const std::vector<float>& gradient, uint32_t microbatches,
                                    double clip_norm) {
-    const int64_t count = static_cast<int64_t>(gradient.size());
-    std::vector<double> partials(static_cast<size_t>(norm_partial_count(count)));
+    const std::vector<OptimizerChunk> chunks = whole_chunks(static_cast<int64_t>(gradient.size()));
+    std::vector<double> partials(chunks.size());
     GradientNorm norm;
-    NormParams params{gradient.data(), count, microbatches, clip_norm, partials.data(), &norm};
-    norm_partials_cpu(params, 0, norm_partial_count(count));
+    NormParams params;
+    params.gradient.flat = gradient.data();
+    params.chunks = chunks.data();
+    params.chunk_count = static_cast<int64_t>(chunks.size());
+    params.microbatches = microbatches;
+    params.clip_norm = clip_norm;
+    params.partials = partials.data();
+    params.result = &norm;
+    norm_partials_cpu(params, 0, params.chunk_count);
     finish_norm_cpu(params);
     return norm;
   }
@@ -70,7 +81,7 @@ class OptimizerCuda : public CudaTest {
     params.chunks = chunks.data();
     params.chunk_count = static_cast<int64_t>(chunks.size());
     params.values = step.values.data();
-    params.gradient = state.gradient.data();
+    params.gradient.flat = state.gradient.data();
     params.first_moment = step.first.data();
     params.second_moment = step.second.data();
     params.weights_float = step.weights_float.data();
@@ -105,7 +116,7 @@ class OptimizerCuda : public CudaTest {
     params.chunks = reinterpret_cast<const OptimizerChunk*>(device_chunks.data());
     params.chunk_count = static_cast<int64_t>(chunks.size());
     params.values = reinterpret_cast<float*>(values.data());
-    params.gradient = reinterpret_cast<const float*>(gradient.data());
+    params.gradient.flat = reinterpret_cast<const float*>(gradient.data());
     params.first_moment = reinterpret_cast<float*>(first.data());
     params.second_moment = reinterpret_cast<float*>(second.data());
     params.weights_float = reinterpret_cast<float*>(weights_float.data());
@@ -209,6 +220,63 @@ TEST_F(OptimizerCuda, StepHasTheBitsOfTheCpuForExtremeNumbers) {
   }
 }
 
+TEST_F(OptimizerCuda, AGradientInPiecesGivesTheBitsOfAFlatOne) {
+  constexpr int64_t kCount = 60001;
+  const AdamState state = random_state(kCount, 4);
+  const std::vector<int64_t> starts = odd_pieces(kCount);
+  std::vector<std::unique_ptr<DeviceBytes>> pieces;
+  std::vector<const float*> places;
+  for (const std::vector<float>& piece : in_pieces(state.gradient, starts)) {
+    const size_t misalignment = pieces.size() % 3 * sizeof(float);
+    pieces.push_back(std::make_unique<DeviceBytes>(piece.size() * sizeof(float), misalignment));
+    pieces.back()->write(piece.data());
+    places.push_back(reinterpret_cast<const float*>(pieces.back()->data()));
+  }
+  const std::vector<OptimizerChunk> chunks = optimizer_chunks(odd_segments(kCount), starts);
+  DeviceBytes table(places.size() * sizeof(places[0])), device_chunks(chunks.size() * sizeof(chunks[0]));
+  DeviceBytes partials(chunks.size() * sizeof(double)), device_norm(sizeof(GradientNorm));
+  table.write(places.data());
+  device_chunks.write(chunks.data());
+  NormParams norm_params;
+  norm_params.gradient.pieces = reinterpret_cast<const float* const*>(table.data());
+  norm_params.chunks = reinterpret_cast<const OptimizerChunk*>(device_chunks.data());
+  norm_params.chunk_count = static_cast<int64_t>(chunks.size());
+  norm_params.partials = reinterpret_cast<double*>(partials.data());
+  norm_params.result = reinterpret_cast<GradientNorm*>(device_norm.data());
+  EXPECT_EQ(gradient_norm_cuda(norm_params, stream_), cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+  GradientNorm norm;
+  device_norm.read(&norm);
+  const GradientNorm on_host = norm_on_host(state.gradient, 1, 0);
+  EXPECT_NEAR(norm.norm, on_host.norm, kNormBound * on_host.norm);
+
+  Step measured{state.values, state.first, state.second, {}, {}};
+  const Step expected =
+      step_on_host(state, optimizer_chunks(odd_segments(kCount)), all_constants()[1], norm);
+  DeviceBytes values(kCount * sizeof(float)), first(kCount * sizeof(float)),
+      second(kCount * sizeof(float));
+  values.write(state.values.data());
+  first.write(state.first.data());
+  second.write(state.second.data());
+  AdamParams params;
+  params.chunks = norm_params.chunks;
+  params.chunk_count = norm_params.chunk_count;
+  params.gradient = norm_params.gradient;
+  params.values = reinterpret_cast<float*>(values.data());
+  params.first_moment = reinterpret_cast<float*>(first.data());
+  params.second_moment = reinterpret_cast<float*>(second.data());
+  params.constants = all_constants()[1];
+  params.norm = norm_params.result;
+  EXPECT_EQ(adam_step_cuda(params, stream_), cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+  values.read(measured.values.data());
+  first.read(measured.first.data());
+  second.read(measured.second.data());
+  expect_same_bits(measured.values, expected.values, "value");
+  expect_same_bits(measured.first, expected.first, "first moment");
+  expect_same_bits(measured.second, expected.second, "second moment");
+}
+
 TEST_F(OptimizerCuda, StepLeavesWhatIsInNoSegmentAlone) {
   const AdamState state = random_state(40000, 5);
   expect_equal_step(state, {{10, 9000, true}, {20000, 1, false}, {30001, 77, true}},
@@ -223,7 +291,7 @@ TEST_F(OptimizerCuda, StepWithoutAFiniteNormOnlyWritesTheComputeWeights) {
 
 TEST_F(OptimizerCuda, RefusesMissingPointers) {
   NormParams norm;
-  norm.count = 5;
+  norm.chunk_count = 5;
   EXPECT_EQ(gradient_norm_cuda(norm, stream_), cudaErrorInvalidValue);
   AdamParams step;
   EXPECT_EQ(adam_step_cuda(step, stream_), cudaSuccess);  // no chunks, nothing to do

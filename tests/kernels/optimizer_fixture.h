@@ -36,6 +36,32 @@ inline std::vector<OptimizerSegment> odd_segments(int64_t count) {
   return segments;
 }
 
+// All of a vector, as the norm takes it.
+inline std::vector<OptimizerChunk> whole_chunks(int64_t count) {
+  return optimizer_chunks({{0, count, false}});
+}
+
+// Where pieces of very different lengths begin that tile [0, count).
+inline std::vector<int64_t> odd_pieces(int64_t count) {
+  constexpr int64_t kLengths[] = {3, 1, 9000, 4, 8192, 1021, 16};
+  std::vector<int64_t> starts;
+  int64_t offset = 0;
+  for (size_t i = 0; offset < count; offset += kLengths[i++ % std::size(kLengths)]) {
+    starts.push_back(offset);
+  }
+  return starts;
+}
+
+inline std::vector<std::vector<float>> in_pieces(const std::vector<float>& flat,
+                                                 const std::vector<int64_t>& starts) {
+  std::vector<std::vector<float>> pieces;
+  for (size_t i = 0; i < starts.size(); ++i) {
+    const auto begin = flat.begin() + starts[i];
+    pieces.emplace_back(begin, i + 1 < starts.size() ? flat.begin() + starts[i + 1] : flat.end());
+  }
+  return pieces;
+}
+
 struct AdamState {
   std::vector<float> values, gradient, first, second;
 };
@@ -108,6 +134,28 @@ inline std::vector<MuonCase> muon_cases() {
           {9, 1, {8, 0, 3}},
           {70000, 8192, {8192, 61000, 16384}}};
 }
+
+// The matrices' gradients, two to a piece, the pieces in an order of their own and a number before
+// and between the matrices.
+struct PiecesOfMuon {
+  PiecesOfMuon(const MuonCase& which, const std::vector<float>& gradient) {
+    const size_t matrices = which.offsets.size();
+    for (size_t i = 0; i < matrices; ++i) {
+      if (i % 2 == 0) pieces.emplace_back();
+      std::vector<float>& piece = pieces.back();
+      piece.push_back(99);
+      piece_of.push_back(static_cast<int32_t>(i / 2));
+      offset_in.push_back(static_cast<int64_t>(piece.size()));
+      const auto begin = gradient.begin() + which.offsets[i];
+      piece.insert(piece.end(), begin, begin + which.matrix_values);
+    }
+    for (const std::vector<float>& piece : pieces) places.push_back(piece.data());
+  }
+  std::vector<std::vector<float>> pieces;
+  std::vector<const float*> places;
+  std::vector<int32_t> piece_of;
+  std::vector<int64_t> offset_in;
+};
 
 // Constants of a usual step.
 inline MuonParams muon_params(const MuonCase& which) {

@@ -16,12 +16,14 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 GradientNorm norm_of(const std::vector<float>& gradient, uint32_t microbatches = 1,
                      double clip_norm = 0, int64_t tiles_at_a_time = 1000000) {
-  const int64_t tiles = norm_partial_count(static_cast<int64_t>(gradient.size()));
-  Guarded<double> partials(static_cast<size_t>(tiles));
+  const std::vector<OptimizerChunk> chunks = whole_chunks(static_cast<int64_t>(gradient.size()));
+  const int64_t tiles = static_cast<int64_t>(chunks.size());
+  Guarded<double> partials(chunks.size());
   Guarded<GradientNorm> result(1);
   NormParams params;
-  params.gradient = gradient.data();
-  params.count = static_cast<int64_t>(gradient.size());
+  params.gradient.flat = gradient.data();
+  params.chunks = chunks.data();
+  params.chunk_count = tiles;
   params.microbatches = microbatches;
   params.clip_norm = clip_norm;
   params.partials = partials.data();
@@ -105,6 +107,66 @@ TEST(OptimizerChunks, TileTheSegmentsAndNothingElse) {
   EXPECT_TRUE(optimizer_chunks({}).empty());
 }
 
+TEST(OptimizerChunks, NeverCrossTwoPiecesOfTheGradient) {
+  const std::vector<int64_t> pieces = odd_pieces(40000);
+  std::vector<int64_t> ends(pieces.begin() + 1, pieces.end());
+  ends.push_back(40000);
+  int64_t next = 0;
+  for (const OptimizerChunk& chunk : optimizer_chunks(odd_segments(40000), pieces)) {
+    ASSERT_EQ(chunk.offset, next);
+    next += chunk.count;
+    ASSERT_GE(chunk.gradient_offset, 0);
+    EXPECT_EQ(chunk.offset, pieces[chunk.piece] + chunk.gradient_offset);
+    EXPECT_LE(next, ends[chunk.piece]);
+  }
+  EXPECT_EQ(next, 40000);
+}
+
+TEST(GradientPieces, NormAndStepHaveTheBitsOfTheFlatGradient) {
+  constexpr int64_t kCount = 40003;
+  const AdamState state = random_state(kCount, 8);
+  const std::vector<int64_t> starts = odd_pieces(kCount);
+  const std::vector<std::vector<float>> apart = in_pieces(state.gradient, starts);
+  std::vector<const float*> places;
+  for (const std::vector<float>& piece : apart) places.push_back(piece.data());
+  const std::vector<OptimizerChunk> chunks = optimizer_chunks(odd_segments(kCount), starts);
+  std::vector<double> partials(chunks.size());
+  GradientNorm norm;
+  NormParams norm_params;
+  norm_params.gradient.pieces = places.data();
+  norm_params.chunks = chunks.data();
+  norm_params.chunk_count = static_cast<int64_t>(chunks.size());
+  norm_params.partials = partials.data();
+  norm_params.result = &norm;
+  norm_partials_cpu(norm_params, 0, norm_params.chunk_count);
+  finish_norm_cpu(norm_params);
+  EXPECT_NEAR(norm.norm, norm_of(state.gradient).norm, 1e-6 * norm.norm);
+  AdamState flat = state, split = state;
+  for (AdamState* moved : {&flat, &split}) {
+    AdamParams params;
+    params.chunks = chunks.data();
+    params.chunk_count = static_cast<int64_t>(chunks.size());
+    params.values = moved->values.data();
+    params.first_moment = moved->first.data();
+    params.second_moment = moved->second.data();
+    params.constants = all_constants()[1];
+    params.norm = &norm;
+    if (moved == &split) params.gradient.pieces = places.data();
+    std::vector<OptimizerChunk> own = chunks;
+    if (moved == &flat) {
+      params.gradient.flat = state.gradient.data();
+      own = optimizer_chunks(odd_segments(kCount));
+      params.chunks = own.data();
+      params.chunk_count = static_cast<int64_t>(own.size());
+    }
+    adam_step_cpu(params, 0, params.chunk_count);
+  }
+  EXPECT_EQ(split.values, flat.values);
+  EXPECT_EQ(split.first, flat.first);
+  EXPECT_EQ(split.second, flat.second);
+  EXPECT_NE(flat.values, state.values);
+}
+
 // One step of params over guarded copies of a state.
 class GuardedStep {
  public:
@@ -126,7 +188,7 @@ class GuardedStep {
     params.chunks = chunks.data();
     params.chunk_count = static_cast<int64_t>(chunks.size());
     params.values = values_.data();
-    params.gradient = gradient_.data();
+    params.gradient.flat = gradient_.data();
     params.first_moment = first_.data();
     params.second_moment = second_.data();
     params.weights_float = weights_float_.data();

@@ -108,5 +108,73 @@ INSTANTIATE_TEST_SUITE_P(
                     Variant{"AnchoredFactorised", BoundaryKind::kAnchored, 2, 8, true}),
     [](const testing::TestParamInfo<Variant>& variant) { return variant.param.name; });
 
+// Products of 8-bit floats, which a CPU imitates.
+RunSpec fp8_spec(Recompute recompute = Recompute::kOff) {
+  RunSpec spec = tiny_spec(BoundaryKind::kAnchored, Codec::kFp32);
+  spec.model.context = 16;
+  spec.training.recompute = recompute;
+  spec.training.matrix_products = core::MatrixProducts::kFp8;
+  EXPECT_TRUE(core::validate(&spec).ok());
+  return spec;
+}
+
+TEST(Fp8Products, GradientsAreNearThoseOfFp32) {
+  const RunSpec spec = fp8_spec();
+  RunSpec wide = spec;
+  wide.training.matrix_products = core::MatrixProducts::kBf16;
+  Pipeline fp8(spec), fp32(wide, "cpu", PassKind::kFused);
+  const std::vector<uint32_t> tokens = random_tokens(spec, 1);
+  EXPECT_NEAR(fp8.train({1, 0}, tokens), fp32.train({1, 0}, tokens), 0.05);
+  for (size_t stage = 0; stage < fp8.size(); ++stage) {
+    const double distance = relative_distance(fp8.stage(stage).export_state().gradient,
+                                              fp32.stage(stage).export_state().gradient);
+    EXPECT_LT(distance, 0.15) << stage;  // a wrong factor changes it by more
+    EXPECT_GT(distance, 1e-4) << stage;  // they are 8-bit floats; most of the norm is the anchors'
+  }
+}
+
+TEST(Fp8Products, RecomputationHasTheSameBits) {
+  std::vector<std::vector<std::vector<float>>> runs;
+  for (const Recompute recompute : {Recompute::kOff, Recompute::kBlock, Recompute::kFull}) {
+    const RunSpec spec = fp8_spec(recompute);
+    Pipeline pipeline(spec);
+    for (uint64_t microbatch = 0; microbatch < 4; ++microbatch) {
+      pipeline.train({microbatch, 0}, random_tokens(spec, microbatch));
+      if (microbatch % 2 == 1) pipeline.step(1e-2);
+    }
+    runs.push_back(pipeline.masters());
+  }
+  EXPECT_EQ(runs[1], runs[0]);
+  EXPECT_EQ(runs[2], runs[0]);
+}
+
+TEST(Fp8Products, Learn) {
+  const RunSpec spec = fp8_spec();
+  Pipeline pipeline(spec);
+  const std::vector<uint32_t> tokens = random_tokens(spec, 1);
+  double first = 0, last = 0;
+  for (uint64_t step = 0; step < 40; ++step) {
+    last = pipeline.train({step, 0}, tokens);
+    if (step == 0) first = last;
+    pipeline.step(1e-2);
+  }
+  EXPECT_LT(last, first / 2);
+}
+
+TEST(Fp8Products, AreRefusedWhereTheyCannotBe) {
+  RunSpec spec = fp8_spec();
+  spec.model.context = 12;
+  EXPECT_EQ(core::validate(&spec).code(), absl::StatusCode::kInvalidArgument);
+  spec = fp8_spec();
+  EXPECT_EQ(make_stage_engine({.spec = spec, .stage = 0, .device = "cpu", .threads = 1, .pass = PassKind::kAutograd})
+                .status()
+                .code(),
+            absl::StatusCode::kInvalidArgument);
+  BoxOptions box;
+  box.devices = {"cpu", "cpu"};
+  EXPECT_EQ(make_stage_engine({.spec = spec, .stage = 0, .device = "cpu", .threads = 1, .box = box}).status().code(),
+            absl::StatusCode::kUnimplemented);
+}
+
 }  // namespace
 }  // namespace tessera::model

@@ -188,5 +188,89 @@ TEST(Gpu, MicrobatchesInFlightKeepTheirWeightsAcrossSteps) {
   EXPECT_EQ(gradients_of(&stepped), gradients_of(&expected));
 }
 
+// Products of 8-bit floats against the CPU's imitation of them: codes are equal where what is coded
+// is, and bf16 moves some of them by a step.
+TEST(Gpu, Fp8ProductsAreNearTheCpus) {
+  if (!has_gpu() || !multiplies_fp8("cuda:0")) GTEST_SKIP() << "no GPU with products of 8-bit floats";
+  for (core::Recompute recompute : {core::Recompute::kOff, core::Recompute::kBlock}) {
+    RunSpec spec = medium_spec(BoundaryKind::kAnchored);
+    spec.training.recompute = recompute;
+    RunSpec fp8 = spec;
+    fp8.training.matrix_products = core::MatrixProducts::kFp8;
+    ASSERT_TRUE(core::validate(&fp8).ok());
+    Pipeline cpu(fp8), gpu(fp8, "cuda:0"), bf16(spec, "cuda:0");
+    for (uint64_t microbatch = 0; microbatch < 2; ++microbatch) {
+      const std::vector<uint32_t> tokens = random_tokens(spec, microbatch);
+      bf16.train({microbatch, 0}, tokens);
+      EXPECT_NEAR(gpu.train({microbatch, 0}, tokens), cpu.train({microbatch, 0}, tokens), kLossBound);
+    }
+    const auto expected = gradients_of(&cpu), measured = gradients_of(&gpu), wide = gradients_of(&bf16);
+    for (size_t stage = 0; stage < expected.size(); ++stage) {
+      const double distance = relative_distance(measured[stage], expected[stage]);
+      EXPECT_LT(distance, 0.1) << stage;
+      std::printf("fp8 recompute %d stage %zu: gradients %.4f from the CPU's, %.4f from bf16's\n",
+                  static_cast<int>(recompute), stage, distance,
+                  relative_distance(measured[stage], wide[stage]));
+    }
+  }
+}
+
+TEST(Gpu, Fp8ProductsRepeatBitForBit) {
+  if (!has_gpu() || !multiplies_fp8("cuda:0")) GTEST_SKIP() << "no GPU with products of 8-bit floats";
+  RunSpec spec = medium_spec(BoundaryKind::kAnchored);
+  spec.training.deterministic = true;
+  spec.training.matrix_products = core::MatrixProducts::kFp8;
+  ASSERT_TRUE(core::validate(&spec).ok());
+  std::vector<std::vector<std::vector<float>>> runs;
+  for (int run = 0; run < 2; ++run) {
+    Pipeline gpu(spec, "cuda:0");
+    for (uint64_t microbatch = 0; microbatch < 4; ++microbatch) {
+      gpu.train({microbatch, 0}, random_tokens(spec, microbatch));
+      if (microbatch % 2 == 1) gpu.step(1e-3);
+    }
+    runs.push_back(gpu.masters());
+  }
+  EXPECT_EQ(runs[0], runs[1]);
+}
+
+// Text of a made-up language: each pair of tokens has four likely successors.
+std::vector<uint32_t> language(const RunSpec& spec, uint64_t microbatch) {
+  Prng prng(1000 + microbatch);
+  std::vector<uint32_t> tokens;
+  while (tokens.size() < spec.training.microbatch_size * (spec.model.context + 1)) {
+    const uint64_t before = tokens.size() < 2 ? 0 : tokens[tokens.size() - 2] * 1009 + tokens.back();
+    Prng successors(before * 4 + prng.below(4));
+    const bool likely = prng.below(10) < 8;
+    tokens.push_back(static_cast<uint32_t>((likely ? successors : prng).below(spec.model.vocab)));
+  }
+  return tokens;
+}
+
+// docs/numerics.md has what it printed.
+TEST(Gpu, Fp8ProductsTrainLikeBfloat16) {
+  if (!has_gpu() || !multiplies_fp8("cuda:0")) GTEST_SKIP() << "no GPU with products of 8-bit floats";
+  constexpr uint64_t kSteps = 400, kLast = 50;
+  RunSpec spec = tiny_spec(BoundaryKind::kNone, Codec::kBf16, 1);
+  spec.model = {.layers = 4, .width = 1024, .heads = 16, .kv_heads = 8, .ffn_width = 2816, .vocab = 64, .context = 256};
+  spec.training.microbatch_size = 16;
+  std::vector<double> ends;
+  for (const auto products : {core::MatrixProducts::kBf16, core::MatrixProducts::kFp8}) {
+    spec.training.matrix_products = products;
+    ASSERT_TRUE(core::validate(&spec).ok());
+    Pipeline pipeline(spec, "cuda:0");
+    double end = 0;
+    for (uint64_t step = 0; step < kSteps; ++step) {
+      const double loss = pipeline.train({step, 0}, language(spec, step));
+      if (step + kLast >= kSteps) end += loss / kLast;
+      pipeline.step(std::min<double>(1, static_cast<double>(step + 1) / 40) * 5e-4);
+    }
+    ends.push_back(end);
+  }
+  std::printf("mean loss of the last %d of %d steps: bf16 %.4f, fp8 %.4f\n", static_cast<int>(kLast),
+              static_cast<int>(kSteps), ends[0], ends[1]);
+  EXPECT_LT(ends[0], 3.0);  // it learns: log(64) is 4.16
+  EXPECT_NEAR(ends[1], ends[0], 0.05);
+}
+
 }  // namespace
 }  // namespace tessera::model

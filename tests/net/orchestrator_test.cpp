@@ -198,7 +198,7 @@ TEST_F(Orchestrator, ANewerProtocolIsRefusedNamingWhatToUpgrade) {
   ASSERT_TRUE(parse(response, &answer).ok());
   EXPECT_EQ(answer.refusal(), v1::REGISTER_REFUSAL_PROTOCOL_VERSION);
   EXPECT_THAT(answer.message(),
-              AllOf(HasSubstr("speaks protocol version 1"), HasSubstr("speaks 2; upgrade the "
+              AllOf(HasSubstr("speaks protocol version 2"), HasSubstr("speaks 3; upgrade the "
                                                                       "orchestrator")));
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <future>
+#include <set>
 
 #include "support/node_swarm.h"
 #include "tessera/base/log.h"
@@ -28,8 +29,12 @@ class OrchestratorNodeTest : public testing::Test {
     options.spec = spec_;
     options.data = small_data();
     TESSERA_ASSIGN_OR_RETURN(node_, node::OrchestratorNode::open(
-                                        std::move(options), {&journal_, &blobs_, &checkpoints_}));
+                                        std::move(options), {&orchestrator_key_, &journal_, &blobs_, &checkpoints_, {}, accounts()}));
     return ok_status();
+  }
+  // Written on the control thread before the registration is answered.
+  node::BlobAccounts accounts() {
+    return {.open = [this](const NodeId& node, const node::BlobShare&) { may_store_.insert(node); }};
   }
   core::Registration registration() const {
     core::Registration registration;
@@ -61,6 +66,8 @@ class OrchestratorNodeTest : public testing::Test {
   }
 
   core::RunSpec spec_ = patient_spec();
+  const KeyPair orchestrator_key_ = KeyPair::from_seed(std::string(32, 'o'));
+  std::set<NodeId> may_store_;
   const KeyPair key_ = KeyPair::from_seed(std::string(32, 'k'));
   MemoryJournal journal_;
   MemoryBlobs blobs_;
@@ -79,8 +86,7 @@ TEST_F(OrchestratorNodeTest, ARegistrationGetsASessionAndTheRunsDescription) {
   EXPECT_EQ(answer->session.size(), 16u);
   EXPECT_EQ(answer->run_id, node_->run_id());
   EXPECT_EQ(answer->run_spec, encode(spec_));
-  EXPECT_TRUE(node_->is_registered(key_.id()));
-  EXPECT_FALSE(node_->is_registered(node_of(1)));
+  EXPECT_EQ(may_store_, (std::set<NodeId>{key_.id()}));
   EXPECT_TRUE(absl::IsInvalidArgument(join(node_of(9), registration()).status()));
   core::Registration bad = registration();
   bad.address = "nowhere";

@@ -12,26 +12,38 @@
 #include <vector>
 
 #include "support/small_run.h"
-#include "tessera/core/payload_name.h"
+#include "tessera/core/frame.h"
 #include "tessera/core/miner.h"
+#include "tessera/core/payload_name.h"
 
 namespace tessera::test {
 
 class MinerHarness {
  public:
+  static constexpr const char* kRunId = "0123456789abcdef";
+  static constexpr TimeMs kUnixOffsetMs = 1000000;
+
   MinerHarness(const core::RunSpec& run, StageIndex at) : spec(run), stage(at) {
     core::MinerIdentity identity;
     identity.index = 10 * at;
     identity.incarnation = 77;
-    identity.run_id = "0123456789abcdef";
-    identity.unix_offset_ms = 1000000;
-    identity.sign = [](std::string_view bytes) {
-      Signature signature{};
-      const Digest digest = digest_of(bytes);
-      std::copy(digest.bytes.begin(), digest.bytes.end(), signature.begin());
-      return signature;
+    identity.run_id = kRunId;
+    identity.unix_offset_ms = kUnixOffsetMs;
+    identity.lease_key = node_of(99);
+    identity.sign = signature_of;
+    identity.verify = [this](const NodeId& signer, std::string_view bytes, const Signature& signature) {
+      ++verified;
+      return signer == node_of(99) && signature == signature_of(bytes);
     };
     miner = std::make_unique<core::Miner>(run, std::move(identity));
+  }
+
+  // The same whoever signs.
+  static Signature signature_of(std::string_view bytes) {
+    Signature signature{};
+    const Digest digest = digest_of(bytes);
+    std::copy(digest.bytes.begin(), digest.bytes.end(), signature.begin());
+    return signature;
   }
 
   void step(core::MinerEvent event) {
@@ -99,7 +111,8 @@ class MinerHarness {
     }
     core::SyncAnswer what = empty_answer();
     what.lease_request = miner->report().lease_request;
-    what.leases.push_back({id, attempt, counted_stages, pathway, spec.timeouts.lease_ms, repair});
+    what.leases.push_back({id, attempt, counted_stages, pathway, spec.timeouts.lease_ms, repair, expiry()});
+    what.leases.back().signature = signature_of(what.leases.back().signed_bytes(kRunId));
     answer(std::move(what));
   }
   void direct(core::MergeDirective directive) {
@@ -116,8 +129,15 @@ class MinerHarness {
     frame.repairs = std::move(repairs);
     frame.tokens.assign(spec.training.microbatch_size * (spec.model.context + 1), 1);
     for (StageIndex s = 0; s < spec.pipeline.stages; ++s) frame.pathway.push_back(10 * s);
+    sign_lease(&frame);
     return arrive(std::move(frame), 10 * (stage - 1) + from);
   }
+  // As the orchestrator would have.
+  void sign_lease(core::Frame* frame) const {
+    frame->lease_expires_unix_ms = expiry();
+    frame->lease_signature = signature_of(core::lease_of(*frame).signed_bytes(kRunId));
+  }
+  TimeMs expiry() const { return kUnixOffsetMs + 100 + spec.timeouts.lease_ms; }
   core::Admission backward_arrives(MicrobatchId id, uint32_t attempt = 0, uint32_t from = 0) {
     return arrive(frame_of(id, attempt, core::Direction::kBackward, stage),
                   10 * (stage + 1) + from);
@@ -228,6 +248,7 @@ class MinerHarness {
   std::vector<core::WeightVersion> older_weights;  // that the engine would have
   uint64_t last_reply = 0;
   uint64_t peers_version = 0;
+  uint64_t verified = 0;                           // signatures that were looked at
 
  private:
   void take(core::MinerEffect effect) {

@@ -64,6 +64,7 @@ class NodeSwarm {
   MemoryCheckpoints checkpoints;
   std::unique_ptr<MemoryJournal> journal = std::make_unique<MemoryJournal>();
   ProcessNetwork network;
+  const KeyPair orchestrator_key = KeyPair::from_seed(std::string(32, 'o'));
   const KeyPair validator = KeyPair::from_seed(std::string(32, 'v'));
   const KeyPair admin = KeyPair::from_seed(std::string(32, 'a'));
 
@@ -75,6 +76,7 @@ class NodeSwarm {
     std::unique_ptr<TemporaryFolder> folder;
     std::unique_ptr<ProcessNetwork::MinerLink> orchestrator;
     std::unique_ptr<ports::PeerLink> peers;
+    std::unique_ptr<ports::DonorLinks> donors;
     std::unique_ptr<CountingTokens> tokens;
     std::unique_ptr<node::MinerNode> node;
     std::atomic<bool> stop{false};

@@ -54,10 +54,15 @@ std::string broken_miner_step(const OrchestratorState& before, const core::Event
 std::string broken_transition(const OrchestratorState& before, const core::Event& event,
                               const OrchestratorState& after) {
   if (!before.created) return "";
-  if (after.miners.size() < before.miners.size()) return "a miner is forgotten";
+  if (after.miners.next() < before.miners.next()) return "a number is given again";
   if (after.spec_version < before.spec_version) return "the specification's version goes back";
   if (after.peers_version < before.peers_version) return "the peer table's version goes back";
-  for (MinerIndex m = 0; m < before.miners.size(); ++m) {
+  for (MinerIndex m = 0; m < before.miners.next(); ++m) {
+    if (!before.miners.has(m)) continue;
+    if (!after.miners.has(m)) {
+      if (before.miners[m].live) return "a live miner is forgotten";
+      continue;
+    }
     if (std::holds_alternative<core::RunResumed>(event)) break;
     const std::string broken = broken_miner_step(before, event, after, m);
     if (!broken.empty()) return fmt::format("miner {}: {}", m, broken);
@@ -97,6 +102,7 @@ void OrchestratorWorld::step(const core::Event& event) {
       << "at " << journal_.back().name << " number " << journal_.size();
   for (core::RecomputeShard& shard : effects.recompute) recomputations.push_back(std::move(shard));
   for (core::RemakeState& wanted : effects.remake) remakes.push_back(std::move(wanted));
+  for (core::RecheckResult& result : effects.recheck) rechecks.push_back(std::move(result));
   if (effects.checkpoint) checkpoints.push_back(effects.checkpoint->id);
   if (effects.restage) restages.push_back(effects.restage->id);
   for (const core::Decision& decision : effects.decisions) decisions_.push_back(decision.text);
@@ -164,9 +170,11 @@ void OrchestratorWorld::restart() {
   core_ = replayed_from_snapshot();
   recomputations.clear();
   remakes.clear();
+  rechecks.clear();
   checkpoints.clear();
   for (StageIndex s = 0; s < state().stages.size(); ++s) {
     if (std::optional<core::RemakeState> wanted = core_.pending_remake(s)) remakes.push_back(*std::move(wanted));
+    for (core::RecheckResult& result : core_.pending_rechecks(s)) rechecks.push_back(std::move(result));
     if (!state().stages[s].merge) continue;
     for (core::RecomputeShard& shard : core_.pending_recomputations(s))
       recomputations.push_back(std::move(shard));

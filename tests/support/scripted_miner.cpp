@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 #include "support/small_run.h"
 
 namespace tessera::test {
@@ -74,6 +76,7 @@ core::SyncRequest ScriptedMiner::report() const {
   }
   request.upload = upload_;
   request.shards = shards_;
+  request.unreadable_results = unreadable_;
   request.applied = applied_;
   request.published_state = published_;
   request.checkpoint = checkpoint;
@@ -145,14 +148,15 @@ void ScriptedMiner::take_part(const core::MergeDirective& merge) {
   ASSERT_EQ(merge.target, epoch_ + 1);
   switch (merge.phase) {
     case core::MergePhase::kSnapshot:
-      if (!habits.uploads || (upload_ && upload_->target == merge.target)) break;
+      if (!habits.uploads || (upload_ && upload_->target == merge.target && upload_->again == merge.again)) break;
       upload_ = core::UploadCommit{
           .target = merge.target,
-          .object = digest_of(fmt::format("delta {} {} {}", index_, incarnation(), local_steps_) +
+          .object = digest_of(fmt::format("delta {} {} {} {}", index_, incarnation(), local_steps_, merge.again) +
                               state_.hex()),
           .snapshot_step = local_steps_,
           .snapshot_version = local_steps_,
-          .whole = habits.stores && !habits.commits_first};
+          .whole = habits.stores && !habits.commits_first,
+          .again = merge.again};
       break;
     case core::MergePhase::kReduce: {
       if (!habits.reduces) break;
@@ -169,6 +173,12 @@ void ScriptedMiner::take_part(const core::MergeDirective& merge) {
     }
     case core::MergePhase::kApply:
       if (!habits.applies) break;
+      unreadable_.clear();
+      for (const core::ShardResult& result : merge.results) {
+        const core::ShardTask task{.first_block = result.first_block, .block_count = result.block_count};
+        if (habits.checks && result.result != reduced(merge.uploads, task)) unreadable_.push_back({merge.target, result.first_block});
+      }
+      if (!unreadable_.empty()) break;
       state_ = state_after(state_, merge.results);
       if (spoiled_state) state_ = *spoiled_state;
       spoiled_state.reset();
@@ -182,6 +192,14 @@ void ScriptedMiner::take_part(const core::MergeDirective& merge) {
   }
 }
 
+MinerIndex ScriptedMiner::neighbour(int stages) const {
+  uint64_t number = 0;
+  std::memcpy(&number, node().bytes.data(), sizeof(number));
+  const auto& known = world_.state().by_node;
+  const auto found = known.find(node_of(number + static_cast<uint64_t>(100 * stages)));
+  return found == known.end() ? kNoMiner : found->second;
+}
+
 void ScriptedMiner::receipt(MicrobatchId microbatch, uint32_t attempt, bool accumulated) {
   core::Receipt receipt;
   receipt.sequence = next_sequence_++;
@@ -190,6 +208,8 @@ void ScriptedMiner::receipt(MicrobatchId microbatch, uint32_t attempt, bool accu
   receipt.stage = stage_;
   receipt.microbatch = microbatch;
   receipt.attempt = attempt;
+  receipt.upstream = stage_ == 0 ? kNoMiner : neighbour(-1);
+  receipt.downstream = stage_ + 1 == world_.state().stages.size() ? kNoMiner : neighbour(1);
   receipt.accumulated = accumulated;
   receipt.forward_ms = microbatch_ms;
   receipt.local_step = local_steps_;

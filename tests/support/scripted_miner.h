@@ -31,6 +31,7 @@ class ScriptedMiner {
     bool lies = false;  // commits a wrong reduction
     std::optional<size_t> cannot_read = std::nullopt;  // says so of this upload of every manifest
     bool applies = true;
+    bool checks = false;  // applies no result that is not the uploads' reduction, and says so
     bool publishes = true;
     bool checkpoints = true;
     bool leases = true;
@@ -40,8 +41,11 @@ class ScriptedMiner {
   const core::SyncAnswer& sync();
   // A new process of the same miner.
   void restart();
-  // Adds a receipt for its next report; the optimizer steps when it is due.
+  // Adds a receipt for its next report; the optimizer steps when it is due. Its neighbours are the miners whose numbers are 100
+  // less and 100 more, as in ScriptedSwarm.
   void receipt(MicrobatchId microbatch, uint32_t attempt = 0, bool accumulated = true);
+  // The one that it made last, to be changed before the report.
+  core::Receipt& last_receipt() { return receipts_.back(); }
   // A report with nothing done in between, to send by hand.
   core::SyncRequest report() const;
   core::RegisterAnswer join();
@@ -66,6 +70,7 @@ class ScriptedMiner {
   float microbatch_ms = 0;      // that its receipts say it took
 
  private:
+  MinerIndex neighbour(int stages) const;
   void obey();
   void load(const core::Assignment& assignment);
   void take_part(const core::MergeDirective& merge);
@@ -85,6 +90,7 @@ class ScriptedMiner {
   uint64_t lease_request_ = 1;
   std::optional<core::UploadCommit> upload_;
   std::vector<core::ShardCommit> shards_;
+  std::vector<core::UnreadableResult> unreadable_;
   std::optional<core::MergeApplied> applied_;
   std::optional<Digest> published_;
 };

@@ -21,4 +21,9 @@ void prepare_process();
 StatusOr<std::vector<std::unique_ptr<ports::CollectiveGroup>>> make_groups(const std::vector<std::string>& devices,
                                                                            std::chrono::milliseconds timeout);
 
+// Workers that share one device: for tests and for measuring memory where there is a single GPU, on which NCCL makes no
+// group. Operations are done when they return, one after another and without a time limit: a worker that stays away holds
+// the others up.
+std::vector<std::unique_ptr<ports::CollectiveGroup>> make_shared_device_groups(const std::string& device, size_t workers);
+
 }  // namespace tessera::collective

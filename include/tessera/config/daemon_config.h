@@ -24,6 +24,8 @@ struct OrchestratorConfig {
   std::string run_config;                 // path of the run's YAML; empty: that of the directory, or one to be created
   std::string key_file;  // empty in the YAML: <directory>/orchestrator.key; made if absent
   uint64_t blob_limit_bytes = uint64_t{64} << 30;  // of the blob store on disk; full means refuse
+  uint64_t blob_share_bytes = uint64_t{64} << 20;  // that every key may store without being asked for it
+  uint32_t registrations_per_minute = 120;         // of new keys from one address; 0: any number
   uint32_t journal_snapshot_events = 100000;       // entries between two snapshots of the state; 0: none
   std::vector<NodeId> admins;                      // public keys that may pause, stop and assign
   std::vector<NodeId> validators;                  // public keys of validators

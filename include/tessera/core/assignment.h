@@ -2,7 +2,8 @@
 //
 // Memory that a stage needs on a miner's device, P = its values, c = bytes of a compute value (2 on CUDA, 4 on the CPU):
 //   values       4 P masters + 8 P AdamW moments + 4 P gradients + 2 c P compute weights (the newest version and one that
-//                microbatches in flight keep)
+//                microbatches in flight keep) + 4 P on CUDA with training.matrix_products: fp8, the codes of both in two
+//                layouts
 //   waiting      pipeline.max_in_flight microbatches of n = B T tokens between forward and backward, by training.recompute:
 //                  off    c n (layers a + 2 d), a = 6 d + 2 kv + 2 f on CUDA, 10 d + 2 kv + 4 f + h T on the CPU, which
 //                         differentiates by autograd and has no fused attention

@@ -11,13 +11,17 @@
 namespace tessera::core {
 
 inline constexpr uint32_t kFrameMagic = 0x52465354;  // "TSFR"
-inline constexpr uint16_t kFrameVersion = 2;
+inline constexpr uint16_t kFrameVersion = 3;
 inline constexpr size_t kFrameHeaderBytes = 96;
+inline constexpr size_t kLeaseProofBytes = 72;  // of a forward frame: when the lease expires, and its signature
 
 // Token ids take 1 byte up to vocabulary 256, 2 up to 65536, else 4.
 uint32_t token_id_bytes(uint32_t vocab);
 
 std::string encode_frame(const Frame& frame, uint32_t vocab);
+
+// The lease that a forward frame says it works on, its lifetime unknown. Nothing shows yet that it is one.
+Lease lease_of(const Frame& frame);
 
 // Looks at the direction alone, and trusts nothing: false also for what is no frame.
 bool is_backward(std::string_view frame);

@@ -17,7 +17,7 @@
 
 namespace tessera::core {
 
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 inline constexpr size_t kMaxReceiptsPerSync = 256;
 
 // ---- registration ---------------------------------------------------------------------------------------------------
@@ -54,6 +54,7 @@ struct RegisterAnswer {
   std::string run_id;            // 16 bytes
   std::string run_spec;          // encode(RunSpec)
   std::string data_plan;         // encode(DataPlan)
+  NodeId lease_key;              // whose signature proves a lease: the orchestrator's
 };
 
 // ---- work -----------------------------------------------------------------------------------------------------------
@@ -65,10 +66,25 @@ struct Lease {
   std::vector<MinerIndex> pathway;    // one miner a stage: a proposal
   uint32_t lifetime_ms = 0;
   bool repair = false;                // the head that held this attempt is gone: the stages that hold it go on with this one
+  TimeMs expires_unix_ms = 0;         // by the orchestrator's clock
+  Signature signature{};              // by the orchestrator over signed_bytes(); made when it is told
   template <class A>
   void fields(A& a) {
     a("microbatch", microbatch)("attempt", attempt)("counted_stages", counted_stages)("pathway", pathway)(
-        "lifetime_ms", lifetime_ms)("repair", repair);
+        "lifetime_ms", lifetime_ms)("repair", repair)("expires_unix_ms", expires_unix_ms);
+  }
+  // What the orchestrator signs. It travels with the microbatch: whoever is given it sees that this attempt was leased.
+  std::string signed_bytes(const std::string& run_id) const {
+    Encoder encoder;
+    encoder.write(std::string("tessera lease 1"));
+    encoder.write(run_id);
+    encoder.write(microbatch);
+    encoder.write(attempt);
+    encoder.write(repair);
+    encoder.write(counted_stages);
+    encoder.write(pathway);
+    encoder.write(expires_unix_ms);
+    return encoder.take();
   }
 };
 
@@ -192,6 +208,7 @@ struct SyncRequest {
   uint32_t leases_wanted = 0;
   std::optional<UploadCommit> upload;
   std::vector<ShardCommit> shards;
+  std::vector<UnreadableResult> unreadable_results;  // at most kMaxUnreadableResults
   std::optional<MergeApplied> applied;
   std::optional<Digest> published_state;  // stage state of `status.epoch` that now lies in the blob store
   std::optional<CheckpointCommit> checkpoint;
@@ -219,12 +236,14 @@ struct Assignment {
   Digest state;                 // stage state to start from; zero: initialise from the run's seed
   Digest local_state;           // resume: this miner's own state; zero: none
   uint64_t schedule_step = 0;   // where the learning-rate schedule stands
+  std::vector<Peer> donors = {};  // replicas that hold `state` and give it away too, at most kMaxDonors
   template <class A>
   void fields(A& a) {
     a("stage", stage)("epoch", epoch)("state", state)("local_state", local_state)(
-        "schedule_step", schedule_step);
+        "schedule_step", schedule_step)("donors", donors);
   }
 };
+inline constexpr size_t kMaxDonors = 8;
 
 enum class RunPhase : uint8_t {
   kWaiting = 0,        // for the first miners_per_stage miners of every stage
@@ -280,6 +299,8 @@ struct Frame {
   uint64_t counted_stages = 0;  // as in the lease
   uint32_t lifetime_ms = 0;     // of the lease, what is left of it
   std::vector<MinerIndex> pathway;
+  TimeMs lease_expires_unix_ms = 0;  // as in the lease; forward only, like its signature
+  Signature lease_signature{};
   // How often each stage up to the receiver's has been given this attempt again, to another miner; the head by the
   // orchestrator. Of two frames of one microbatch the lexicographically greater is the newer.
   std::vector<uint8_t> repairs;
@@ -302,7 +323,8 @@ enum class Admission : uint8_t {
   kCorrupt = 10,
   kUnauthenticated = 11,
   kTakenOver = 12,      // another miner of the sender's stage has this microbatch now: drop it
-  kUnreachable = 13,    // made by the sender: no answer within the deadline
+  kNotLeased = 13,      // the orchestrator's signature of the lease does not fit, or that lease is long over
+  kUnreachable = 14,    // made by the sender: no answer within the deadline
 };
 const char* name_of(Admission admission);
 

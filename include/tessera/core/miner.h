@@ -40,7 +40,9 @@ struct MinerIdentity {
   uint64_t incarnation = 0;
   std::string run_id;
   TimeMs unix_offset_ms = 0;  // unix time less the time that step() is given
+  NodeId lease_key;           // signs leases
   std::function<Signature(std::string_view)> sign;
+  std::function<bool(const NodeId&, std::string_view, const Signature&)> verify;
 };
 
 class Miner {
@@ -83,15 +85,14 @@ class Miner {
   using Repairs = std::vector<uint8_t>;
   struct Work {
     WorkState state = WorkState::kReadingTokens;
-    uint64_t counted_stages = 0;
-    std::vector<MinerIndex> pathway;
+    Lease lease;                   // with the proof that goes on with it
     TimeMs deadline = 0;
     TimeMs retry_at = 0;           // when a refused or failed send is tried again; 0: nothing to retry
     uint64_t send = 0;             // id of the send under way
     TimeMs sent_at = 0;
     TimeMs accepted_at = 0;        // by downstream
     TimeMs gradient_due = 0;       // when downstream is asked whether it still has it
-    bool asked_again = false;      // it was asked, and had it
+    uint8_t asked_again = 0;       // how often it was asked
     Repairs repairs;               // as in the frame it came with: the stages up to this one
     Repairs sent_as;               // `repairs` of the last forward that was sent
     uint8_t given_again = 0;       // how often the next stage was given it again
@@ -131,7 +132,7 @@ class Miner {
   struct Kept {
     BoundaryPayload gradient;
     Repairs repairs;
-    uint64_t counted_stages = 0;
+    Lease lease;
     TimeMs deadline = 0;
   };
 
@@ -176,8 +177,9 @@ class Miner {
   void on(miner_event::FrameArrived& event);
   Admission admit_forward(miner_event::FrameArrived& event);
   Admission admit_backward(miner_event::FrameArrived& event);
-  std::optional<Admission> meet_held(const MicrobatchKey& key, MinerIndex sender, const Frame& frame);
-  Admission adopt(const MicrobatchKey& key, Work& work, MinerIndex sender, const Frame& frame);
+  bool is_leased(const Frame& frame, const Lease& lease) const;
+  std::optional<Admission> meet_held(const MicrobatchKey& key, MinerIndex sender, const Frame& frame, const Lease& lease);
+  Admission adopt(const MicrobatchKey& key, Work& work, MinerIndex sender, const Frame& frame, const Lease& lease);
   std::optional<Admission> meet_kept(const MicrobatchKey& key, MinerIndex sender, const Repairs& repairs);
   void keep_gradient(const MicrobatchKey& key, Work& work);
   void forget_kept();
@@ -224,6 +226,7 @@ class Miner {
   void on(miner_event::BasePrepared& event);
   void on(miner_event::BaseApplied& event);
   void take_merge_directive(const std::optional<MergeDirective>& directive);
+  bool waits_for_results(const MergeDirective& merge);
 
   void emit(MinerEffect effect);
   void enqueue(ComputeJob job);  // before backwards and forwards
@@ -285,7 +288,11 @@ class Miner {
   Epoch epoch_ = 0;
   std::optional<MergeApplied> applied_;
   Epoch snapshot_target_ = 0;                  // of the snapshot taken or being taken; 0: none
+  uint64_t snapshot_again_ = 0;                // the directive's that asked for it
   std::optional<UploadCommit> upload_;
+  std::vector<UnreadableResult> unreadable_results_;  // of the last try to apply a merge
+  Digest unreadable_among_;                    // of the results that they are among
+  uint32_t waits_for_results_ = 0;
   Epoch reduce_target_ = 0;
   std::set<uint32_t> reducing_;
   std::vector<ShardCommit> shards_;

@@ -25,7 +25,6 @@ inline constexpr uint32_t kNoPlace = 0xffffffff;
 
 // What of a miner is indexed. Two equal ones need no update.
 struct MinerFacts {
-  bool known = false;
   StageIndex stage = 0;
   bool live = false;
   bool ready = false;             // and live
@@ -40,6 +39,7 @@ struct MinerFacts {
   uint32_t microbatch_us = 0;
   uint32_t in_flight = 0;
   uint64_t counted = 0;
+  TimeMs forget_at = 0;           // when its record is needed no longer; 0: it is not gone
   bool operator==(const MinerFacts&) const = default;
 };
 
@@ -104,6 +104,8 @@ class OrchestratorIndex {
   uint32_t moving() const { return moving_; }
   const StageSummary& stage(StageIndex stage) const { return stages_[stage]; }
   const std::vector<StageSummary>& stages() const { return stages_; }
+  // Miners that are gone, by the time from which on their records may be forgotten.
+  const std::set<std::pair<TimeMs, MinerIndex>>& gone() const { return gone_; }
   // Leased microbatches by deadline.
   const std::set<std::pair<TimeMs, MicrobatchId>>& deadlines() const { return deadlines_; }
   // Leased microbatches whose proposed pathway has the miner, ascending.
@@ -124,7 +126,8 @@ class OrchestratorIndex {
   void remove_ready(MinerIndex miner, const MinerFacts& facts);
 
   std::vector<StageSummary> stages_;
-  std::vector<MinerFacts> facts_;
+  std::map<MinerIndex, MinerFacts> facts_;
+  std::set<std::pair<TimeMs, MinerIndex>> gone_;
   uint32_t moving_ = 0;
   std::set<std::pair<TimeMs, MicrobatchId>> deadlines_;
   std::set<std::pair<MinerIndex, MicrobatchId>> leases_;

@@ -13,10 +13,12 @@
 #include "tessera/base/clock.h"
 #include "tessera/base/prng.h"
 #include "tessera/core/audit_board.h"
+#include "tessera/core/boundary_words.h"
 #include "tessera/core/butterfly.h"
 #include "tessera/core/data_plan.h"
 #include "tessera/core/events.h"
 #include "tessera/core/merge_state.h"
+#include "tessera/core/miner_table.h"
 #include "tessera/core/orchestrator_index.h"
 #include "tessera/core/recent_times.h"
 #include "tessera/core/run_spec.h"
@@ -35,7 +37,8 @@ struct MinerRecord {
   uint64_t receipts_rejected = 0;          // of them those that could not be believed
   uint64_t lease_request = 0;
   std::vector<Lease> granted;              // answer to lease_request, repeated if asked again
-  std::map<uint64_t, uint32_t> fresh;      // counted gradients since its last merge, by local step
+  std::map<uint64_t, uint32_t> fresh;      // confirmed gradients since its last merge, by local step
+  uint64_t unmerged_from = 0;              // local step: what came before is merged, or not in its masters
   uint64_t local_steps = 0;                // optimizer steps it is known to have done; step n has gradients of `fresh[n]`
   uint64_t counted = 0;                    // of its whole life in the run
   uint32_t in_flight = 0;                  // leased microbatches whose proposed pathway has it, its stage's gradient not yet counted
@@ -48,7 +51,8 @@ struct MinerRecord {
   std::optional<Digest> upload;            // of the merge to come: an aborted one is begun again with the same uploads
   Epoch carries_since = 0;                 // epoch whose base its oldest unmerged work began on
   uint32_t whole_first = 0;                // merges in which its upload must be whole before the manifest: one was late
-  Epoch spoiled_merge = 0;                 // target of the merge that its upload could not be read in; 0: none
+  Epoch spoiled_merge = 0;                 // target of the merge that its upload spoiled; 0: none
+  uint64_t upload_again = 0;               // number of the upload that it is to make in place of one that could not be read
   uint64_t retired_incarnation = 0;        // the process that was registered when the run was resumed; 0: none
   std::string why;                         // of its present state, for people
   bool placed = false;                     // has a stage; else it waits in the queue, and `stage` means nothing
@@ -69,10 +73,10 @@ struct MinerRecord {
   void fields(A& a) {
     a("index", index)("registration", registration)("stage", stage)("live", live)("ready", ready)(
         "must_download", must_download)("epoch", epoch)("receipts_through", receipts_through)(
-        "receipts_rejected", receipts_rejected)("lease_request", lease_request)("granted", granted)("fresh", fresh)("local_steps", local_steps)(
+        "receipts_rejected", receipts_rejected)("lease_request", lease_request)("granted", granted)("fresh", fresh)("unmerged_from", unmerged_from)("local_steps", local_steps)(
         "counted", counted)("in_flight", in_flight)("own_times", own_times)("microbatch_us", microbatch_us)("place", place)(
         "resumed", resumed)("checkpoint_done", checkpoint_done)("checkpoint", checkpoint)("upload", upload)("carries_since", carries_since)(
-        "whole_first", whole_first)("spoiled_merge", spoiled_merge)("retired_incarnation", retired_incarnation)("why", why)(
+        "whole_first", whole_first)("spoiled_merge", spoiled_merge)("upload_again", upload_again)("retired_incarnation", retired_incarnation)("why", why)(
         "placed", placed)("ticket", ticket)("lost_at", lost_at)("pending_stage", pending_stage)(
         "assigned_stage", assigned_stage)("moving_until", moving_until)("pinned", pinned)("drain", drain)("failed_verdicts", failed_verdicts);
   }
@@ -88,11 +92,12 @@ struct OpenMicrobatch {
   TimeMs first_leased_at = 0;
   bool repair = false;                     // waits for another head, in the same attempt: its head is gone
   bool repaired = false;                   // this attempt was given to another head once
+  BoundaryWords words;
   template <class A>
   void fields(A& a) {
     a("attempt", attempt)("leased", leased)("deadline", deadline)("counted_stages", counted_stages)(
         "pathway", pathway)("random_pathway", random_pathway)("first_leased_at", first_leased_at)(
-        "repair", repair)("repaired", repaired);
+        "repair", repair)("repaired", repaired)("words", words);
   }
 };
 
@@ -115,6 +120,8 @@ struct StageRecord {
   std::deque<PastMerge> past;              // the last max_staleness merges, and those since published_epoch
   uint64_t merges = 0;
   uint64_t merges_aborted = 0;
+  uint32_t aborts_in_row = 0;              // of the merge to come
+  TimeMs merge_paused_until = 0;           // after an abort; 0: no pause
   uint64_t shards_recomputed = 0;
   uint64_t shards_rescued = 0;             // given to another participant: an owner was gone or late
   std::deque<MergeRecord> merge_records;   // of the last kMaxMergeRecords merges
@@ -133,7 +140,8 @@ struct StageRecord {
         "remaking", remaking)("settled", settled)("publisher_turn", publisher_turn)(
         "publisher_asked_at", publisher_asked_at)("state_published", state_published)(
         "published_epoch", published_epoch)("published_state", published_state)("merge", merge)("past", past)(
-        "merges", merges)("merges_aborted", merges_aborted)("shards_recomputed", shards_recomputed)(
+        "merges", merges)("merges_aborted", merges_aborted)("aborts_in_row", aborts_in_row)(
+        "merge_paused_until", merge_paused_until)("shards_recomputed", shards_recomputed)(
         "shards_rescued", shards_rescued)("merge_records", merge_records)("merge_verdicts", merge_verdicts)(
         "replica_mismatches", replica_mismatches)("final_merge_done", final_merge_done)(
         "peers_changed", peers_changed)("cooled_at", cooled_at)("need_cpu_bytes", need_cpu_bytes)(
@@ -167,7 +175,7 @@ struct OrchestratorState {
   uint64_t checkpoint_at = 0;              // done count at which the next periodic one is due; 0: never
   std::string last_checkpoint;
   std::vector<StageRecord> stages;
-  std::vector<MinerRecord> miners;         // by index
+  MinerTable<MinerRecord> miners;
   std::map<NodeId, MinerIndex> by_node;
   std::map<NodeId, ResumedMiner> resumable;
   uint64_t peers_version = 1;              // grows with every change that a peer table shows

@@ -59,6 +59,11 @@ enum class LrDecay : uint8_t { kConstant = 0, kLinear = 1, kCosine = 2 };
 // stage's input only and computes the whole stage once more.
 enum class Recompute : uint8_t { kOff = 0, kBlock = 1, kFull = 2 };
 
+// The numbers that the layers' matrix products read: 16-bit floats (fp32 on a CPU), or 8-bit ones with
+// a power of two a tensor (kernels/fp8.h). Sums are in fp32 either way; embedding, boundary and output
+// head stay as they are.
+enum class MatrixProducts : uint8_t { kBf16 = 0, kFp8 = 1 };
+
 struct TrainingSpec {
   uint64_t seed = 1;
   uint64_t steps = 100;                // local optimizer steps of one replica, planned
@@ -76,6 +81,7 @@ struct TrainingSpec {
   double weight_decay = 0.1;           // matrices only
   double clip_norm = 1.0;              // global norm over the stage; 0: off
   Recompute recompute = Recompute::kOff;
+  MatrixProducts matrix_products = MatrixProducts::kBf16;
   bool deterministic = false;          // the same bits in every run on the same kind of device
   uint32_t local_checkpoint_steps = 8; // local steps between a miner's checkpoints in its own folder; 0: none
   double nadam_momentum_decay = 0.004;
@@ -90,7 +96,8 @@ struct TrainingSpec {
         "min_learning_rate_ratio", min_learning_rate_ratio)("warmup_steps", warmup_steps)(
         "decay", decay)("beta1", beta1)("beta2", beta2)("epsilon", epsilon)(
         "weight_decay", weight_decay)("clip_norm", clip_norm)(
-        "recompute", recompute)("deterministic", deterministic)(
+        "recompute", recompute)("matrix_products", matrix_products)(
+        "deterministic", deterministic)(
         "local_checkpoint_steps", local_checkpoint_steps)(
         "nadam_momentum_decay", nadam_momentum_decay)("muon_learning_rate", muon_learning_rate)(
         "muon_momentum", muon_momentum)("muon_weight_decay", muon_weight_decay);

@@ -27,6 +27,37 @@
 
 namespace tessera::kernels {
 
+// ---- the gradient
+
+// The accumulated gradient (the sum over the microbatches): one array as long as the flat vector,
+// or pieces of it that lie apart, so that each can be taken and given back by itself.
+struct GradientPlaces {
+  const float* flat = nullptr;           // [count of the stage], or
+  const float* const* pieces = nullptr;  // the first value of each piece
+};
+
+// A part of the flat vector, and whether weight decay applies to it.
+struct OptimizerSegment {
+  int64_t offset = 0;
+  int64_t count = 0;
+  bool decays = false;
+};
+
+// What one block of the GPU takes: never across two segments or two pieces.
+struct OptimizerChunk {
+  int64_t offset = 0;
+  int64_t gradient_offset = 0;  // within the piece; `offset` where the gradient is flat
+  int32_t count = 0;
+  uint16_t decays = 0;
+  uint16_t piece = 0;
+};
+
+// Cuts segments (in ascending order; neighbours that are alike become one) into chunks. What is in
+// no segment is in no chunk and so is left alone. `pieces`: where each piece of the gradient begins
+// in the flat vector, from 0 on, ascending, 65536 at most; none: the gradient is flat.
+std::vector<OptimizerChunk> optimizer_chunks(const std::vector<OptimizerSegment>& segments,
+                                             const std::vector<int64_t>& pieces = {});
+
 // ---- the norm of the gradient
 
 struct GradientNorm {
@@ -35,18 +66,13 @@ struct GradientNorm {
   int32_t finite = 0;  // 0: the gradient must be dropped
 };
 
-// Values that one partial sum covers, and how many partial sums `count` values take.
-inline constexpr int64_t kNormTile = 16384;
-inline constexpr int64_t norm_partial_count(int64_t count) {
-  return (count + kNormTile - 1) / kNormTile;
-}
-
 struct NormParams {
-  const float* gradient = nullptr;  // [count]: the sum over the microbatches
-  int64_t count = 0;                // >= 0
-  uint32_t microbatches = 1;        // >= 1
-  double clip_norm = 0;             // 0: no clipping
-  double* partials = nullptr;       // [norm_partial_count(count)], workspace
+  GradientPlaces gradient;
+  const OptimizerChunk* chunks = nullptr;  // decay does not matter here
+  int64_t chunk_count = 0;
+  uint32_t microbatches = 1;   // >= 1
+  double clip_norm = 0;        // 0: no clipping
+  double* partials = nullptr;  // [chunk_count], workspace
   GradientNorm* result = nullptr;
 };
 
@@ -56,24 +82,6 @@ void norm_partials_cpu(const NormParams& params, int64_t begin, int64_t end);
 void finish_norm_cpu(const NormParams& params);
 
 // ---- the step
-
-// A part of the flat vector, and whether weight decay applies to it.
-struct OptimizerSegment {
-  int64_t offset = 0;
-  int64_t count = 0;
-  bool decays = false;
-};
-
-// What one block of the GPU takes: never across two segments.
-struct OptimizerChunk {
-  int64_t offset = 0;
-  int32_t count = 0;
-  int32_t decays = 0;
-};
-
-// Cuts segments (in ascending order; neighbours that are alike become one) into chunks. What is in
-// no segment is in no chunk and so is left alone.
-std::vector<OptimizerChunk> optimizer_chunks(const std::vector<OptimizerSegment>& segments);
 
 struct AdamConstants {
   float beta1 = 0;
@@ -104,12 +112,12 @@ AdamConstants nadam_constants(const AdamSettings& settings, double learning_rate
 // The coefficient mu of a step.
 double nadam_momentum(const AdamSettings& settings, uint64_t step);
 
-// Arrays must not overlap. All [count of the stage].
+// Arrays must not overlap. All but the gradient [count of the stage].
 struct AdamParams {
   const OptimizerChunk* chunks = nullptr;
   int64_t chunk_count = 0;
   float* values = nullptr;
-  const float* gradient = nullptr;
+  GradientPlaces gradient;
   float* first_moment = nullptr;
   float* second_moment = nullptr;
   float* weights_float = nullptr;        // either or neither
@@ -134,7 +142,10 @@ struct MuonParams {
   const int64_t* offsets = nullptr;  // [matrices]: where each begins in the flat vector
   int64_t matrices = 0;
   int64_t matrix_values = 0;  // of each
-  const float* gradient = nullptr;
+  GradientPlaces gradient;
+  // [matrices] where the gradient lies in pieces: the piece that holds each, and where in it.
+  const int32_t* gradient_pieces = nullptr;
+  const int64_t* gradient_offsets = nullptr;
   float* momentum = nullptr;
   float* values = nullptr;
   float* weights_float = nullptr;

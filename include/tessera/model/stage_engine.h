@@ -62,6 +62,9 @@ StatusOr<std::unique_ptr<ports::StageEngine>> make_stage_engine(const EngineOpti
 // or "cuda:N".
 StatusOr<std::string> choose_device(const std::string& wanted);
 
+// Whether a CUDA device ("cuda:N") has products of 8-bit floats: compute capability 8.9 and up.
+bool multiplies_fp8(const std::string& device);
+
 // All of the device's memory (of the host for "cpu"), in bytes; 0 if it can't be asked.
 uint64_t device_memory_bytes(const std::string& device);
 

@@ -118,4 +118,13 @@ class GrpcPeerLink : public ports::PeerLink {
   uint64_t bytes_sent() override = 0;
 };
 
+// Chunks of a stage's state from the replicas that hold it: one call at a time a donor, 10 s each, and none is tried again.
+// NOT_FOUND for what a donor does not hold, DATA_LOSS for what is not what its name says. Any thread.
+class GrpcDonorLinks : public ports::DonorLinks {
+ public:
+  static std::unique_ptr<GrpcDonorLinks> create(std::shared_ptr<RequestSigner> signer);
+  // As for GrpcPeerLink; holds for what is connected afterwards.
+  virtual void set_run(std::string run_id) = 0;
+};
+
 }  // namespace tessera::net

@@ -1,7 +1,7 @@
 // The gRPC servers of the orchestrator and of a miner.
 //
 // Threads: start(), set_run() and shutdown() belong to the owner's thread. Handlers are called on
-// gRPC's threads, on_frame() on threads of the server, and must only check and enqueue; their `done` may be called later from any thread,
+// gRPC's threads, on_frame() and donate() on threads of the server, and must only check and enqueue (donate() may copy); their `done` may be called later from any thread,
 // also after shutdown() (then it does nothing). After shutdown() has returned no handler is called
 // any more.
 #pragma once
@@ -28,8 +28,8 @@ class BlobBackend {
   virtual ~BlobBackend() = default;
   // May this caller read, or write? Called on gRPC's threads: no I/O.
   virtual Status admit(const ports::Caller& caller, bool write) { return ok_status(); }
-  // The rest is called on the server's blob threads. `content` has at most kMaxBlobBytes.
-  virtual StatusOr<Digest> put(std::string_view content) = 0;
+  // The rest is called on the server's blob threads. `content` has at most kMaxBlobBytes; `name` is its digest, just made.
+  virtual Status put(const ports::Caller& caller, const Digest& name, std::string content) = 0;
   // NOT_FOUND if there is none.
   virtual StatusOr<std::string> get(const Digest& digest) = 0;
   virtual bool has(const Digest& digest) = 0;
@@ -74,6 +74,9 @@ struct PeerServerOptions {
   size_t max_streams = 1024;        // of all peers; two a peer at most
   size_t handler_threads = 2;       // that call on_frame()
   size_t max_pending_calls = 1024;  // probes
+  // That read what is given away of the stage's state, and what waits for them; over it RESOURCE_EXHAUSTED.
+  size_t donor_threads = 2;
+  size_t max_queued_donations = 32;
 };
 
 class PeerServer {

@@ -47,6 +47,7 @@ class MinerSurroundings {
 struct MinerControlOptions {
   core::Registration registration;
   std::function<Signature(std::string_view)> sign;
+  std::function<bool(const NodeId&, std::string_view, const Signature&)> verify;
   TimeMs unix_offset_ms = 0;   // unix time less the time that the calls below are given
   TimeMs tick_ms = 20;         // how often the state machine looks at its deadlines
   // Of incarnations after the first, and of waiting times.

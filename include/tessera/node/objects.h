@@ -57,6 +57,7 @@ std::vector<float> values_of(std::string_view bytes);  // size is a multiple of 
 
 // base, then outer momentum: what a stage's replicas share. The object's name identifies the state.
 std::string encode_stage_state(const std::vector<float>& base, const std::vector<float>& momentum);
+StatusOr<core::ObjectManifest> list_stage_state(const std::vector<float>& base, const std::vector<float>& momentum);
 StatusOr<Digest> name_stage_state(const std::vector<float>& base, const std::vector<float>& momentum);
 
 // "TSLS", version, sizes, then masters, moments, gradient as raw fp32.

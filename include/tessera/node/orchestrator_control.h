@@ -16,8 +16,10 @@
 #include "tessera/base/crypto.h"
 #include "tessera/base/status.h"
 #include "tessera/core/orchestrator.h"
+#include "tessera/node/blob_asks.h"
 #include "tessera/node/journal_snapshots.h"
 #include "tessera/node/orchestrator_jobs.h"
+#include "tessera/node/registration_limit.h"
 #include "tessera/node/silence_watch.h"
 #include "tessera/ports/checkpoint_store.h"
 #include "tessera/ports/journal.h"
@@ -33,6 +35,8 @@ struct OrchestratorOptions {
   std::optional<ports::Checkpoint> resume_from;
   std::vector<NodeId> admins;      // may give orders
   std::vector<NodeId> validators;  // may audit
+  uint64_t blob_share_bytes = uint64_t{64} << 20;  // that every key may store without being asked
+  uint32_t registrations_per_minute = 0;           // of new keys from one address; 0: any number
   uint64_t snapshot_events = 100000;  // journal entries between two snapshots of the state; 0: none
   bool journal_json = true;        // each entry also as JSON, for people and SQL
   bool exit_when_over = false;     // run() returns when the run is finished or stopped and the miners know it
@@ -72,10 +76,15 @@ struct OrchestratorSurroundings {
   std::function<TimeMs()> unix_ms;
   std::function<TimeMs()> monotonic_ms;
   std::function<std::string(size_t)> random_bytes;
+  NodeId key;  // of the orchestrator, which signs leases
+  std::function<Signature(std::string_view)> sign;
   std::function<bool(const NodeId&, std::string_view, const Signature&)> verify;
   // Takes work for the background; its result comes back through handle(). Never waits. False: it takes none any more.
   std::function<bool(OrchestratorJob)> start;
-  std::function<void(const NodeId&)> registered;
+  // This key may store blobs now; the run asks it for more of them; it may not any longer.
+  std::function<void(const NodeId&, const BlobShare&)> registered;
+  std::function<void(const NodeId&, uint64_t bytes)> blobs_asked;
+  std::function<void(const NodeId&)> forgotten;
 };
 
 class OrchestratorControl {
@@ -84,6 +93,7 @@ class OrchestratorControl {
       : options_(std::move(options)),
         journal_(journal),
         surroundings_(std::move(surroundings)),
+        registration_limit_(options_.registrations_per_minute),
         snapshots_(journal, options_.snapshot_events) {}
 
   // Replays the journal (or begins a new run in an empty one) and begins again what was under way in the background.
@@ -111,6 +121,7 @@ class OrchestratorControl {
   Status apply(core::Event event);        // steps and adds to the batch
   void perform(core::Effects effects);
   Status handle_register(RegisterCall& call);
+  void forget(const core::ForgottenMiner& gone);
   bool takes_over_too_soon(const core::Registration& registration);
   Status handle_sync(SyncCall& call);
   Status handle_validate(ValidateCall& call);
@@ -133,6 +144,8 @@ class OrchestratorControl {
   const OrchestratorOptions options_;
   ports::Journal& journal_;
   const OrchestratorSurroundings surroundings_;
+  RegistrationLimit registration_limit_;
+  BlobAsks blob_asks_;
   core::Orchestrator core_;
   JournalSnapshots snapshots_;
   std::string run_id_;

@@ -20,11 +20,20 @@
 
 namespace tessera::node {
 
+// Who may store how much in the blob store. Called on the control thread; an empty function is not called.
+struct BlobAccounts {
+  std::function<void(const NodeId&, const BlobShare&)> open = {};
+  std::function<void(const NodeId&, uint64_t bytes)> credit = {};
+  std::function<void(const NodeId&)> close = {};
+};
+
 struct OrchestratorPorts {
+  const KeyPair* key = nullptr;  // the orchestrator's own
   ports::Journal* journal = nullptr;
   ports::BlobLink* blobs = nullptr;
   ports::CheckpointStore* checkpoints = nullptr;
   OrchestratorJobs::SweepBlobs sweep_blobs = {};
+  BlobAccounts blob_accounts = {};
 };
 
 class OrchestratorNode final : public ports::OrchestratorHandler {
@@ -35,8 +44,6 @@ class OrchestratorNode final : public ports::OrchestratorHandler {
   ~OrchestratorNode() override;
 
   const std::string& run_id() const;
-  // Any thread: has this key ever registered a miner here (since the process began)?
-  bool is_registered(const NodeId& node) const;
 
   // Serves until `stop` is true (then the run is drained and checkpointed first; a second stop request, `abandon`, ends at
   // once) or the run is over and exit_when_over is set. Returns why.

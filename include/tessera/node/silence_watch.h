@@ -1,8 +1,9 @@
-// Who has been silent for how long, in constant time: miners in the order in which they were last heard.
+// Who has been silent for how long, in logarithmic time: miners in the order in which they were last heard.
 // Not thread-safe: the control thread's.
 #pragma once
 
 #include <list>
+#include <map>
 #include <optional>
 #include <vector>
 
@@ -15,37 +16,41 @@ class SilenceWatch {
  public:
   // `now` must not decrease from call to call.
   void heard(MinerIndex miner, TimeMs now) {
-    if (places_.size() <= miner) places_.resize(miner + 1, order_.end());
-    if (places_[miner] != order_.end()) order_.erase(places_[miner]);
-    places_[miner] = order_.insert(order_.end(), {miner, now});
-    if (last_.size() <= miner) last_.resize(miner + 1, kNever);
-    last_[miner] = now;
+    const auto [known, is_new] = known_.try_emplace(miner, Known{now, order_.end()});
+    if (known->second.place != order_.end()) order_.erase(known->second.place);
+    known->second = {now, order_.insert(order_.end(), miner)};
   }
   // Nothing: never.
   std::optional<TimeMs> last_heard(MinerIndex miner) const {
-    if (miner >= last_.size() || last_[miner] == kNever) return std::nullopt;
-    return last_[miner];
+    const auto known = known_.find(miner);
+    return known == known_.end() ? std::nullopt : std::optional(known->second.at);
   }
   // Takes out who was last heard before `time`, the longest silent first. They come back when they are heard again.
   std::vector<MinerIndex> take_silent_since(TimeMs time) {
     std::vector<MinerIndex> silent;
-    while (!order_.empty() && order_.front().at < time) {
-      silent.push_back(order_.front().miner);
-      places_[order_.front().miner] = order_.end();
+    while (!order_.empty()) {
+      Known& known = known_.at(order_.front());
+      if (known.at >= time) break;
+      silent.push_back(order_.front());
+      known.place = order_.end();
       order_.pop_front();
     }
     return silent;
   }
+  void forget(MinerIndex miner) {
+    const auto known = known_.find(miner);
+    if (known == known_.end()) return;
+    if (known->second.place != order_.end()) order_.erase(known->second.place);
+    known_.erase(known);
+  }
 
  private:
-  struct Entry {
-    MinerIndex miner = kNoMiner;
+  struct Known {
     TimeMs at = 0;
+    std::list<MinerIndex>::iterator place;  // end(): not waited for
   };
-  static constexpr TimeMs kNever = -1;
-  std::list<Entry> order_;
-  std::vector<TimeMs> last_;
-  std::vector<std::list<Entry>::iterator> places_;  // end(): not waited for
+  std::list<MinerIndex> order_;
+  std::map<MinerIndex, Known> known_;
 };
 
 }  // namespace tessera::node

@@ -1,7 +1,6 @@
 // tessera-bench orchestrator: the real control loop, journal and checks of signatures under the load of many miners, in one
-// process, or an orchestrator at an address under the same load over gRPC.
+// process; the same in a process that is killed again and again; or an orchestrator at an address under that load over gRPC.
 #include <pthread.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,46 +10,28 @@
 #include <thread>
 
 #include "apps/bench/bench.h"
-#include "apps/bench/orchestrator_load.h"
+#include "apps/bench/orchestrator_host.h"
+#include "apps/bench/orchestrator_process.h"
 #include "apps/common/daemon.h"
-#include "tessera/base/bounded_queue.h"
 #include "tessera/base/files.h"
 #include "tessera/base/log.h"
+#include "tessera/base/prng.h"
 #include "tessera/net/grpc_logging.h"
 #include "tessera/net/links.h"
-#include "tessera/node/orchestrator_node.h"
-#include "tessera/store/journal.h"
 
 namespace tessera::apps {
 namespace {
 
-struct Options {
-  LoadOptions load;
+constexpr uint64_t kKillSeed = 1;
+constexpr uint64_t kShortestPauseMs = 300, kLongestPauseMs = 2300;  // between the start of serving and a kill
+constexpr int kLongestRestartS = 60;
+
+struct Options : HostOptions {
   uint32_t seconds = 30;
-  int core = -1;
-  uint64_t snapshot_events = node::OrchestratorOptions().snapshot_events;
-  std::string directory, connect, json;
+  std::string connect, json;
+  uint32_t kills = 0;
+  int serve = -1;  // in the process that is killed: the socket to the one that loads it
 };
-
-// Blobs and checkpoints are not part of this load.
-class NoBlobs final : public ports::BlobLink {
-  StatusOr<std::vector<Digest>> put(const std::vector<std::string>&) override { return not_found("no blobs here"); }
-  StatusOr<std::vector<std::string>> get(const std::vector<Digest>&) override { return not_found("no blobs here"); }
-};
-class NoCheckpoints final : public ports::CheckpointStore {
-  StatusOr<std::string> write(const ports::Checkpoint&) override { return failed_precondition("none are kept"); }
-};
-
-// Only `core`, or, for its counterpart, every other one. Nothing where a core is not asked for.
-void pin_this_thread(int core, bool others) {
-  if (core < 0) return;
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  for (int i = 0; i < static_cast<int>(std::thread::hardware_concurrency()); ++i) {
-    if ((i == core) != others) CPU_SET(i, &set);
-  }
-  if (CPU_COUNT(&set) > 0) pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
-}
 
 double cpu_seconds(pthread_t thread) {
   clockid_t clock = 0;
@@ -65,79 +46,6 @@ uint64_t resident_bytes() {
   file >> total >> resident;
   return resident * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
 }
-
-core::RunSpec spec_for(const Options& options) {
-  core::RunSpec spec;
-  spec.name = "bench";
-  spec.model = {.layers = options.load.stages, .width = 8, .heads = 2, .kv_heads = 2, .ffn_width = 16, .vocab = 16, .context = 4};
-  spec.pipeline.stages = options.load.stages;
-  spec.pipeline.miners_per_stage = std::min<uint32_t>(1024, options.load.miners / options.load.stages);
-  spec.pipeline.max_in_flight = 64;
-  spec.training.steps = 100'000'000;
-  spec.boundary.codec = Codec::kInt8;
-  spec.boundary.rank = 4;
-  spec.merge.enabled = false;
-  spec.timeouts.miner_lost_ms = 30000;
-  return spec;
-}
-
-core::DataPlan data_for_bench() {
-  core::DataPlan data;
-  data.tokenizer = "bytes";
-  data.vocab = 16;
-  data.train.push_back({.file = "train-0", .tokens = 1001, .bytes = 2002, .digest = {}, .object = {}});
-  return data;
-}
-
-// The server's side of a call: what gRPC's threads do in the product, on one thread of the orchestrator's core.
-class LocalTarget final : public LoadTarget {
- public:
-  LocalTarget(const LoadOptions& options, node::OrchestratorNode& node, int core) : node_(node) {
-    for (uint32_t number = 0; number < options.miners; ++number) nodes_.push_back(OrchestratorLoad::key_of(number).id());
-    sessions_.resize(options.miners);
-    thread_ = std::jthread([this, core] {
-      pin_this_thread(core, false);
-      while (!calls_.closed()) {
-        if (auto call = calls_.pop(std::chrono::milliseconds(100))) (*call)();
-      }
-    });
-  }
-  ~LocalTarget() override { calls_.close(); }
-  pthread_t thread() { return thread_.native_handle(); }
-
-  void register_miner(uint32_t number, core::Registration registration,
-                      std::function<void(StatusOr<core::RegisterAnswer>)> done) override {
-    calls_.push([this, number, registration = std::move(registration), done = std::move(done)] {
-      node_.on_register({nodes_[number], "", "bench"}, registration,
-                        [this, number, done](StatusOr<core::RegisterAnswer> answer) {
-                          if (answer.ok()) set_session(number, answer->session);
-                          done(std::move(answer));
-                        });
-    });
-  }
-  void sync(uint32_t number, core::SyncRequest request, std::function<void(StatusOr<core::SyncAnswer>)> done) override {
-    calls_.push([this, number, request = std::move(request), done = std::move(done)]() mutable {
-      node_.on_sync({nodes_[number], session(number), "bench"}, std::move(request), std::move(done));
-    });
-  }
-
- private:
-  void set_session(uint32_t number, const std::string& session) {
-    std::lock_guard lock(mutex_);
-    sessions_[number] = session;
-  }
-  std::string session(uint32_t number) {
-    std::lock_guard lock(mutex_);
-    return sessions_[number];
-  }
-
-  node::OrchestratorNode& node_;
-  std::vector<NodeId> nodes_;
-  std::mutex mutex_;
-  std::vector<std::string> sessions_;
-  BoundedQueue<std::function<void()>> calls_{1u << 20};
-  std::jthread thread_;
-};
 
 class GrpcTarget final : public LoadTarget {
  public:
@@ -208,28 +116,16 @@ uint64_t journal_bytes(const std::string& folder) {
   return bytes;
 }
 
-StatusOr<std::unique_ptr<node::OrchestratorNode>> open_node(const Options& options, store::Journal& journal) {
-  static NoBlobs blobs;
-  static NoCheckpoints checkpoints;
-  node::OrchestratorOptions wanted;
-  core::RunSpec spec = spec_for(options);
-  TESSERA_RETURN_IF_ERROR(core::validate(&spec));
-  wanted.spec = spec;
-  wanted.data = data_for_bench();
-  wanted.snapshot_events = options.snapshot_events;
-  return node::OrchestratorNode::open(std::move(wanted), {&journal, &blobs, &checkpoints});
-}
-
 // The load runs on this thread, on the other cores.
-StatusOr<nlohmann::json> measure(const Options& options, const std::string& folder) {
+StatusOr<nlohmann::json> measure(const Options& options) {
   const uint64_t resident_before = resident_bytes();
   std::unique_ptr<node::OrchestratorNode> node;
   std::unique_ptr<store::Journal> journal;
   std::atomic<bool> stop{false}, abandon{false};
   Status ended;
   {
-    TESSERA_ASSIGN_OR_RETURN(journal, store::open_journal(folder + "/journal.sqlite"));
-    TESSERA_ASSIGN_OR_RETURN(node, open_node(options, *journal));
+    TESSERA_ASSIGN_OR_RETURN(journal, open_bench_journal(options));
+    TESSERA_ASSIGN_OR_RETURN(node, open_bench_node(options, *journal));
   }
   std::jthread control([&] {
     pin_this_thread(options.core, false);
@@ -237,7 +133,7 @@ StatusOr<nlohmann::json> measure(const Options& options, const std::string& fold
   });
   nlohmann::json report;
   {
-    LocalTarget target(options.load, *node, options.core);
+    LocalTarget target(options, *node);
     pin_this_thread(options.core, true);
     OrchestratorLoad load(options.load, target);
     const bool joined = load.join(std::chrono::seconds(300));
@@ -245,14 +141,14 @@ StatusOr<nlohmann::json> measure(const Options& options, const std::string& fold
     load.figures.clear();
     const double cpu_before = cpu_seconds(control.native_handle()) + cpu_seconds(target.thread());
     const double control_before = cpu_seconds(control.native_handle());
-    const uint64_t journal_before = journal_bytes(folder);
+    const uint64_t journal_before = journal_bytes(options.directory);
     const auto begin = std::chrono::steady_clock::now();
     load.run(std::chrono::seconds(options.seconds));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     report = report_of(options, load.figures, seconds);
     report["orchestrator_cores"] = (cpu_seconds(control.native_handle()) + cpu_seconds(target.thread()) - cpu_before) / seconds;
     report["control_thread_cores"] = (cpu_seconds(control.native_handle()) - control_before) / seconds;
-    report["journal_bytes_per_second"] = static_cast<double>(journal_bytes(folder) - journal_before) / seconds;
+    report["journal_bytes_per_second"] = static_cast<double>(journal_bytes(options.directory) - journal_before) / seconds;
     report["resident_bytes_per_miner"] = (resident_bytes() - resident_before) / options.load.miners;
     load.settle(std::chrono::seconds(10));
     if (!joined) return unavailable("not every miner was ready within 300 s");
@@ -264,25 +160,73 @@ StatusOr<nlohmann::json> measure(const Options& options, const std::string& fold
   report["journal_entries"] = journal->last_sequence();
   journal.reset();
   const auto begin = std::chrono::steady_clock::now();
-  TESSERA_ASSIGN_OR_RETURN(journal, store::open_journal(folder + "/journal.sqlite"));
-  TESSERA_ASSIGN_OR_RETURN(node, open_node(options, *journal));
+  TESSERA_ASSIGN_OR_RETURN(journal, open_bench_journal(options));
+  TESSERA_ASSIGN_OR_RETURN(node, open_bench_node(options, *journal));
   report["restart_s"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return report;
 }
 
-Status run_here(const Options& options) {
-  start_logging({.name = "bench", .file = "", .level = "error"});
-  std::string folder = options.directory;
-  if (folder.empty()) {
-    std::string pattern = (std::filesystem::temp_directory_path() / "tessera-bench-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) return internal_error("{}: can't make a folder there", pattern);
-    folder = pattern;
+nlohmann::json acknowledged_by(const OrchestratorLoad& load) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const Acknowledged& entry : load.acknowledged()) {
+    list.push_back({{"miner", entry.miner},
+                    {"incarnation", entry.incarnation},
+                    {"receipts", entry.receipts},
+                    {"lease_request", entry.lease_request}});
   }
-  TESSERA_RETURN_IF_ERROR(make_directories(folder));
-  const StatusOr<nlohmann::json> report = measure(options, folder);
-  if (options.directory.empty()) {
+  return list;
+}
+
+// The same load on an orchestrator in a process of its own, which is killed again and again: some time after it began to serve,
+// while its miners come back or when they are all there again. The load does not pause meanwhile.
+StatusOr<nlohmann::json> measure_kills(const Options& options) {
+  TESSERA_ASSIGN_OR_RETURN(const auto process, OrchestratorProcess::create(options));
+  OrchestratorLoad load(options.load, *process);
+  TESSERA_RETURN_IF_ERROR(process->start());
+  if (!load.join(std::chrono::seconds(300))) return unavailable("not every miner was ready within 300 s");
+  load.run(std::chrono::seconds(5));  // until work is under way everywhere
+  load.figures.clear();
+  Prng pauses(kKillSeed);
+  std::vector<double> restarts;
+  uint32_t at_full_load = 0;
+  const auto begin = std::chrono::steady_clock::now();
+  for (uint32_t kill = 0; kill < options.kills; ++kill) {
+    const uint64_t registered_before = load.figures.registrations;
+    load.run(std::chrono::milliseconds(kShortestPauseMs + pauses.below(kLongestPauseMs - kShortestPauseMs)));
+    at_full_load += kill == 0 || load.figures.registrations - registered_before >= options.load.miners;
+    process->kill();
+    TESSERA_RETURN_IF_ERROR(process->start());
+    load.run(std::chrono::seconds(kLongestRestartS), [&] { return process->serves_after().has_value(); });
+    if (!process->serves_after()) return unavailable("restart {} took more than {} s", kill + 1, kLongestRestartS);
+    restarts.push_back(*process->serves_after());
+  }
+  load.run(std::chrono::seconds(5));
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  load.settle(std::chrono::seconds(10));
+  process->kill();
+  nlohmann::json report = report_of(options, load.figures, seconds);
+  std::sort(restarts.begin(), restarts.end());
+  report["kills"] = options.kills;
+  report["kills_at_full_load"] = at_full_load;
+  report["restart_p50_s"] = restarts[restarts.size() / 2];
+  report["restart_max_s"] = restarts.back();
+  report["acknowledged"] = acknowledged_by(load);
+  return report;
+}
+
+// In a folder of its own if none is given.
+Status run_here(Options options) {
+  start_logging({.name = "bench", .file = "", .level = "error"});
+  const bool temporary = options.directory.empty();
+  if (temporary) {
+    options.directory = (std::filesystem::temp_directory_path() / "tessera-bench-XXXXXX").string();
+    if (::mkdtemp(options.directory.data()) == nullptr) return internal_error("{}: can't make a folder there", options.directory);
+  }
+  TESSERA_RETURN_IF_ERROR(make_directories(options.directory));
+  const StatusOr<nlohmann::json> report = options.kills > 0 ? measure_kills(options) : measure(options);
+  if (temporary) {
     std::error_code ignored;
-    std::filesystem::remove_all(folder, ignored);
+    std::filesystem::remove_all(options.directory, ignored);
   }
   TESSERA_RETURN_IF_ERROR(report.status());
   print_report(*report);
@@ -302,12 +246,7 @@ Status run_against(const Options& options) {
   load.settle(std::chrono::seconds(5));
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   nlohmann::json report = report_of(options, load.figures, seconds);
-  for (const Acknowledged& entry : load.acknowledged()) {
-    report["acknowledged"].push_back({{"miner", entry.miner},
-                                      {"incarnation", entry.incarnation},
-                                      {"receipts", entry.receipts},
-                                      {"lease_request", entry.lease_request}});
-  }
+  report["acknowledged"] = acknowledged_by(load);
   print_report(report);
   return write_report(options.json, report);
 }
@@ -328,8 +267,12 @@ void add_orchestrator_bench(CLI::App* app) {
   command->add_option("--directory", options->directory, "Keep the journal here instead of a temporary folder");
   command->add_option("--connect", options->connect, "Load the orchestrator at this address instead, over gRPC");
   command->add_option("--json", options->json, "Write the figures here");
+  command->add_option("--kills", options->kills, "Have the orchestrator in a process of its own, and kill it so often")
+      ->check(CLI::Range(1, 100000));
+  command->add_option("--serve", options->serve, "Be that process: the number of its socket")->group("");
   on_call(command, [options] {
     if (options->load.miners < options->load.stages) return invalid_argument("--miners: every stage needs one");
+    if (options->serve >= 0) return serve_orchestrator(*options, options->serve);
     return options->connect.empty() ? run_here(*options) : run_against(*options);
   });
 }

@@ -197,7 +197,11 @@ void OrchestratorLoad::take_leases(SimulatedMiner& miner, const core::SyncAnswer
     for (size_t s = 0; s < lease.pathway.size(); ++s) {
       if ((lease.counted_stages >> s & 1) != 0) continue;
       const auto after = std::chrono::milliseconds(options_.work_ms * static_cast<TimeMs>(s + 1));
-      work_.emplace(now + after, Work{lease.pathway[s], lease.microbatch, lease.attempt, true});
+      work_.emplace(now + after, Work{.miner = lease.pathway[s],
+                                      .upstream = s == 0 ? kNoMiner : lease.pathway[s - 1],
+                                      .downstream = s + 1 == lease.pathway.size() ? kNoMiner : lease.pathway[s + 1],
+                                      .microbatch = lease.microbatch,
+                                      .attempt = lease.attempt});
     }
   }
 }
@@ -219,11 +223,13 @@ void OrchestratorLoad::sign(const Work& work) {
   receipt.stage = miner.stage;
   receipt.microbatch = work.microbatch;
   receipt.attempt = work.attempt;
-  receipt.accumulated = work.accumulated;
+  receipt.upstream = work.upstream;
+  receipt.downstream = work.downstream;
+  receipt.accumulated = true;
   receipt.local_step = (receipt.sequence - 1) / kMicrobatchesPerStep;
   receipt.order = static_cast<uint32_t>((receipt.sequence - 1) % kMicrobatchesPerStep);
-  receipt.input_hash = receipt.output_hash = digest_of(fmt::format("activation {} {}", work.microbatch, miner.stage));
-  receipt.gradient_in_hash = receipt.gradient_out_hash = receipt.input_hash;
+  receipt.input_hash = receipt.gradient_out_hash = digest_of(fmt::format("boundary {} {}", work.microbatch, miner.stage));
+  receipt.output_hash = receipt.gradient_in_hash = digest_of(fmt::format("boundary {} {}", work.microbatch, miner.stage + 1));
   receipt.loss = 2;
   receipt.forward_ms = static_cast<float>(options_.work_ms) / 3;
   receipt.backward_ms = static_cast<float>(options_.work_ms) * 2 / 3;

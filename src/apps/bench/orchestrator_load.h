@@ -98,9 +98,10 @@ class OrchestratorLoad {
   };
   struct Work {
     MinerIndex miner = kNoMiner;
+    MinerIndex upstream = kNoMiner;
+    MinerIndex downstream = kNoMiner;
     MicrobatchId microbatch = 0;
     uint32_t attempt = 0;
-    bool accumulated = false;
   };
 
   void drain();

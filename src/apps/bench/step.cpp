@@ -15,7 +15,7 @@ struct StepBenchOptions {
   SliceBenchOptions over{.with_whole = true};
   std::string boundary = "none", pass = "best";
   core::Recompute recompute = core::Recompute::kOff;
-  bool deterministic = false;
+  bool deterministic = false, fp8 = false;
   uint32_t batch = 0;
 };
 
@@ -28,6 +28,7 @@ StatusOr<model::StepCase> case_of(const Slice& slice, const StepBenchOptions& op
   if (options.batch > 0) spec.training.microbatch_size = options.batch;
   spec.training.deterministic = options.deterministic;
   spec.training.recompute = options.recompute;
+  if (options.fp8) spec.training.matrix_products = core::MatrixProducts::kFp8;
   if (options.boundary == "anchored") spec.boundary = core::BoundarySpec();
   step_case.pass = options.pass == "autograd" ? model::PassKind::kAutograd
                    : options.pass == "fused"  ? model::PassKind::kFused
@@ -40,7 +41,7 @@ StatusOr<model::StepCase> case_of(const Slice& slice, const StepBenchOptions& op
 constexpr double kHopperPeak = 989e12;
 
 nlohmann::json row_of(const std::string& name, const BenchDevice& device,
-                      const model::StepMeasurement& measured, uint32_t in_flight) {
+                      const model::StepMeasurement& measured, uint32_t in_flight, bool fp8) {
   const double rate = measured.operations / measured.seconds;
   return {{"slice", name},
           {"device", device.name},
@@ -57,6 +58,7 @@ nlohmann::json row_of(const std::string& name, const BenchDevice& device,
           {"optimizer_ms", measured.optimizer_seconds * 1e3},
           {"parameters", measured.parameters},
           {"in_flight", in_flight},
+          {"matrix_products", fp8 ? "fp8" : "bf16"},
           {"peak_memory_bytes", measured.peak_memory_bytes}};
 }
 
@@ -68,7 +70,7 @@ Status run_step_bench(const StepBenchOptions& options) {
   return run_over_slices(options.over, header, [&](const Slice& slice, const BenchDevice& device, nlohmann::json* rows) -> Status {
     TESSERA_ASSIGN_OR_RETURN(const model::StepCase step_case, case_of(slice, options));
     TESSERA_ASSIGN_OR_RETURN(const model::StepMeasurement measured, model::measure_step(step_case, device.name, measure));
-    const nlohmann::json row = row_of(slice.name, device, measured, measure.in_flight);
+    const nlohmann::json row = row_of(slice.name, device, measured, measure.in_flight, options.fp8);
     const double mfu = row["mfu"].is_null() ? 0 : row["mfu"].get<double>();
     std::printf("%-18s %12.0f %7.1f%% %8.1f%% %9.2f %9.2f %9.2f %9.2f %9.2f %9.2f\n", slice.name,
                 row["tokens_per_s"].get<double>(), mfu * 100, row["roofline"].get<double>() * 100,
@@ -102,6 +104,7 @@ void add_step_bench(CLI::App* app) {
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
   command->add_flag("--deterministic", options->deterministic, "As training.deterministic");
+  command->add_flag("--fp8", options->fp8, "training.matrix_products: fp8");
   on_call(command, [options] { return run_step_bench(*options); });
 }
 

@@ -23,6 +23,7 @@ struct ZeroBenchOptions {
   core::OptimizerKind optimizer = core::OptimizerKind::kAdamW;
   std::vector<uint32_t> stages{0, 1, 2, 3};
   uint32_t gpus = 2;
+  bool share_gpu = false;
   model::MeasureOptions measure;
 };
 
@@ -38,10 +39,17 @@ StatusOr<core::RunSpec> run_of(const ZeroBenchOptions& options, uint32_t gpus) {
   return spec;
 }
 
-StatusOr<model::BoxOptions> box_of(const std::string& device, uint32_t gpus, uint32_t zero_stage) {
+StatusOr<model::BoxOptions> box_of(const ZeroBenchOptions& options, const std::string& device, uint32_t zero_stage) {
   model::BoxOptions box;
-  for (uint32_t i = 0; i < gpus; ++i) box.devices.push_back(device == "cpu" ? "cpu" : "cuda:" + std::to_string(i));
-  TESSERA_ASSIGN_OR_RETURN(auto groups, collective::make_groups(box.devices, kPatience));
+  for (uint32_t i = 0; i < options.gpus; ++i) {
+    box.devices.push_back(device == "cpu" || options.share_gpu ? device : "cuda:" + std::to_string(i));
+  }
+  std::vector<std::unique_ptr<ports::CollectiveGroup>> groups;
+  if (options.share_gpu) {
+    groups = collective::make_shared_device_groups(device, options.gpus);
+  } else {
+    TESSERA_ASSIGN_OR_RETURN(groups, collective::make_groups(box.devices, kPatience));
+  }
   for (auto& group : groups) box.groups.push_back(std::move(group));
   box.zero_stage = zero_stage;
   return box;
@@ -62,7 +70,7 @@ StatusOr<nlohmann::json> measure_stage(const ZeroBenchOptions& options, const st
   model::ZeroCase zero_case;
   TESSERA_ASSIGN_OR_RETURN(zero_case.spec, run_of(options, options.gpus));
   zero_case.stage = zero_case.spec.pipeline.stages == 1 ? 0 : 1;
-  TESSERA_ASSIGN_OR_RETURN(zero_case.box, box_of(device, options.gpus, zero_stage));
+  TESSERA_ASSIGN_OR_RETURN(zero_case.box, box_of(options, device, zero_stage));
   TESSERA_ASSIGN_OR_RETURN(const model::ZeroMeasurement measured, model::measure_zero(zero_case, options.measure));
   TESSERA_ASSIGN_OR_RETURN(const core::StateBytes formula,
                            core::plan_state_bytes(static_cast<double>(measured.parameters), options.gpus, zero_stage,
@@ -90,7 +98,7 @@ StatusOr<nlohmann::json> measure_stage(const ZeroBenchOptions& options, const st
 Status run_zero_bench(const ZeroBenchOptions& options) {
   collective::prepare_process();
   TESSERA_ASSIGN_OR_RETURN(const std::string device, model::choose_device(options.device));
-  if (device != "cpu") {
+  if (device != "cpu" && !options.share_gpu) {
     TESSERA_RETURN_IF_ERROR(model::choose_device("cuda:" + std::to_string(options.gpus - 1)).status());
   }
   // One device, without any of the box's machinery: what a second GPU has to double.
@@ -126,7 +134,9 @@ void add_zero_bench(CLI::App* app) {
       "zero", "A stage on several GPUs as one miner: tokens a second against one GPU with the same sequences for each, memory of "
               "each GPU by part beside the formula, and the time that computation waits for gathered weights. Slices:" + names_of_slices());
   command->add_option("--device", options->device, "auto, cpu (workers over gloo) or cuda")->capture_default_str();
-  command->add_option("--gpus", options->gpus)->check(CLI::Range(2u, core::kMostGpusOfBox))->capture_default_str();
+  command->add_option("--gpus", options->gpus)->check(CLI::Range(1u, core::kMostGpusOfBox))->capture_default_str();
+  command->add_flag("--share-gpu", options->share_gpu,
+                    "All workers on the first GPU: says nothing about speed, but runs the code and shows each worker's tensors");
   command->add_option("--zero", options->stages, "Only these stages; several may be given")->check(CLI::Range(0, 3));
   command->add_option("--slice", options->slice)->capture_default_str();
   add_recompute_option(command, &options->recompute);

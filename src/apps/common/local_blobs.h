@@ -1,13 +1,14 @@
 // The blob store of this process' disk behind the interfaces of net and node.
 #pragma once
 
-#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "tessera/base/clock.h"
 #include "tessera/net/server.h"
 #include "tessera/ports/links.h"
+#include "tessera/store/blob_quota.h"
 #include "tessera/store/blobs.h"
 #include "tessera/store/ledger_reader.h"
 
@@ -16,10 +17,8 @@ namespace tessera::apps {
 // Thread-safe, as the store is.
 class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
  public:
-  explicit LocalBlobs(store::BlobStore& store) : store_(store) {}
-
-  // Anyone may read; only who passes may write. Before it is set nobody writes.
-  void set_writer_check(std::function<bool(const NodeId&)> may_write) { may_write_ = std::move(may_write); }
+  // Anyone may read. Others than this process may put only what `quota` lets them.
+  LocalBlobs(store::BlobStore& store, store::BlobQuota& quota) : store_(store), quota_(quota) {}
 
   // Of the run that these blobs are of; before it is set nobody reads one.
   void set_ledger(store::LedgerReader* ledger) { ledger_ = ledger; }
@@ -28,10 +27,16 @@ class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
   }
 
   Status admit(const ports::Caller& caller, bool write) override {
-    if (!write || (may_write_ && may_write_(caller.node))) return ok_status();
+    if (!write || quota_.is_open(caller.node)) return ok_status();
     return error(absl::StatusCode::kPermissionDenied, "only registered miners store blobs here; register first");
   }
-  StatusOr<Digest> put(std::string_view content) override { return store_.put(content); }
+  Status put(const ports::Caller& caller, const Digest& name, std::string content) override {
+    TESSERA_RETURN_IF_ERROR(quota_.take(caller.node, content.size(), monotonic_now_ms()));
+    bool is_new = false;
+    const Status status = store_.put(name, content, &is_new);
+    if (!is_new) quota_.give_back(caller.node, content.size());
+    return status;
+  }
   StatusOr<std::string> get(const Digest& digest) override { return store_.get(digest); }
   bool has(const Digest& digest) override { return store_.has(digest); }
 
@@ -54,8 +59,12 @@ class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
 
  private:
   store::BlobStore& store_;
+<<<<<<< HEAD
   std::function<bool(const NodeId&)> may_write_;
   store::LedgerReader* ledger_ = nullptr;
+=======
+  store::BlobQuota& quota_;
+>>>>>>> integ
 };
 
 }  // namespace tessera::apps
