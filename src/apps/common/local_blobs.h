@@ -59,12 +59,8 @@ class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
 
  private:
   store::BlobStore& store_;
-<<<<<<< HEAD
-  std::function<bool(const NodeId&)> may_write_;
-  store::LedgerReader* ledger_ = nullptr;
-=======
   store::BlobQuota& quota_;
->>>>>>> integ
+  store::LedgerReader* ledger_ = nullptr;
 };
 
 }  // namespace tessera::apps
