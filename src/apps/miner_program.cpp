@@ -46,6 +46,7 @@ StatusOr<std::string> mine(const Flags& flags, const MinerHooks& hooks, StopFlag
   TESSERA_ASSIGN_OR_RETURN(const auto orchestrator, net::GrpcOrchestratorLink::create({.orchestrator = config.orchestrator, .signer = signer, .software = version(), .expected_orchestrator = {}}));
   TESSERA_ASSIGN_OR_RETURN(const auto blobs, net::GrpcBlobLink::create({.server = config.orchestrator, .signer = signer, .software = version(), .expected_server = {}}));
   const auto peers = net::GrpcPeerLink::create({.signer = signer});
+  const auto donors = net::GrpcDonorLinks::create(signer);
   ShardCache tokens(config.directory + "/shards", *blobs);
 
   node::MinerOptions options;
@@ -65,11 +66,12 @@ StatusOr<std::string> mine(const Flags& flags, const MinerHooks& hooks, StopFlag
   net::PeerServer* server_to_tell = nullptr;
   options.joined = [&](const std::string& run_id) {
     peers->set_run(run_id);
+    donors->set_run(run_id);
     server_to_tell->set_run(run_id);
   };
   const auto wrapped = hooks.orchestrator ? hooks.orchestrator(*orchestrator, key) : nullptr;
   ports::OrchestratorLink* const link = wrapped ? wrapped.get() : orchestrator.get();
-  node::MinerNode node(std::move(options), {link, peers.get(), blobs.get(), &tokens});
+  node::MinerNode node(std::move(options), {link, peers.get(), blobs.get(), &tokens, donors.get()});
   TESSERA_ASSIGN_OR_RETURN(const auto server, net::PeerServer::start({.listen = config.listen, .key = key}, &node));
   server_to_tell = server.get();
   node.set_address(advertised(config, *server));

@@ -98,10 +98,11 @@ FieldTable sim_table(SimSpec* sim) {
                          "share of reduced shards that their miner falsifies"),
                    field("sim.lost_uploads", &sim->lost_uploads, "0 to 0.9",
                          "share of a merge's uploads that nobody can read"),
-                   field("sim.cheaters", &sim->cheaters, "noise, flip, scale, stale, lazy, unavailable, pair",
+                   field("sim.cheaters", &sim->cheaters, "noise, flip, scale, stale, lazy, unavailable, pair, forge, slander",
                          "how the first miners cheat in every merge: upload noise, the opposite, a hundredfold or an "
-                         "old upload; commit reductions without computing them; call uploads unreadable; two of 'pair' "
-                         "falsify just the shards that they own together"),
+                         "old upload; commit reductions without computing them; call uploads unreadable; and, on just the shards "
+                         "that two of a kind own together: 'pair' commit what neither has, 'forge' make and store a false "
+                         "reduction, 'slander' measure falsely"),
                    field("sim.faults", &sim->faults, "", "what happens and when: see above"),
                    field("sim.faults_until_s", &sim->faults_until_s, "0 to 1e8",
                          "then everything is mended, and nothing random fails any more; 0: never"),
@@ -159,7 +160,7 @@ Status validate_lists(const SimSpec& sim, const core::RunSpec& spec) {
     }
   }
   for (const std::string& kind : sim.cheaters) {
-    const std::set<std::string> kinds = {"noise", "flip", "scale", "stale", "lazy", "unavailable", "pair"};
+    const std::set<std::string> kinds = {"noise", "flip", "scale", "stale", "lazy", "unavailable", "pair", "forge", "slander"};
     if (kinds.count(kind) == 0) {
       return invalid_argument("sim.cheaters: '{}' is not allowed; known: {}", kind, fmt::join(kinds, ", "));
     }

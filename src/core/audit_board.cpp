@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "tessera/base/crypto.h"
 
@@ -11,9 +12,35 @@ namespace {
 
 constexpr double kTwoTo64 = 18446744073709551616.0;
 
-bool holds(const SegmentCommit& begin, const SegmentCommit& end, const UploadCommit& upload) {
-  return upload.target == begin.epoch + 1 && upload.snapshot_version >= begin.weight_version &&
-         upload.snapshot_step >= begin.local_step && upload.snapshot_step <= begin.local_step + end.steps.size();
+// Steps and versions only grow within a process.
+bool holds(const AuditTask& task, const UploadCommit& upload) {
+  return upload.snapshot_version >= task.begin.weight_version && upload.snapshot_step >= task.begin.local_step &&
+         upload.snapshot_step <= task.begin.local_step + task.end.steps.size();
+}
+
+// The ledger's epochs of receipts first to last - 1.
+std::vector<Epoch> epochs_of(const std::vector<EpochMark>& marks, uint64_t first, uint64_t last) {
+  std::vector<Epoch> epochs;
+  for (size_t i = 0; i < marks.size(); ++i) {
+    const bool over = i + 1 < marks.size() && marks[i + 1].first_receipt <= first;
+    if (over || marks[i].first_receipt >= last) continue;
+    if (epochs.empty() || epochs.back() != marks[i].epoch) epochs.push_back(marks[i].epoch);
+  }
+  return epochs;
+}
+
+// Why the segment can't be run again by the miner's own doing; empty: it can.
+std::string unauditable(const SegmentUnderWay& segment, const SegmentCommit& end, const std::vector<Epoch>& epochs) {
+  const SegmentCommit& begin = *segment.begin;
+  if (begin.state.is_zero() || end.state.is_zero()) return "its state was not stored";
+  if (!end.whole) return "the miner could not keep it whole";
+  if (end.first_receipt < begin.first_receipt) return "it ends before it begins";
+  if (end.first_receipt - begin.first_receipt > kMaxSegmentReceipts) return "it is too long";
+  // Receipts of the epoch before may come with the report that the next has begun.
+  if (!epochs.empty() && (begin.epoch > epochs.front() || begin.epoch + 1 < epochs.front())) {
+    return fmt::format("it is said to begin in epoch {}, but that was epoch {}", begin.epoch, epochs.front());
+  }
+  return "";
 }
 
 VerdictKind event_kind(AuditFinding finding) {
@@ -23,9 +50,10 @@ VerdictKind event_kind(AuditFinding finding) {
 
 }  // namespace
 
-bool AuditBoard::is_picked(MinerIndex miner, uint64_t incarnation, uint64_t number) const {
+// From 0 to 1, by the run's secret.
+double AuditBoard::drawn(const char* what, MinerIndex miner, uint64_t incarnation, uint64_t number) const {
   Encoder encoder;
-  encoder.write(std::string("tessera audit pick"));
+  encoder.write(std::string(what));
   encoder.write(secret_);
   encoder.write(miner);
   encoder.write(incarnation);
@@ -33,7 +61,15 @@ bool AuditBoard::is_picked(MinerIndex miner, uint64_t incarnation, uint64_t numb
   const Digest digest = digest_of(encoder.take());
   uint64_t drawn = 0;
   for (size_t i = 0; i < sizeof(drawn); ++i) drawn |= uint64_t{digest.bytes[i]} << (8 * i);
-  return static_cast<double>(drawn) < spec_.share * kTwoTo64;
+  return static_cast<double>(drawn) / kTwoTo64;
+}
+
+bool AuditBoard::is_picked(MinerIndex miner, uint64_t incarnation, uint64_t number) const {
+  return drawn("tessera audit pick", miner, incarnation, number) < spec_.share;
+}
+
+bool AuditBoard::is_upload_picked(MinerIndex miner, uint64_t incarnation, Epoch target) const {
+  return drawn("tessera audit upload", miner, incarnation, target) < spec_.upload_share;
 }
 
 void AuditBoard::begin(MinerIndex miner, uint64_t incarnation, StageIndex stage, const std::string& device) {
@@ -51,27 +87,54 @@ uint64_t AuditBoard::known_segment(MinerIndex miner) const {
   return found == state_.under_way.end() || !found->second.begin ? 0 : found->second.begin->number;
 }
 
-void AuditBoard::receipt(MinerIndex miner, const Receipt& receipt) {
+void AuditBoard::receipt(MinerIndex miner, const Receipt& receipt, Epoch epoch, bool may_snapshot) {
   const auto found = state_.under_way.find(miner);
   if (!spec_.enabled || found == state_.under_way.end()) return;
   SegmentUnderWay& segment = found->second;
+  if (segment.epochs.empty() || segment.epochs.back().epoch != epoch) segment.epochs.push_back({receipt.sequence, epoch});
+  if (++segment.receipts_since % kMaxSegmentReceipts == 0) {  // where is the commitment?
+    segment.not_auditable += kMaxSegmentReceipts;
+    segment.segments += kJudgedSegments;
+  }
   const uint64_t number = known_segment(miner);
   // The commitment to the next segment's begin may still be on its way.
-  if (!is_picked(miner, segment.incarnation, number) && !is_picked(miner, segment.incarnation, number + 1)) return;
-  if (segment.receipts.size() >= 2 * kMaxSegmentReceipts) {
-    segment.complete = false;
+  if (!is_picked(miner, segment.incarnation, number) && !is_picked(miner, segment.incarnation, number + 1) &&
+      !(may_snapshot && is_upload_picked(miner, segment.incarnation, epoch + 1))) {
     return;
   }
-  segment.receipts.push_back(receipt);
+  if (segment.receipts.size() < 2 * kMaxSegmentReceipts) segment.receipts.push_back(receipt);
 }
 
-void AuditBoard::upload(MinerIndex miner, const UploadCommit& commit) {
-  if (const auto found = state_.under_way.find(miner); found != state_.under_way.end()) found->second.upload = commit;
+void AuditBoard::upload(MinerIndex miner, const UploadCommit& commit, const Digest& base) {
+  const auto found = state_.under_way.find(miner);
+  if (found == state_.under_way.end()) return;
+  SegmentUnderWay& segment = found->second;
+  segment.upload = commit;
+  segment.upload_base = base;
   // The segment that the snapshot was taken in may have ended before the upload was there.
   for (auto& [number, audit] : state_.open) {
     AuditTask& task = audit.task;
-    if (task.miner == miner && !audit.validator && !task.upload && holds(task.begin, task.end, commit)) task.upload = commit;
+    if (task.miner != miner || audit.validator || task.upload || !holds(task, commit)) continue;
+    task.upload = commit;
+    task.upload_base = base;
+    segment.upload_audited = commit.target;
   }
+  for (const EndedSegment& ended : std::exchange(segment.ended, {})) {
+    if (audit_upload(segment, ended)) break;
+  }
+}
+
+// Of the segment that the snapshot was taken in. False: it was not in this one.
+bool AuditBoard::audit_upload(SegmentUnderWay& segment, const EndedSegment& ended) {
+  const UploadCommit& upload = *segment.upload;
+  if (segment.upload_audited == upload.target || !holds(ended.task, upload)) return false;
+  if (!is_upload_picked(ended.task.miner, segment.incarnation, upload.target)) return false;
+  state_.uploads_picked++;
+  segment.upload_audited = upload.target;
+  EndedSegment with = ended;
+  with.task.upload = upload;
+  with.task.upload_base = segment.upload_base;
+  return open_audit(std::move(with));
 }
 
 void AuditBoard::schedule_changed() {
@@ -90,44 +153,39 @@ void AuditBoard::segment(MinerIndex miner, const SegmentCommit& commit, const Di
   SegmentUnderWay& segment = found->second;
   if (segment.begin) {
     state_.segments++;
-    if (is_picked(miner, segment.incarnation, segment.begin->number)) open_audit(miner, segment, commit, base, notes);
+    end_segment(miner, segment, commit, base, notes);
   }
   std::erase_if(segment.receipts, [&](const Receipt& receipt) { return receipt.sequence < commit.first_receipt; });
-  if (!is_picked(miner, segment.incarnation, commit.number) && !is_picked(miner, segment.incarnation, commit.number + 1)) {
-    segment.receipts.clear();
-  }
-  if (segment.upload && segment.upload->target <= commit.epoch) segment.upload.reset();
-  segment.complete = true;
+  while (segment.epochs.size() > 1 && segment.epochs[1].first_receipt <= commit.first_receipt) segment.epochs.erase(segment.epochs.begin());
+  segment.receipts_since = 0;
   segment.schedule_known = true;
   segment.base = base;
   segment.begin = commit;
 }
 
-void AuditBoard::open_audit(MinerIndex miner, const SegmentUnderWay& segment, const SegmentCommit& end,
-                            const Digest& next_base, std::vector<AuditNote>* notes) {
-  state_.picked++;
+void AuditBoard::end_segment(MinerIndex miner, SegmentUnderWay& segment, const SegmentCommit& end, const Digest& next_base,
+                             std::vector<AuditNote>* notes) {
   const SegmentCommit& begin = *segment.begin;
-  AuditTask task;
+  const bool picked = is_picked(miner, segment.incarnation, begin.number);
+  state_.picked += picked;
+  const uint64_t length = end.first_receipt - std::min(begin.first_receipt, end.first_receipt);
+  EndedSegment ended;
+  ended.epochs = epochs_of(segment.epochs, begin.first_receipt, end.first_receipt);
+  const std::string why = unauditable(segment, end, ended.epochs);
+  segment.segments++;
+  (why.empty() ? segment.auditable : segment.not_auditable) += length;
+  AuditTask& task = ended.task;
   for (const Receipt& receipt : segment.receipts) {
     if (receipt.sequence >= begin.first_receipt && receipt.sequence < end.first_receipt) task.receipts.push_back(receipt);
   }
-  const uint64_t expected = end.first_receipt >= begin.first_receipt ? end.first_receipt - begin.first_receipt : UINT64_MAX;
-  const bool stored = !begin.state.is_zero() && !end.state.is_zero();
-  if (!stored || !end.whole || !segment.complete || task.receipts.size() != expected || expected > kMaxSegmentReceipts) {
+  if (!why.empty() || task.receipts.size() != length) {
+    if (!picked) return;
     state_.unauditable++;
     notes->push_back({fmt::format("segment {} of miner {} can't be audited: {}", begin.number, miner,
-                                  !stored      ? "its state was not stored"
-                                  : !end.whole ? "the miner could not keep it whole"
-                                               : "its receipts are not all there"),
-                      true});
+                                  why.empty() ? "its receipts are not all there" : why), true});
     return;
   }
-  if (expected == 0) return;  // nothing was done
-  if (state_.open.size() >= kMostOpenAudits) {
-    state_.no_room++;
-    return;
-  }
-  task.audit = state_.next_audit++;
+  if (length == 0) return;  // nothing was done
   task.miner = miner;
   task.stage = segment.stage;
   task.device = segment.device;
@@ -136,8 +194,46 @@ void AuditBoard::open_audit(MinerIndex miner, const SegmentUnderWay& segment, co
   task.schedule_known = segment.schedule_known;
   task.base = segment.base;
   if (end.epoch != begin.epoch) task.next_base = next_base;
-  if (segment.upload && holds(begin, end, *segment.upload)) task.upload = segment.upload;
-  state_.open[task.audit].task = std::move(task);
+  if (segment.upload && audit_upload(segment, ended)) return;  // as picked as can be
+  // Whether the next upload's snapshot is in this one is not known yet.
+  if (is_upload_picked(miner, segment.incarnation, ended.epochs.back() + 1)) segment.ended.push_back(ended);
+  if (segment.ended.size() > kMostAwaitUpload) segment.ended.erase(segment.ended.begin());
+  if (!picked) return;
+  if (segment.upload && holds(task, *segment.upload)) {
+    task.upload = segment.upload;
+    task.upload_base = segment.upload_base;
+  }
+  if (!open_audit(std::move(ended))) state_.no_room++;
+}
+
+bool AuditBoard::open_audit(EndedSegment ended) {
+  if (state_.open.size() >= kMostOpenAudits) return false;
+  ended.task.audit = state_.next_audit++;
+  OpenAudit& audit = state_.open[ended.task.audit];
+  audit.task = std::move(ended.task);
+  audit.epochs = std::move(ended.epochs);
+  return true;
+}
+
+std::optional<Verdict> AuditBoard::judge_auditable(MinerIndex miner, Epoch epoch) {
+  const auto found = state_.under_way.find(miner);
+  if (found == state_.under_way.end()) return std::nullopt;
+  SegmentUnderWay& segment = found->second;
+  const uint64_t all = segment.auditable + segment.not_auditable;
+  if (all < kJudgedReceipts || segment.segments < kJudgedSegments) return std::nullopt;
+  const double share = static_cast<double>(segment.auditable) / static_cast<double>(all);
+  const uint64_t auditable = std::exchange(segment.auditable, 0);
+  segment.not_auditable = 0;
+  segment.segments = 0;
+  if (share >= spec_.auditable_share) return std::nullopt;
+  return Verdict{.miner = miner,
+                 .stage = segment.stage,
+                 .epoch = epoch,
+                 .kind = VerdictKind::kCommitment,
+                 .passed = false,
+                 .reason = fmt::format("of its last {} receipts {} are of segments that can be run again: a share of {:.3f}, "
+                                       "audit.auditable_share asks for {:g}", all, auditable, share, spec_.auditable_share),
+                 .evidence = {}};
 }
 
 void AuditBoard::note_epoch(TimeMs now, StageIndex stage, Epoch epoch) {
@@ -195,7 +291,8 @@ void AuditBoard::take_back(uint64_t number, const std::string& why, std::vector<
   state_.open.erase(number);
 }
 
-// The oldest that waits; one that this validator had already only if nobody else is there for it.
+// The oldest that waits of the miners on its own kind of device, where honest bits are equal; of others only if nobody else is there
+// for them. One that this validator had already only if nobody else is there for it.
 std::optional<uint64_t> AuditBoard::audit_for(const NodeId& validator) const {
   const auto known = state_.validators.find(validator);
   if (known == state_.validators.end() || !known->second.live) return std::nullopt;
@@ -205,8 +302,14 @@ std::optional<uint64_t> AuditBoard::audit_for(const NodeId& validator) const {
   for (const auto& [number, audit] : state_.open) {
     if (audit.validator == validator) return number;  // it has it already, or the answer was lost
   }
+  const std::string own = device_kind(known->second.device);
   for (const auto& [number, audit] : state_.open) {
-    if (!audit.validator && !(others && audit.last_validator == validator)) return number;
+    if (audit.validator || (others && audit.last_validator == validator)) continue;
+    const std::string kind = device_kind(audit.task.device);
+    const bool has_its_own = std::any_of(state_.validators.begin(), state_.validators.end(), [&](const auto& entry) {
+      return entry.second.live && device_kind(entry.second.device) == kind;
+    });
+    if (kind == own || !has_its_own) return number;
   }
   return std::nullopt;
 }
@@ -224,18 +327,23 @@ bool AuditBoard::is_awaited(const NodeId& validator, const AuditResult& result) 
   return found != state_.open.end() && found->second.validator == validator;
 }
 
-Verdict AuditBoard::verdict_of(const AuditResult& result) const {
-  const AuditTask& task = state_.open.at(result.audit).task;
+std::vector<Verdict> AuditBoard::verdicts_of(const AuditResult& result) const {
+  const OpenAudit& audit = state_.open.at(result.audit);
   Verdict verdict;
-  verdict.miner = task.miner;
-  verdict.stage = task.stage;
-  verdict.epoch = task.begin.epoch;
+  verdict.miner = audit.task.miner;
+  verdict.stage = audit.task.stage;
   verdict.kind = event_kind(result.finding);
   verdict.passed = result.finding == AuditFinding::kNone;
-  verdict.reason = fmt::format("audit {} of segment {}: {}", result.audit, task.begin.number,
+  verdict.reason = fmt::format("audit {} of segment {}: {}", result.audit, audit.task.begin.number,
                                verdict.passed ? result.reason : fmt::format("{}: {}", name_of(result.finding), result.reason));
   verdict.evidence = result.evidence;
-  return verdict;
+  std::vector<Verdict> verdicts;
+  for (const Epoch epoch : audit.epochs) {
+    verdict.epoch = epoch;
+    verdicts.push_back(verdict);
+    if (!voids_epoch(verdict)) break;
+  }
+  return verdicts;
 }
 
 void AuditBoard::finish(const AuditFinished& event, std::vector<AuditNote>* notes) {

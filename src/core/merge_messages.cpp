@@ -54,6 +54,8 @@ const char* name_of(MergeFault fault) {
       return "norm";
     case MergeFault::kCosine:
       return "cosine";
+    case MergeFault::kUnreadableResult:
+      return "unreadable result";
   }
   return "unknown";
 }

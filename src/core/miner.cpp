@@ -63,6 +63,7 @@ SyncRequest Miner::report() {
   if (phase_ == MinerPhase::kReady && is_head()) request.lease_request = lease_request_;
   // The upload is weighed by receipts: it is committed only when all of them are in this report or known already.
   if (receipts_.size() <= kMaxReceiptsPerSync) request.upload = upload_;
+  request.unreadable_results = unreadable_results_;
   request.shards = shards_;
   request.applied = applied_;
   request.published_state = published_state_;
@@ -174,6 +175,7 @@ void Miner::take_assignment(const Assignment& assignment) {
   shards_.clear();
   reducing_.clear();
   snapshot_target_ = preparing_ = reduce_target_ = 0;
+  unreadable_results_.clear();
   published_state_.reset();
   say(fmt::format("loads stage {} at epoch {}{}", assignment.stage, assignment.epoch,
                   assignment.state.is_zero() ? " from the run's seed" : ""));

@@ -4,9 +4,15 @@
 
 #include <algorithm>
 
+#include "tessera/base/crypto.h"
 #include "tessera/core/miner.h"
 
 namespace tessera::core {
+namespace {
+
+constexpr uint32_t kResultWaits = 64;  // answers that name the same results again, before they are tried again
+
+}  // namespace
 
 void Miner::take_merge_directive(const std::optional<MergeDirective>& directive) {
   if (!directive) return;
@@ -14,12 +20,13 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
   if (merge.target != epoch_ + 1) return;
   switch (merge.phase) {
     case MergePhase::kSnapshot:
-      if (snapshot_target_ == merge.target) {
-        // The same merge was asked for before and is known here; an aborted one is begun again by a new upload of the
-        // same snapshot, so nothing is to be done.
+      if (snapshot_target_ == merge.target && merge.again == snapshot_again_) {
+        // The same merge was asked for before and is known here; one that was aborted, but not because this upload could not
+        // be read, is begun again with it.
         break;
       }
       snapshot_target_ = merge.target;
+      snapshot_again_ = merge.again;
       upload_.reset();
       enqueue(miner_effect::TakeSnapshot{merge.target});
       break;
@@ -38,23 +45,34 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
       break;
     }
     case MergePhase::kApply:
-      if (preparing_ == merge.target) break;
+      if (preparing_ == merge.target || waits_for_results(merge)) break;
       preparing_ = merge.target;
+      unreadable_among_ = digest_of(encode(merge.results));
       emit(BackgroundJob(miner_effect::PrepareBase{merge.target, merge.uploads, merge.results, merge.participant,
                                                    merge.outer_learning_rate, merge.outer_momentum, merge.drop_carry}));
       break;
   }
 }
 
+// After a try that met unreadable results: until the orchestrator names others, or for a while.
+bool Miner::waits_for_results(const MergeDirective& merge) {
+  if (unreadable_results_.empty() || unreadable_results_.front().target != merge.target) return false;
+  if (digest_of(encode(merge.results)) != unreadable_among_) return false;
+  if (++waits_for_results_ < kResultWaits) return true;
+  waits_for_results_ = 0;
+  return false;
+}
+
 void Miner::on(miner_event::SnapshotTaken& event) {
   computing_ = false;
   if (event.target != snapshot_target_) return;
   snapshot_steps_ = earlier_steps_ + local_steps_;
-  emit(BackgroundJob(miner_effect::UploadDelta{event.target, event.masters, local_steps_, event.weight_version}));
+  emit(BackgroundJob(
+      miner_effect::UploadDelta{event.target, event.masters, local_steps_, event.weight_version, snapshot_again_}));
 }
 
 void Miner::on(miner_event::DeltaUploaded& event) {
-  if (event.commit.target != snapshot_target_) return;
+  if (event.commit.target != snapshot_target_ || event.commit.again != snapshot_again_) return;
   if (!event.ok) {
     say(fmt::format("merge {}: the upload failed: {}", event.commit.target, event.why), true);
     snapshot_target_ = 0;  // tried again if it is still asked for
@@ -79,9 +97,12 @@ void Miner::on(miner_event::ShardReduced& event) {
 
 void Miner::on(miner_event::BasePrepared& event) {
   if (event.target != preparing_) return;
+  unreadable_results_.clear();
+  for (const uint64_t first_block : event.unreadable) unreadable_results_.push_back({event.target, first_block});
   if (!event.ok) {
     say(fmt::format("merge {}: the result can't be had yet: {}", event.target, event.why), true);
     preparing_ = 0;
+    if (!unreadable_results_.empty()) urgent_ = true;
     return;
   }
   pending_state_ = event.state;
@@ -101,6 +122,8 @@ void Miner::on(miner_event::BaseApplied& event) {
   shards_.clear();
   reducing_.clear();
   published_state_.reset();
+  unreadable_results_.clear();
+  waits_for_results_ = 0;
   snapshot_target_ = reduce_target_ = preparing_ = 0;
   urgent_ = true;
   begin_segment(true);

@@ -108,6 +108,7 @@ void Orchestrator::on(const RunResumed& event) {
   state_.file_spec = event.run_spec;
   state_.restage.reset();
   forget_audits();
+  watch_.forget();
   refresh_needs();
   enter(RunPhase::kWaiting, 0);
   say(fmt::format("resumed at microbatch {} ({} done, {} to issue again)", event.next_microbatch, event.done,
@@ -242,7 +243,9 @@ void Orchestrator::on(const Ticked&) {
       state_.stages[s].publisher_turn++;
       state_.stages[s].publisher_asked_at = now_;
     }
-    auto& merge = state_.stages[s].merge;
+    StageRecord& stage = state_.stages[s];
+    if (stage.merge_paused_until > 0 && now_ >= stage.merge_paused_until) stage.merge_paused_until = 0;
+    auto& merge = stage.merge;
     if (!merge || now_ < merge->deadline) continue;
     if (merge->phase == MergePhase::kSnapshot) {
       freeze(s);
@@ -304,6 +307,8 @@ bool Orchestrator::due(TimeMs now) const {
   if (const TimeMs audit = audits().next_deadline(); audit > 0 && now >= audit) return true;
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
     if (publisher_is_late(s, now)) return true;
+    const TimeMs paused_until = state_.stages[s].merge_paused_until;
+    if (paused_until > 0 && now >= paused_until) return true;
     const auto& merge = state_.stages[s].merge;
     if (!merge || now < merge->deadline) continue;
     if (merge->phase == MergePhase::kSnapshot || index_.stage(s).unsettled > 0) return true;

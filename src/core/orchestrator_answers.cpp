@@ -36,6 +36,7 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
   directive.phase = merge.phase;
   if (merge.phase == MergePhase::kSnapshot) {
     if (merge.invited.count(miner.index) == 0) return std::nullopt;
+    directive.again = miner.upload_again;
     return directive;
   }
   directive.tasks = open_tasks(state, summary, miner);
@@ -47,22 +48,44 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
   return directive;
 }
 
-bool says_more(const Merge& merge, MinerIndex miner, const UploadCommit& upload) {
+bool says_more(const Merge& merge, const MinerRecord& miner, const UploadCommit& upload) {
   if (merge.target != upload.target) return false;
-  const auto known = merge.uploads.find(miner);
-  if (known == merge.uploads.end()) return merge.phase == MergePhase::kSnapshot && merge.invited.count(miner) > 0;
+  const auto known = merge.uploads.find(miner.index);
+  if (known == merge.uploads.end()) {
+    return merge.phase == MergePhase::kSnapshot && merge.invited.count(miner.index) > 0 && upload.again == miner.upload_again;
+  }
   return upload.whole && !known->second.whole && known->second.object == upload.object;
+}
+
+// Replicas at the stage's epoch, other ones for every newcomer.
+std::vector<Peer> donors_for(const OrchestratorState& state, const StageSummary& summary, const MinerRecord& newcomer) {
+  std::vector<Peer> donors;
+  if (summary.current.empty()) return donors;
+  auto next = std::next(summary.current.begin(), newcomer.index % summary.current.size());
+  for (size_t i = 0; i < summary.current.size() && donors.size() < kMaxDonors; ++i) {
+    const MinerRecord& donor = state.miners[*next];
+    if (++next == summary.current.end()) next = summary.current.begin();
+    if (donor.on_its_way_out()) continue;
+    donors.push_back({.miner = donor.index,
+                      .node = donor.registration.node,
+                      .stage = donor.stage,
+                      .address = donor.registration.address,
+                      .live = true,
+                      .incarnation = donor.registration.incarnation});
+  }
+  return donors;
 }
 
 // What a miner that is not ready can start from: the newest published state from which the merges since then are still
 // known, or the run's seed.
-std::optional<Assignment> assignment_for(const OrchestratorState& state, const MinerRecord& miner) {
+std::optional<Assignment> assignment_for(const OrchestratorState& state, const StageSummary& summary, const MinerRecord& miner) {
   const StageRecord& stage = state.stages[miner.stage];
   Assignment assignment;
   assignment.stage = miner.stage;
   if (!stage.published_state.is_zero() && stage.state_at(stage.published_epoch)) {
     assignment.epoch = stage.published_epoch;
     assignment.state = stage.published_state;
+    if (stage.published_epoch == stage.epoch) assignment.donors = donors_for(state, summary, miner);
   } else if (miner.must_download || !stage.state_at(0)) {
     return std::nullopt;
   }
@@ -161,11 +184,15 @@ std::vector<Event> Orchestrator::news_in(const SyncRequest& request) const {
   if (request.segment && audits().is_news(miner.index, *request.segment, next - 1)) {
     news.emplace_back(SegmentCommitted{miner.index, *request.segment});
   }
-  if (request.upload && stage.merge && says_more(*stage.merge, miner.index, *request.upload)) {
+  if (request.upload && stage.merge && says_more(*stage.merge, miner, *request.upload)) {
     news.emplace_back(UploadCommitted{miner.index, *request.upload});
   }
   for (ShardCommit& commit : owed_commits(request)) {
     news.emplace_back(ShardCommitted{miner.index, std::move(commit), miner.stage, state_.resumes});
+  }
+  for (const UnreadableResult& unreadable : request.unreadable_results) {
+    if (!may_recheck(miner, unreadable)) continue;
+    news.emplace_back(ResultUnreadable{miner.index, miner.stage, unreadable.target, unreadable.first_block});
   }
   if (request.published_state && miner.placed && miner.ready && !stage.state_published && request.status.epoch == stage.epoch &&
       *request.published_state == stage.state) {
@@ -211,7 +238,7 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
     answer.assignment.emplace().stage = *miner.assigned_stage;
     answer.reason = miner.why;
   } else if (!miner.ready) {
-    answer.assignment = assignment_for(state_, miner);
+    answer.assignment = assignment_for(state_, index_.stage(miner.stage), miner);
     answer.reason = answer.assignment ? "load the stage" : "waiting until a replica has published the stage's state";
   }
   if (!miner.ready) return answer;

@@ -46,9 +46,32 @@ void Orchestrator::on(const SegmentCommitted& event) {
   if (!miner.placed) return;
   std::vector<AuditNote> notes;
   const Digest base = state_.stages[miner.stage].state_at(event.commit.epoch).value_or(Digest{});
-  audits().note_epoch(now_, miner.stage, event.commit.epoch);
+  audits().note_epoch(now_, miner.stage, miner.epoch);
   audits().segment(event.miner, event.commit, base, &notes);
   say(notes);
+  judge_auditable(miner);
+}
+
+void Orchestrator::judge_auditable(const MinerRecord& miner) {
+  if (auto verdict = audits().judge_auditable(miner.index, miner.epoch)) effects_.publish.push_back(VerdictRecorded{*std::move(verdict)});
+}
+
+// It may be asked for its upload before the segment after the one under way ends.
+bool Orchestrator::may_snapshot(const MinerRecord& miner) const {
+  const MergeSpec& merge = state_.spec.merge;
+  const uint64_t segment = uint64_t{state_.spec.audit.segment_steps} * state_.spec.training.microbatches_per_step;
+  return merge.enabled && (state_.stages[miner.stage].merge || miner.fresh_total() + 2 * segment >= merge.min_microbatches);
+}
+
+void Orchestrator::audit_receipt(const MinerRecord& miner, const Receipt& receipt) {
+  if (!state_.spec.audit.enabled) return;
+  audits().receipt(miner.index, receipt, miner.epoch, may_snapshot(miner));
+  judge_auditable(miner);
+}
+
+void Orchestrator::audit_upload(const MinerRecord& miner, const UploadCommit& upload) {
+  const StageRecord& stage = state_.stages[miner.stage];
+  audits().upload(miner.index, upload, stage.state_at(upload.target - 1).value_or(Digest{}));
 }
 
 void Orchestrator::on(const ValidatorJoined& event) {
@@ -83,7 +106,7 @@ std::vector<Event> Orchestrator::news_in(const NodeId& validator, const Validato
   for (const AuditResult& result : report.results) {
     if (!audits().is_awaited(validator, result) || !taken.insert(result.audit).second) continue;
     news.emplace_back(AuditFinished{validator, result});
-    news.emplace_back(VerdictRecorded{audits().verdict_of(result)});
+    for (Verdict& verdict : audits().verdicts_of(result)) news.emplace_back(VerdictRecorded{std::move(verdict)});
   }
   return news;
 }

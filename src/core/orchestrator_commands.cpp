@@ -213,6 +213,7 @@ void Orchestrator::on(const StagesChanged& event) {
   state_.spec.pipeline.stage_layers = state_.restage->stage_layers;
   state_.spec_version++;
   forget_audits();
+  watch_.forget();
   state_.restage.reset();
   // Local states from a checkpoint are of the old layers.
   state_.resumable.clear();

@@ -212,10 +212,25 @@ void Orchestrator::on(const ReceiptsArrived& event) {
     miner.receipts_through = receipt.sequence;
     miner.local_steps = std::max(miner.local_steps, receipt.local_step);
     count_receipt(miner, receipt);
-    audits().receipt(miner.index, receipt);
+    watch_receipt(miner, receipt);
+    audit_receipt(miner, receipt);
     pass_over_rejected();
   }
   index_.update(state_, miner.index);
+}
+
+// Of microbatches that were leased: whoever names others can't push these out of the window.
+void Orchestrator::watch_receipt(const MinerRecord& miner, const Receipt& receipt) {
+  if (!miner.placed || receipt.microbatch >= state_.next_microbatch) return;
+  const auto found = watch_.read(receipt, static_cast<uint32_t>(state_.stages.size()), miner.epoch);
+  if (!found) return;
+  effects_.publish.push_back(VerdictRecorded{{.miner = found->miner,
+                                              .stage = found->stage,
+                                              .epoch = found->epoch,
+                                              .kind = VerdictKind::kReceipt,
+                                              .passed = false,
+                                              .reason = found->reason,
+                                              .evidence = {}}});
 }
 
 // The receipt's own word on how long a counted microbatch took; what no computer can have needed is cut off.

@@ -18,8 +18,18 @@ constexpr size_t kMaxPastMerges = 64;  // of a stage
 // After a late upload, a miner's upload must be whole before the manifest in so many merges: else all the others would begin
 // to reduce in vain each time.
 constexpr uint32_t kMergesWholeFirst = 8;
+constexpr uint32_t kPauseDoublings = 5;  // from the first pause between tries of a merge to the longest, a phase
+constexpr uint32_t kLastMergeTries = 3;
 
 }  // namespace
+
+std::vector<UploadMeasure> Merge::sum_of_measures() const {
+  std::vector<UploadMeasure> sums(participants.size());
+  for (const MergeShard& shard : shards) {
+    for (size_t i = 0; i < shard.measures.size() && i < sums.size(); ++i) sums[i].add(shard.measures[i]);
+  }
+  return sums;
+}
 
 bool Merge::uploads_are_whole() const {
   return std::all_of(participants.begin(), participants.end(),
@@ -35,7 +45,8 @@ void Orchestrator::consider_merges() {
   if (state_.phase != RunPhase::kRunning && !final) return;
   for (StageIndex s = 0; s < state_.stages.size(); ++s) {
     StageRecord& stage = state_.stages[s];
-    if (stage.merge || (final && stage.final_merge_done)) continue;
+    if (stage.merge || (final && stage.final_merge_done) || now_ < stage.merge_paused_until) continue;
+    forgive_spoilers(s);
     const StageSummary& summary = index_.stage(s);
     const std::set<MinerIndex>& qualified = final ? summary.qualified_for_last : summary.qualified;
     if (final) {
@@ -53,8 +64,21 @@ void Orchestrator::consider_merges() {
   }
 }
 
+// Whose upload spoiled a try is left out of the next, for the others' sake. When nobody is left but such, they may try again.
+void Orchestrator::forgive_spoilers(StageIndex s) {
+  if (index_.stage(s).mergeable > 0 || index_.stage(s).ready == 0) return;
+  for (const MinerIndex index : std::vector<MinerIndex>(index_.stage(s).places)) {
+    if (index == kNoMiner || state_.miners[index].spoiled_merge != state_.stages[s].epoch + 1) continue;
+    state_.miners[index].spoiled_merge = 0;
+    index_.update(state_, index);
+    say(fmt::format("stage {}: miner {}, whose upload spoiled the merge to epoch {}, may try again: nobody else can merge", s, index,
+                    state_.stages[s].epoch + 1));
+  }
+}
+
 void Orchestrator::start_merge(StageIndex s, std::set<MinerIndex> invited) {
   StageRecord& stage = state_.stages[s];
+  stage.merge_paused_until = 0;
   Merge merge;
   merge.target = stage.epoch + 1;
   merge.deadline = now_ + state_.spec.timeouts.merge_phase_ms;
@@ -74,9 +98,10 @@ void Orchestrator::on(const UploadCommitted& event) {
     return;  // the first commitment binds
   }
   if (merge->phase != MergePhase::kSnapshot || merge->invited.count(event.miner) == 0) return;
+  if (event.commit.again != state_.miners[event.miner].upload_again) return;  // the one that could not be read
   merge->uploads.emplace(event.miner, event.commit);
   state_.miners[event.miner].upload = merge->uploads.at(event.miner).object;
-  audits().upload(event.miner, merge->uploads.at(event.miner));
+  if (event.commit.whole) audit_upload(state_.miners[event.miner], event.commit);
   const double quorum = state_.spec.merge.quorum * static_cast<double>(merge->invited.size());
   if (static_cast<double>(merge->uploads.size()) >= quorum - 1e-9) {
     merge->deadline = std::min(merge->deadline, now_ + state_.spec.timeouts.upload_grace_ms);
@@ -97,6 +122,7 @@ void Orchestrator::freeze_if_complete(StageIndex s) {
 void Orchestrator::note_whole(StageIndex s, MinerIndex miner) {
   Merge& merge = *state_.stages[s].merge;
   if (std::exchange(merge.uploads.at(miner).whole, true)) return;
+  audit_upload(state_.miners[miner], merge.uploads.at(miner));
   if (merge.phase == MergePhase::kSnapshot) return freeze_if_complete(s);
   const auto& participants = merge.participants;
   if (std::find(participants.begin(), participants.end(), miner) == participants.end()) return;
@@ -125,116 +151,11 @@ void Orchestrator::leave_out_unfinished(StageIndex s, const std::string& reason)
   freeze(s);
 }
 
-// The uploads of a manifest, with their B_m. In a later round they are those of the first that are left: who starts
-// anew meanwhile has no steps any more.
-std::map<MinerIndex, uint32_t> Orchestrator::manifest_counts(const Merge& merge) {
-  std::map<MinerIndex, uint32_t> counts;
-  for (size_t p = 0; p < merge.participants.size(); ++p) {
-    const MinerIndex index = merge.participants[p];
-    if (merge.gated.count(index) == 0 && merge.uploads.count(index) > 0) counts[index] = merge.counts[p];
-  }
-  if (merge.round > 0) return counts;
-  for (const auto& [index, upload] : merge.uploads) {
-    uint32_t& whole_first = state_.miners[index].whole_first;
-    if (whole_first > 0) {
-      --whole_first;
-      if (!upload.whole) continue;
-    }
-    for (const auto& [step, fresh] : state_.miners[index].fresh) {
-      if (step < upload.snapshot_step) counts[index] += fresh;
-    }
-  }
-  std::erase_if(counts, [](const auto& item) { return item.second == 0; });
-  if (state_.spec.merge.trim_share == 0 || counts.size() <= kMaxTrimmedUploads) return counts;
-  // A trimmed mean sorts every value of all uploads: there is a limit. Those beyond it carry their work over, and come first
-  // next time.
-  std::vector<std::pair<Epoch, MinerIndex>> by_age;
-  for (const auto& [index, count] : counts) by_age.emplace_back(state_.miners[index].carries_since, index);
-  std::sort(by_age.begin(), by_age.end());
-  for (size_t i = kMaxTrimmedUploads; i < by_age.size(); ++i) counts.erase(by_age[i].second);
-  return counts;
-}
-
-// Ends the commit phase: the manifest is the uploads that are there, weighted by the microbatches that receipts confirm.
-void Orchestrator::freeze(StageIndex s) {
-  Merge& merge = *state_.stages[s].merge;
-  const std::map<MinerIndex, uint32_t> counts = manifest_counts(merge);
-  merge.participants.clear();
-  merge.counts.clear();
-  merge.weights.clear();
-  uint64_t total = 0;
-  for (const auto& [index, count] : counts) {
-    merge.participants.push_back(index);
-    merge.counts.push_back(count);
-    total += count;
-  }
-  if (merge.participants.empty()) {
-    abort_merge(s, merge.gated.empty() ? "no upload with counted microbatches" : "the gate left no upload");
-    return;
-  }
-  for (const uint32_t count : merge.counts) {
-    merge.weights.push_back(static_cast<float>(static_cast<double>(count) / static_cast<double>(total)));
-  }
-  plan_shards(s);
-  say(fmt::format("stage {} merge {}: manifest of {} uploads, {} microbatches, {} shards", s, merge.target,
-                  merge.participants.size(), total, merge.shards.size()));
-  for (uint32_t i = 0; i < merge.shards.size(); ++i) accept_if_settled(s, i);
-  complete_merge(s);
-}
-
-// Who owns which shard, and which shards are in the sample: secrets until the merge is over.
-void Orchestrator::plan_shards(StageIndex s) {
-  StageRecord& stage = state_.stages[s];
-  Merge& merge = *stage.merge;
-  const uint64_t block = state_.spec.merge.block_values;
-  const uint64_t blocks = (stage.values + block - 1) / block;
-  const uint64_t seed = mix64(state_.draw_seed() ^ mix64(uint64_t{s} << 48 ^ merge.target)) ^ mix64(merge.round);
-  merge.first_shard = static_cast<uint32_t>(mix64(seed ^ mix64(stage.merges_aborted + 1)));
-  merge.shards.clear();
-  merge.measured.assign(merge.participants.size(), {});
-  Prng sample(mix64(seed ^ mix64(~stage.merges_aborted)));
-  for (const PlannedShard& plan : butterfly_plan(static_cast<uint32_t>(merge.participants.size()), blocks, seed)) {
-    MergeShard shard;
-    shard.plan = plan;
-    shard.owner_a = plan.owner_a;
-    shard.owner_b = plan.owner_b;
-    shard.sampled = sample.uniform() < state_.spec.merge.sample_share;
-    merge.shards.push_back(shard);
-  }
-  merge.phase = MergePhase::kReduce;
-  merge.deadline = now_ + state_.spec.timeouts.merge_phase_ms;
-  index_.update_shards(state_, s);
-}
-
-// Decides on every upload, once, by what its owners measured. True: some are left out, and the others are reduced anew.
-// Their work stays in the masters of those left out.
-bool Orchestrator::gate(StageIndex s) {
-  Merge& merge = *state_.stages[s].merge;
-  if (std::exchange(merge.gate_decided, true)) return false;
-  for (const GateVerdict& verdict : gate_uploads(merge.measured, state_.spec.merge)) {
-    const MinerIndex miner = merge.participants[verdict.upload];
-    const UploadCommit& upload = merge.uploads.at(miner);
-    merge.gated.insert(miner);
-    state_.miners[miner].spoiled_merge = merge.target;
-    index_.update(state_, miner);
-    MergeVerdict record;
-    record.target = merge.target;
-    record.miner = miner;
-    record.fault = verdict.fault;
-    record.committed = upload.object;
-    record.measure = verdict.measure;
-    record.bound = verdict.bound;
-    record.signature = upload.signature;
-    record_verdict(s, record);
-    say(fmt::format("stage {} merge {}: the upload of miner {} is left out: {} {:.4g}, the bound is {:.4g}", s, merge.target,
-                    miner, name_of(verdict.fault), verdict.measure, verdict.bound), true);
-  }
-  return !merge.gated.empty();
-}
-
 void Orchestrator::complete_merge(StageIndex s) {
   StageRecord& stage = state_.stages[s];
   if (!stage.merge || index_.stage(s).undecided > 0) return;
+  if (!stage.merge->gate_decided && verify_for_gate(s)) return;
+  stage.merge->measured = stage.merge->sum_of_measures();
   if (gate(s)) {
     stage.merge->round++;
     freeze(s);
@@ -254,6 +175,11 @@ void Orchestrator::complete_merge(StageIndex s) {
   }
   std::sort(past.results.begin(), past.results.end(),
             [](const ShardResult& a, const ShardResult& b) { return a.first_block < b.first_block; });
+  for (uint32_t i = 0; i < merge.shards.size(); ++i) {
+    const MergeShard& shard = merge.shards[i];
+    if (shard.plan.block_count == 0 || shard.recomputing) continue;
+    past.agreed.push_back({shard.plan.first_block, merge.first_shard + i, i, shard.copy_a->miner, shard.copy_b->miner});
+  }
   for (size_t p = 0; p < merge.participants.size(); ++p) {
     past.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
   }
@@ -263,6 +189,7 @@ void Orchestrator::complete_merge(StageIndex s) {
     fresh.erase(fresh.begin(), fresh.lower_bound(through));
     state_.miners[index].unmerged_from = std::max(state_.miners[index].unmerged_from, through);
     state_.miners[index].carries_since = merge.target;
+    state_.miners[index].upload_again = 0;
   }
   for (const MinerIndex index : index_.stage(s).places) {
     if (index == kNoMiner) continue;
@@ -312,6 +239,8 @@ void Orchestrator::retire_merge(StageIndex s) {
   stage.state_published = false;
   stage.disputants.clear();
   stage.remaking = stage.settled = false;
+  stage.aborts_in_row = 0;
+  stage.merge_paused_until = 0;
   stage.merges++;
   if (merge.final) stage.final_merge_done = true;
   say(fmt::format("stage {} is at epoch {}", s, stage.epoch));
@@ -358,6 +287,18 @@ void Orchestrator::abort_merge(StageIndex s, const std::string& reason) {
   index_.update_shards(state_, s);
 }
 
+// The same would happen again at once: the next try waits, each time twice as long. The run's last merge is not tried for ever.
+void Orchestrator::fail_merge(StageIndex s, const std::string& reason) {
+  StageRecord& stage = state_.stages[s];
+  const bool is_final = stage.merge->final;
+  abort_merge(s, reason);
+  const TimeMs longest = state_.spec.timeouts.merge_phase_ms;
+  const TimeMs pause = std::max<TimeMs>(1, longest >> kPauseDoublings) << std::min(stage.aborts_in_row, kPauseDoublings);
+  stage.aborts_in_row++;
+  stage.merge_paused_until = now_ + std::min(pause, longest);
+  stage.final_merge_done = is_final && stage.aborts_in_row >= kLastMergeTries;
+}
+
 // A miner is gone, or starts anew: nothing waits for it. What a lost one uploaded still counts. A new process has other
 // masters than the one whose upload it was, and counts its steps anew.
 void Orchestrator::drop_from_merge(MinerIndex index, bool restarted) {
@@ -370,7 +311,7 @@ void Orchestrator::drop_from_merge(MinerIndex index, bool restarted) {
     if (merge->uploads.count(index) > 0) return;
     if (merge->invited.erase(index) == 0) return;
     if (merge->invited.empty()) {
-      abort_merge(s, "every participant is gone");
+      fail_merge(s, "every participant is gone");
     } else {
       freeze_if_complete(s);
     }

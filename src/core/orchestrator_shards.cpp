@@ -52,6 +52,7 @@ Verdict ledger_verdict(StageIndex stage, const MergeVerdict& found) {
       break;
     case MergeFault::kUnavailableWithoutCause:
     case MergeFault::kUnreadableUpload:
+    case MergeFault::kUnreadableResult:
       verdict.kind = VerdictKind::kInfrastructure;
       verdict.reason = fmt::format("{}: {}", name_of(found.fault), found.committed.hex());
       break;
@@ -188,8 +189,7 @@ void Orchestrator::accept(StageIndex s, uint32_t index, const Digest& result, co
     settle(shard.owner_a, shard.copy_a);
     settle(shard.owner_b, shard.copy_b);
   }
-  for (size_t i = 0; i < measures.size() && i < merge.measured.size(); ++i) merge.measured[i].add(measures[i]);
-  shard.measures.clear();
+  shard.measures = measures;
   index_.shard_accepted(s, shard.recomputing);
 }
 
@@ -259,6 +259,7 @@ void Orchestrator::abort_unreadable(StageIndex s, uint32_t index, const std::vec
   for (const auto& [miner, upload] : merge.uploads) {
     if (std::find(unreadable.begin(), unreadable.end(), upload.object) == unreadable.end()) continue;
     state_.miners[miner].spoiled_merge = merge.target;
+    state_.miners[miner].upload_again = state_.stages[s].merges_aborted + 1;
     index_.update(state_, miner);
     MergeVerdict verdict;
     verdict.target = merge.target;
@@ -269,7 +270,9 @@ void Orchestrator::abort_unreadable(StageIndex s, uint32_t index, const std::vec
     record_verdict(s, std::move(verdict));
     say(fmt::format("stage {} merge {}: the upload of miner {} can't be read; it is left out", s, merge.target, miner), true);
   }
-  abort_merge(s, fmt::format("the uploads of shard {} are not all readable", index));
+  const std::string reason = fmt::format("the uploads of shard {} are not all readable", index);
+  const bool others_go_on = !unreadable.empty() && index_.stage(s).mergeable > 0;
+  others_go_on ? abort_merge(s, reason) : fail_merge(s, reason);
 }
 
 void Orchestrator::on(const ShardRecomputed& event) {

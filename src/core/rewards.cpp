@@ -5,31 +5,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tessera/core/receipt_pair.h"
+
 namespace tessera::core {
 namespace {
 
 constexpr double kMsPerHour = 3'600'000;
 
-enum class Word : uint8_t { kConfirms, kSilent, kContradicts };
-
-struct Confirmation {
-  Word word = Word::kSilent;
-  std::string why;
-};
-
 uint64_t all_of(uint32_t stages) { return stages >= 64 ? ~uint64_t{0} : (uint64_t{1} << stages) - 1; }
-
-// What the receipts on both sides of a boundary say about it.
-Confirmation compare(const Receipt& below, const Receipt& above) {
-  const bool named = below.downstream == above.miner && above.upstream == below.miner;
-  const bool same_forward = below.output_hash == above.input_hash;
-  const bool same_backward = below.gradient_in_hash == above.gradient_out_hash;
-  if (!named) return {Word::kSilent, fmt::format("miners {} and {} don't name each other", below.miner, above.miner)};
-  if (same_forward && same_backward) return {Word::kConfirms, ""};
-  if (below.repaired && above.repaired) return {Word::kConfirms, "repaired on both sides of the boundary"};
-  return {Word::kContradicts, fmt::format("miners {} and {} signed different {}", below.miner, above.miner,
-                                          same_forward ? "gradients" : "activations")};
-}
 
 }  // namespace
 
@@ -110,7 +93,7 @@ bool Rewards::is_whole(const Attempt& attempt) const {
     by_stage[hop.receipt.stage] = &hop.receipt;
   }
   for (size_t s = 1; s < by_stage.size(); ++s) {
-    if (compare(*by_stage[s - 1], *by_stage[s]).word != Word::kConfirms) return false;
+    if (compare(*by_stage[s - 1], *by_stage[s]).word != PairWord::kConfirms) return false;
   }
   return true;
 }
@@ -122,34 +105,34 @@ RewardedReceipt Rewards::judge(const Attempt& attempt, const Hop& hop) {
   RewardedReceipt judged{.entry = hop.entry, .time = hop.time, .miner = receipt.miner, .stage = receipt.stage,
                          .epoch = hop.epoch, .sequence = receipt.sequence, .microbatch = receipt.microbatch,
                          .attempt = receipt.attempt, .outcome = RewardOutcome::kFull, .why = "", .voided = false, .score = 0};
-  Confirmation below{receipt.stage == 0 ? Word::kConfirms : Word::kSilent, "no receipt of the miner before it"};
-  Confirmation above{receipt.stage + 1 == bounds_.stages() ? Word::kConfirms : Word::kSilent, "no receipt of the miner after it"};
-  const auto better = [](const Confirmation& a, const Confirmation& b) {
-    const auto rank = [](const Confirmation& c) { return c.word == Word::kConfirms ? 2 : c.word == Word::kContradicts ? 1 : 0; };
+  PairFinding below{receipt.stage == 0 ? PairWord::kConfirms : PairWord::kSilent, "no receipt of the miner before it"};
+  PairFinding above{receipt.stage + 1 == bounds_.stages() ? PairWord::kConfirms : PairWord::kSilent, "no receipt of the miner after it"};
+  const auto better = [](const PairFinding& a, const PairFinding& b) {
+    const auto rank = [](const PairFinding& c) { return c.word == PairWord::kConfirms ? 2 : c.word == PairWord::kContradicts ? 1 : 0; };
     return rank(a) > rank(b);
   };
   for (const Hop& other : attempt.hops) {
     if (other.receipt.stage + 1 == receipt.stage) {
-      if (const Confirmation said = compare(other.receipt, receipt); better(said, below)) below = said;
+      if (const PairFinding said = compare(other.receipt, receipt); better(said, below)) below = said;
     } else if (other.receipt.stage == receipt.stage + 1) {
-      if (const Confirmation said = compare(receipt, other.receipt); better(said, above)) above = said;
+      if (const PairFinding said = compare(receipt, other.receipt); better(said, above)) above = said;
     }
   }
-  if (below.word == Word::kContradicts || above.word == Word::kContradicts) {
+  if (below.word == PairWord::kContradicts || above.word == PairWord::kContradicts) {
     judged.outcome = RewardOutcome::kContradicted;
-    judged.why = below.word == Word::kContradicts ? below.why : above.why;
-  } else if (below.word == Word::kConfirms && above.word == Word::kConfirms && count(receipt)) {
+    judged.why = below.word == PairWord::kContradicts ? below.why : above.why;
+  } else if (below.word == PairWord::kConfirms && above.word == PairWord::kConfirms && count(receipt)) {
     judged.why = "both neighbours confirm it";
-  } else if (below.word == Word::kConfirms && above.word == Word::kConfirms) {
+  } else if (below.word == PairWord::kConfirms && above.word == PairWord::kConfirms) {
     judged.outcome = RewardOutcome::kForwardOnly;
     judged.why = receipt.accumulated ? "another gradient of the stage was first" : "the stage had a gradient already";
-  } else if ((below.word == Word::kConfirms && receipt.stage > 0) ||
-             (above.word == Word::kConfirms && receipt.stage + 1 < bounds_.stages())) {
+  } else if ((below.word == PairWord::kConfirms && receipt.stage > 0) ||
+             (above.word == PairWord::kConfirms && receipt.stage + 1 < bounds_.stages())) {
     judged.outcome = RewardOutcome::kForwardOnly;
-    judged.why = below.word == Word::kConfirms ? above.why : below.why;
+    judged.why = below.word == PairWord::kConfirms ? above.why : below.why;
   } else {
     judged.outcome = RewardOutcome::kUnconfirmed;
-    judged.why = below.word == Word::kSilent ? below.why : above.why;
+    judged.why = below.word == PairWord::kSilent ? below.why : above.why;
   }
   return judged;
 }

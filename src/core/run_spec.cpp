@@ -185,6 +185,8 @@ Status check_audit(const AuditSpec& audit) {
                    {"audit.retention_epochs", audit.retention_epochs, 1, 1000},
                    {"audit.retention_bytes", audit.retention_bytes, 1u << 20, uint64_t{1} << 50}}));
   return check_real({{"audit.share", audit.share, 0, 1},
+                     {"audit.upload_share", audit.upload_share, 0, 1},
+                     {"audit.auditable_share", audit.auditable_share, 0, 1},
                      {"audit.relative_error", audit.relative_error, 0, 1, Ends::kOpenLow},
                      {"audit.cosine", audit.cosine, 0, 1},
                      {"audit.norm_deviation", audit.norm_deviation, 0, 1, Ends::kOpenLow},

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "net/batch_calls.h"
+#include "net/blob_bodies.h"
 #include "net/orchestrator_endpoint.h"
 #include "net/proto_fields.h"
 #include "tessera/net/links.h"
@@ -119,15 +120,14 @@ class BlobClient final : public GrpcBlobLink {
     return *info_slot;
   }
 
-  BatchCall make_call(const Operation& operation, const char* method,
-                      const google::protobuf::MessageLite& request,
-                      std::function<Status(const grpc::ByteBuffer&)> take) {
+  BatchCall make_call(const Operation& operation, const char* method, std::string request,
+                      std::function<Status(const grpc::ByteBuffer&)> take, BodyDigests digests = {}) {
     // References to the bytes, so a second attempt costs no copy.
     return BatchCall{
-        [this, server = operation.server, method, buffer = buffer_of(serialize(request))](
+        [this, server = operation.server, method, buffer = buffer_of(std::move(request)), digests = std::move(digests)](
             uint32_t timeout_ms, std::function<void(StatusOr<grpc::ByteBuffer>)> done) {
           (method == kPutBlobsMethod ? puts_ : endpoint_).call(method, buffer, server.node, server.run_id, std::string(), timeout_ms,
-                         std::move(done));
+                         std::move(done), digests);
         },
         std::move(take)};
   }
@@ -148,7 +148,7 @@ class BlobClient final : public GrpcBlobLink {
         asked.push_back(position->second);
       }
       return make_call(
-          operation, kHasBlobsMethod, request,
+          operation, kHasBlobsMethod, serialize(request),
           [this, asked = std::move(asked), missing](const grpc::ByteBuffer& bytes) -> Status {
             v1::HasBlobsAnswer answer;
             TESSERA_RETURN_IF_ERROR(parse(bytes, &answer));
@@ -167,19 +167,22 @@ class BlobClient final : public GrpcBlobLink {
                        const std::vector<Digest>& digests, std::deque<size_t>& missing) {
     return run_batch(policy_, operation.deadline_ms, [&]() -> std::optional<BatchCall> {
       if (missing.empty()) return std::nullopt;
-      v1::PutBlobsRequest request;
       std::vector<size_t> sent;
+      std::vector<Digest> names;
       size_t bytes = 0;
       while (!missing.empty() && sent.size() < kMaxBlobsPerCall) {
-        const std::string& blob = blobs[missing.front()];
-        if (!sent.empty() && bytes + blob.size() > kMaxBlobCallBytes) break;
-        bytes += blob.size();
-        request.add_contents(blob);
-        sent.push_back(missing.front());
+        const size_t next = missing.front();
+        if (!sent.empty() && bytes + blobs[next].size() > kMaxBlobCallBytes) break;
+        bytes += blobs[next].size();
+        sent.push_back(next);
+        names.push_back(digests[next]);
         missing.pop_front();
       }
+      std::string request;
+      request.reserve(bytes + 8 * sent.size());
+      for (const size_t i : sent) append_content(blobs[i], &request);
       return make_call(
-          operation, kPutBlobsMethod, request,
+          operation, kPutBlobsMethod, std::move(request),
           [this, sent = std::move(sent), &digests](const grpc::ByteBuffer& buffer) -> Status {
             v1::PutBlobsAnswer answer;
             TESSERA_RETURN_IF_ERROR(parse(buffer, &answer));
@@ -192,7 +195,8 @@ class BlobClient final : public GrpcBlobLink {
               }
             }
             return ok_status();
-          });
+          },
+          {contents_digest(names), nullptr});
     });
   }
 
@@ -228,29 +232,34 @@ class BlobClient final : public GrpcBlobLink {
         asked.push_back(wanted.front());
         wanted.pop_front();
       }
-      return make_call(operation, kGetBlobsMethod, request,
-                       [this, asked = std::move(asked), &digests, &wanted, &sizes, may_miss,
-                        contents](const grpc::ByteBuffer& buffer) {
-                         return take_contents(buffer, asked, digests, may_miss, &wanted, &sizes, contents);
-                       });
+      // Read where its signature is checked, on the way in; one answer of an attempt at a time.
+      const auto answer = std::make_shared<v1::GetBlobsAnswer>();
+      const auto read = [answer](const grpc::ByteBuffer& buffer) -> StatusOr<Digest> {
+        TESSERA_RETURN_IF_ERROR(parse(buffer, answer.get()));
+        return states_digest(states_of(*answer));
+      };
+      return make_call(
+          operation, kGetBlobsMethod, serialize(request),
+          [this, answer, asked = std::move(asked), &digests, &wanted, &sizes, may_miss, contents](const grpc::ByteBuffer&) {
+            return take_contents(answer.get(), asked, digests, may_miss, &wanted, &sizes, contents);
+          },
+          {std::nullopt, read});
     });
     if (sizes.blobs > 0) mean_bytes_ = sizes.bytes / sizes.blobs;
     return status;
   }
 
-  Status take_contents(const grpc::ByteBuffer& buffer, const std::vector<size_t>& asked,
+  Status take_contents(v1::GetBlobsAnswer* answer, const std::vector<size_t>& asked,
                        const std::vector<Digest>& digests, bool may_miss,
                        std::deque<size_t>* wanted, SizeEstimate* sizes, Contents* contents) {
-    v1::GetBlobsAnswer answer;
-    TESSERA_RETURN_IF_ERROR(parse(buffer, &answer));
-    if (answer.blobs_size() != static_cast<int>(asked.size()) || asked.empty()) {
+    if (answer->blobs_size() != static_cast<int>(asked.size()) || asked.empty()) {
       return wrong_answer("another number of blobs than asked for");
     }
-    if (answer.blobs(0).state() == v1::BLOB_STATE_DEFERRED) {
+    if (answer->blobs(0).state() == v1::BLOB_STATE_DEFERRED) {
       return wrong_answer("it put off even the first blob");
     }
     for (size_t i = 0; i < asked.size(); ++i) {
-      v1::BlobResult& result = *answer.mutable_blobs(static_cast<int>(i));
+      v1::BlobResult& result = *answer->mutable_blobs(static_cast<int>(i));
       const Digest& digest = digests[asked[i]];
       switch (result.state()) {
         case v1::BLOB_STATE_FOUND:

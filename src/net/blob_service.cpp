@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "net/blob_bodies.h"
 #include "net/proto_fields.h"
 #include "tessera/base/log.h"
 
@@ -95,7 +96,8 @@ grpc::ServerUnaryReactor* BlobService::enqueue(const char* method,
           case PushResult::kClosed:
             return call->fail(unavailable("this server is shutting down; try again later"));
         }
-      });
+      },
+      write ? ServerCore::Signed::kContents : ServerCore::Signed::kBody);
 }
 
 grpc::ServerUnaryReactor* BlobService::HasBlobs(grpc::CallbackServerContext* context,
@@ -113,6 +115,11 @@ grpc::ServerUnaryReactor* BlobService::GetBlobs(grpc::CallbackServerContext* con
                                                 grpc::ByteBuffer* response) {
   return enqueue(kGetBlobsMethod, context, request, response, false, &BlobService::get);
 }
+grpc::ServerUnaryReactor* BlobService::ReadLedger(grpc::CallbackServerContext* context,
+                                                  const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* response) {
+  return enqueue(kReadLedgerMethod, context, request, response, false, &BlobService::read_ledger);
+}
 
 void BlobService::has(const Job& job) {
   v1::HasBlobsRequest request;
@@ -129,11 +136,17 @@ void BlobService::put(const Job& job) {
   Status status = parse(job.request, &request);
   if (status.ok()) status = check_contents(request);
   if (!status.ok()) return job.call->fail(status);
+  std::vector<Digest> names;
+  for (const std::string& content : request.contents()) names.push_back(digest_of(content));
+  if (contents_digest(names) != job.call->signed_digest()) {
+    return job.call->fail(Status(absl::StatusCode::kUnauthenticated,
+                                 "the blobs are not those that were signed: they were changed on the way"));
+  }
   v1::PutBlobsAnswer answer;
-  for (const std::string& content : request.contents()) {
-    const auto digest = backend_->put(job.caller, content);
-    if (!digest.ok()) return job.call->fail(digest.status());
-    answer.add_digests(bytes_of(*digest));
+  for (size_t i = 0; i < names.size(); ++i) {
+    status = backend_->put(job.caller, names[i], std::move(*request.mutable_contents(static_cast<int>(i))));
+    if (!status.ok()) return job.call->fail(status);
+    answer.add_digests(bytes_of(names[i]));
   }
   job.call->answer(answer);
 }
@@ -143,30 +156,53 @@ void BlobService::get(const Job& job) {
   if (Status status = parse(job.request, &request); !status.ok()) return job.call->fail(status);
   const auto digests = checked_digests(request.digests());
   if (!digests.ok()) return job.call->fail(digests.status());
-  v1::GetBlobsAnswer answer;
+  BlobsAnswerBody answer;
   size_t content_bytes = 0;
   bool full = false;
   for (const Digest& digest : *digests) {
-    v1::BlobResult* result = answer.add_blobs();
     if (full) {
-      result->set_state(v1::BLOB_STATE_DEFERRED);
+      answer.add(v1::BLOB_STATE_DEFERRED);
       continue;
     }
     StatusOr<std::string> content = backend_->get(digest);
     if (!content.ok()) {
       const bool missing = absl::IsNotFound(content.status());
-      result->set_state(missing ? v1::BLOB_STATE_MISSING : v1::BLOB_STATE_FAILED);
+      answer.add(missing ? v1::BLOB_STATE_MISSING : v1::BLOB_STATE_FAILED);
       // The reason names files of this machine: it is for its own operator.
       if (!missing) {
         spdlog::warn("blob {} can't be read: {}", digest.hex(), message_of(content.status()));
       }
     } else if (content_bytes > 0 && content_bytes + content->size() > kMaxBlobCallBytes) {
-      result->set_state(v1::BLOB_STATE_DEFERRED);
+      answer.add(v1::BLOB_STATE_DEFERRED);
       full = true;
     } else {
       content_bytes += content->size();
-      result->set_content(*std::move(content));
+      answer.add_found(*std::move(content));
     }
+  }
+  const Digest states = states_digest(answer.states());
+  job.call->answer(answer.take(), states);
+}
+
+void BlobService::read_ledger(const Job& job) {
+  v1::ReadLedgerRequest request;
+  if (Status status = parse(job.request, &request); !status.ok()) return job.call->fail(status);
+  StatusOr<ports::LedgerPage> page = backend_->read_ledger(request.after(), request.offset());
+  if (absl::IsDataLoss(page.status())) {
+    spdlog::error("the ledger can't be read: {}", message_of(page.status()));
+    return job.call->fail(data_loss("the ledger can't be read; the server's log says why"));
+  }
+  if (!page.ok()) return job.call->fail(page.status());
+  v1::ReadLedgerAnswer answer;
+  answer.set_chain_before(bytes_of(page->chain_before));
+  answer.set_last_sequence(page->last_sequence);
+  answer.set_body_bytes(page->body_bytes);
+  for (ports::JournalRecord& record : page->records) {
+    v1::LedgerEntry* entry = answer.add_entries();
+    entry->set_sequence(record.sequence);
+    entry->set_unix_ms(record.unix_ms);
+    entry->set_kind(std::move(record.kind));
+    entry->set_body(std::move(record.body));
   }
   job.call->answer(answer);
 }

@@ -104,7 +104,7 @@ void ClientChannel::call(const char* method, grpc::ByteBuffer request, std::opti
     refusal = Status(absl::StatusCode::kCancelled, "this program is closing the link");
   if (!refusal.ok()) {
     run_soon([calls = calls_, call, refusal] { finish(calls, call, to_grpc(refusal)); });
-  } else if (bytes > kInlineHashBytes && call->auth) {
+  } else if (bytes > kInlineHashBytes && call->auth && !call->auth->digests.request) {
     run_soon([calls = calls_, call] { start(calls, call); });
   } else {
     start(calls_, call);
@@ -128,8 +128,10 @@ bool ClientChannel::enter(const std::shared_ptr<Call>& call) {
 void ClientChannel::start(const std::shared_ptr<Calls>& calls, const std::shared_ptr<Call>& call) {
   if (call->auth) {
     const CallAuth& auth = *call->auth;
-    const AuthHeader header = auth.signer->sign(call->method, auth.receiver, auth.run_id,
-                                                auth.session, digest_of_buffer(call->request));
+    const std::optional<Digest>& contents = auth.digests.request;
+    const AuthHeader header = auth.signer->sign(call->method, auth.receiver, auth.run_id, auth.session,
+                                                contents ? *contents : digest_of_buffer(call->request));
+    if (contents) call->context->AddMetadata(kContentsMetadata, std::string(contents->view()));
     call->signature = header.signature;
     call->context->AddMetadata(kAuthMetadata, encode(header));
   }
@@ -171,9 +173,9 @@ Status ClientChannel::check_answer(const Call& call, const grpc::ByteBuffer& ans
   }
   std::copy_n(reinterpret_cast<const uint8_t*>(found->second.data()), signature.size(),
               signature.begin());
-  if (!verify(call.auth->receiver,
-              signed_answer_bytes(call.method, call.signature, digest_of_buffer(answer)),
-              signature)) {
+  StatusOr<Digest> digest = call.auth->digests.answer ? call.auth->digests.answer(answer) : digest_of_buffer(answer);
+  if (!digest.ok()) return digest.status();
+  if (!verify(call.auth->receiver, signed_answer_bytes(call.method, call.signature, *digest), signature)) {
     return Status(absl::StatusCode::kUnauthenticated,
                   fmt::format("the answer is not signed by node {}: another node answers at this "
                               "address, or it was changed on the way",

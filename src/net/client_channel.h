@@ -23,12 +23,21 @@ namespace tessera::net {
 // Runs `work` soon on one of gRPC's threads.
 void run_soon(std::function<void()> work);
 
+// What is signed of a call's bodies.
+struct BodyDigests {
+  // None: the digest of the exact request body. Else this one, which the call tells in its metadata.
+  std::optional<Digest> request;
+  // Empty: the digest of the exact answer body. Called on one of gRPC's threads.
+  std::function<StatusOr<Digest>(const grpc::ByteBuffer& answer)> answer;
+};
+
 // What to sign a request with, and who must have signed its answer.
 struct CallAuth {
   std::shared_ptr<RequestSigner> signer;
   NodeId receiver;
   std::string run_id;
   std::string session;
+  BodyDigests digests = {};
 };
 
 struct CallResult {

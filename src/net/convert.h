@@ -14,7 +14,6 @@ namespace tessera::net {
 inline constexpr size_t kMaxStages = 64;  // a lease's counted_stages has a bit for each
 inline constexpr size_t kMaxLeases = 1024;
 inline constexpr size_t kMaxPeers = 100000;
-inline constexpr size_t kMaxUploads = 4096;
 inline constexpr size_t kMaxShards = 65536;
 inline constexpr size_t kMaxShortText = 256;  // addresses, devices, versions
 inline constexpr size_t kMaxReason = 4096;    // sentences for people
@@ -31,6 +30,7 @@ void to_proto(const core::Receipt& in, v1::Receipt* out);
 void to_proto(const core::UploadCommit& in, v1::UploadCommit* out);
 void to_proto(const core::UploadMeasure& in, v1::UploadMeasure* out);
 void to_proto(const core::ShardCommit& in, v1::ShardCommit* out);
+void to_proto(const core::UnreadableResult& in, v1::UnreadableResult* out);
 void to_proto(const core::MergeApplied& in, v1::MergeApplied* out);
 void to_proto(const core::MinerStatus& in, v1::MinerStatus* out);
 void to_proto(const core::CheckpointCommit& in, v1::CheckpointCommit* out);
@@ -52,6 +52,7 @@ Status from_proto(const v1::Receipt& in, core::Receipt* out);
 Status from_proto(const v1::UploadCommit& in, core::UploadCommit* out);
 Status from_proto(const v1::UploadMeasure& in, core::UploadMeasure* out);
 Status from_proto(const v1::ShardCommit& in, core::ShardCommit* out);
+Status from_proto(const v1::UnreadableResult& in, core::UnreadableResult* out);
 Status from_proto(const v1::MergeApplied& in, core::MergeApplied* out);
 Status from_proto(const v1::MinerStatus& in, core::MinerStatus* out);
 Status from_proto(const v1::CheckpointCommit& in, core::CheckpointCommit* out);

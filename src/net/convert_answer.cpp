@@ -123,13 +123,14 @@ void to_proto(const core::MergeDirective& in, v1::MergeDirective* out) {
   out->set_outer_momentum(in.outer_momentum);
   out->set_drop_carry(in.drop_carry);
   out->set_uploads_whole(in.uploads_whole);
+  out->set_again(in.again);
 }
 
 Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
   FieldCheck check;
   out->target = in.target();
   check.enumeration("phase", in.phase(), core::MergePhase::kApply, &out->phase);
-  check.list("uploads", in.uploads(), kMaxUploads, &out->uploads);
+  check.list("uploads", in.uploads(), core::kMaxUploads, &out->uploads);
   check.list("tasks", in.tasks(), kMaxShards, &out->tasks);
   check.list("results", in.results(), kMaxShards, &out->results);
   out->participant = in.participant();
@@ -137,6 +138,7 @@ Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
   out->outer_momentum = in.outer_momentum();
   out->drop_carry = in.drop_carry();
   out->uploads_whole = in.uploads_whole();
+  out->again = in.again();
   return check.status();
 }
 
@@ -166,6 +168,7 @@ void to_proto(const core::Assignment& in, v1::Assignment* out) {
   out->set_state(bytes_or_empty(in.state));
   out->set_local_state(bytes_or_empty(in.local_state));
   out->set_schedule_step(in.schedule_step);
+  for (const core::Peer& donor : in.donors) to_proto(donor, out->add_donors());
 }
 
 Status from_proto(const v1::Assignment& in, core::Assignment* out) {
@@ -175,6 +178,7 @@ Status from_proto(const v1::Assignment& in, core::Assignment* out) {
   check.bytes32_or_empty("state", in.state(), &out->state);
   check.bytes32_or_empty("local_state", in.local_state(), &out->local_state);
   out->schedule_step = in.schedule_step();
+  check.list("donors", in.donors(), core::kMaxDonors, &out->donors);
   return check.status();
 }
 

@@ -92,6 +92,7 @@ void to_proto(const core::UploadCommit& in, v1::UploadCommit* out) {
   out->set_snapshot_step(in.snapshot_step);
   out->set_snapshot_version(in.snapshot_version);
   out->set_whole(in.whole);
+  out->set_again(in.again);
   out->set_signature(in.signature.data(), in.signature.size());
 }
 
@@ -102,6 +103,7 @@ Status from_proto(const v1::UploadCommit& in, core::UploadCommit* out) {
   out->snapshot_step = in.snapshot_step();
   out->snapshot_version = in.snapshot_version();
   out->whole = in.whole();
+  out->again = in.again();
   check.signature("signature", in.signature(), &out->signature);
   return check.status();
 }
@@ -135,9 +137,20 @@ Status from_proto(const v1::ShardCommit& in, core::ShardCommit* out) {
   check.bytes32_or_empty("result", in.result(), &out->result);
   check.bytes32_or_empty("object", in.object(), &out->object);
   check.bytes32_or_empty("unavailable", in.unavailable(), &out->unavailable);
-  check.list("measures", in.measures(), kMaxUploads, &out->measures);
+  check.list("measures", in.measures(), core::kMaxUploads, &out->measures);
   check.signature("signature", in.signature(), &out->signature);
   return check.status();
+}
+
+void to_proto(const core::UnreadableResult& in, v1::UnreadableResult* out) {
+  out->set_target(in.target);
+  out->set_first_block(in.first_block);
+}
+
+Status from_proto(const v1::UnreadableResult& in, core::UnreadableResult* out) {
+  out->target = in.target();
+  out->first_block = in.first_block();
+  return ok_status();
 }
 
 void to_proto(const core::MergeApplied& in, v1::MergeApplied* out) {
@@ -234,6 +247,7 @@ void to_proto(const core::SyncRequest& in, v1::SyncRequest* out) {
   if (in.checkpoint) to_proto(*in.checkpoint, out->mutable_checkpoint());
   out->set_peers_version(in.peers_version);
   out->set_spec_version(in.spec_version);
+  for (const core::UnreadableResult& result : in.unreadable_results) to_proto(result, out->add_unreadable_results());
   if (in.segment) out->set_segment(encode(*in.segment));
 }
 
@@ -256,6 +270,7 @@ Status from_proto(const v1::SyncRequest& in, core::SyncRequest* out) {
   if (in.has_checkpoint()) check.nested("checkpoint", in.checkpoint(), &out->checkpoint.emplace());
   out->peers_version = in.peers_version();
   out->spec_version = in.spec_version();
+  check.list("unreadable_results", in.unreadable_results(), core::kMaxUnreadableResults, &out->unreadable_results);
   if (in.has_segment()) {
     core::SegmentCommit& segment = out->segment.emplace();
     const bool readable = in.segment().size() <= kMaxSegmentBytes && decode(in.segment(), &segment);

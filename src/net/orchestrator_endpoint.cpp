@@ -109,8 +109,8 @@ StatusOr<HelloInfo> OrchestratorEndpoint::known_or_hello(uint32_t timeout_ms) {
 void OrchestratorEndpoint::call(const char* method, grpc::ByteBuffer request, const NodeId& node,
                                 const std::string& run_id, const std::string& session,
                                 uint32_t timeout_ms,
-                                std::function<void(StatusOr<grpc::ByteBuffer>)> done) {
-  channel_.call(method, std::move(request), CallAuth{signer_, node, run_id, session}, timeout_ms,
+                                std::function<void(StatusOr<grpc::ByteBuffer>)> done, BodyDigests digests) {
+  channel_.call(method, std::move(request), CallAuth{signer_, node, run_id, session, std::move(digests)}, timeout_ms,
                 [done = std::move(done)](CallResult result) { done(std::move(result.answer)); });
 }
 

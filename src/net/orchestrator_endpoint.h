@@ -32,7 +32,7 @@ class OrchestratorEndpoint {
   // A signed call for `run_id` to the known node.
   void call(const char* method, grpc::ByteBuffer request, const NodeId& node,
             const std::string& run_id, const std::string& session, uint32_t timeout_ms,
-            std::function<void(StatusOr<grpc::ByteBuffer>)> done);
+            std::function<void(StatusOr<grpc::ByteBuffer>)> done, BodyDigests digests = {});
   void fail_soon(const Status& status, std::function<void(StatusOr<grpc::ByteBuffer>)> done);
   std::string name() const { return channel_.name(); }
 

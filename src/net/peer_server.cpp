@@ -4,6 +4,7 @@
 #include <atomic>
 #include <utility>
 
+#include "net/blob_service.h"
 #include "net/convert.h"
 #include "net/inbound_streams.h"
 #include "net/listener.h"
@@ -82,6 +83,24 @@ class PeerService final : public RawPeer {
   std::atomic<bool> in_run_{false};
 };
 
+// What a miner gives away is read like blobs, by anyone with a key.
+class Donations final : public BlobBackend {
+ public:
+  explicit Donations(ports::PeerHandler* handler) : handler_(handler) {}
+  Status admit(const ports::Caller&, bool write) override {
+    if (!write) return ok_status();
+    return error(absl::StatusCode::kPermissionDenied, "a miner takes no blobs; use the address of a blob server");
+  }
+  Status put(const ports::Caller&, const Digest&, std::string) override {
+    return error(absl::StatusCode::kPermissionDenied, "a miner takes no blobs");
+  }
+  StatusOr<std::string> get(const Digest& digest) override { return handler_->donate(digest); }
+  bool has(const Digest& digest) override { return handler_->donate(digest).ok(); }
+
+ private:
+  ports::PeerHandler* const handler_;
+};
+
 class GrpcPeerServer final : public PeerServer {
  public:
   GrpcPeerServer(const PeerServerOptions& options, ports::PeerHandler* handler)
@@ -95,11 +114,13 @@ class GrpcPeerServer final : public PeerServer {
                 .max_streams = options.max_streams,
                 .handler_threads = options.handler_threads},
             handler)),
-        service_(core_, streams_, handler) {}
+        service_(core_, streams_, handler),
+        donations_(handler),
+        donor_service_(core_, &donations_, options.donor_threads, options.max_queued_donations) {}
   ~GrpcPeerServer() override { shutdown(0); }
 
   Status listen(const PeerServerOptions& options) {
-    TESSERA_ASSIGN_OR_RETURN(listener_, Listener::start(options.listen, {&service_},
+    TESSERA_ASSIGN_OR_RETURN(listener_, Listener::start(options.listen, {&service_, &donor_service_},
                                                         kMaxPeerMessageBytes, kTransportMemoryBytes));
     return ok_status();
   }
@@ -110,12 +131,15 @@ class GrpcPeerServer final : public PeerServer {
     core_->close();
     streams_->close();
     if (listener_ != nullptr) listener_->shutdown(deadline_ms);
+    donor_service_.stop();
   }
 
  private:
   const std::shared_ptr<ServerCore> core_;
   const std::shared_ptr<InboundStreams> streams_;
   PeerService service_;
+  Donations donations_;
+  BlobService donor_service_;
   std::unique_ptr<Listener> listener_;
 };
 

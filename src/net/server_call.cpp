@@ -32,20 +32,25 @@ void ServerCall::fail(const Status& status) {
 void ServerCall::answer(const google::protobuf::MessageLite& message) {
   if (answered()) return;  // spares the work below; claim() decides
   std::string bytes = serialize(message);
-  if (bytes.size() > kMaxControlBytes) {
+  const Digest digest = signed_request_ ? digest_of(bytes) : Digest{};
+  answer(buffer_of(std::move(bytes)), digest);
+}
+
+void ServerCall::answer(grpc::ByteBuffer bytes, const Digest& digest) {
+  if (answered()) return;
+  if (bytes.Length() > kMaxControlBytes) {
     return fail(error(absl::StatusCode::kResourceExhausted,
-                      "the answer has {} bytes, over the limit of {}", bytes.size(),
+                      "the answer has {} bytes, over the limit of {}", bytes.Length(),
                       kMaxControlBytes));
   }
   std::string signature;
   if (signed_request_) {
-    const Signature raw =
-        core_->key().sign(signed_answer_bytes(method_, request_signature_, digest_of(bytes)));
+    const Signature raw = core_->key().sign(signed_answer_bytes(method_, request_signature_, digest));
     signature.assign(reinterpret_cast<const char*>(raw.data()), raw.size());
   }
   if (!claim()) return;
   if (signed_request_) context_->AddTrailingMetadata(kAnswerMetadata, signature);
-  *response_ = buffer_of(std::move(bytes));
+  *response_ = std::move(bytes);
   Finish(grpc::Status::OK);
 }
 
@@ -81,11 +86,18 @@ ServerCallPtr ServerCore::open(const char* method, grpc::CallbackServerContext* 
 grpc::ServerUnaryReactor* ServerCore::accept(const char* method,
                                              grpc::CallbackServerContext* context,
                                              const grpc::ByteBuffer* request,
-                                             grpc::ByteBuffer* response, const Serve& serve) {
+                                             grpc::ByteBuffer* response, const Serve& serve, Signed what) {
   const ServerCallPtr call = open(method, context, response);
   if (call->answered()) return call.get();
-  const auto header =
-      verifier_.verify(method, metadata_of(*context, kAuthMetadata), digest_of_buffer(*request));
+  if (what == Signed::kBody) {
+    call->signed_digest_ = digest_of_buffer(*request);
+  } else if (!Digest::from(metadata_of(*context, kContentsMetadata), &call->signed_digest_)) {
+    call->fail(Status(absl::StatusCode::kUnauthenticated,
+                      fmt::format("the request has no {} metadata; use the same version of Tessera on both sides",
+                                  kContentsMetadata)));
+    return call.get();
+  }
+  const auto header = verifier_.verify(method, metadata_of(*context, kAuthMetadata), call->signed_digest_);
   if (!header.ok()) {
     call->fail(header.status());
     return call.get();

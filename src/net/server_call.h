@@ -32,6 +32,10 @@ class ServerCall final : public grpc::ServerUnaryReactor {
 
   void fail(const Status& status);
   void answer(const google::protobuf::MessageLite& message);
+  // The same with ready bytes; `digest` is what is signed of them.
+  void answer(grpc::ByteBuffer bytes, const Digest& digest);
+  // What the request was signed over. With kContents the handler must compare it with what the body holds.
+  const Digest& signed_digest() const { return signed_digest_; }
   bool answered() const { return answered_.load(); }
 
  private:
@@ -46,6 +50,7 @@ class ServerCall final : public grpc::ServerUnaryReactor {
       context_;                       // valid until OnDone, so for the one who answers first
   grpc::ByteBuffer* const response_;  // likewise
   Signature request_signature_{};     // empty in Hello, whose answer is signed by itself
+  Digest signed_digest_;
   bool signed_request_ = false;
   std::atomic<bool> answered_{false};
 };
@@ -60,9 +65,10 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
   // answered, now or later. Returns the reactor for gRPC. A call that is not let in is answered
   // here.
   using Serve = std::function<void(const ServerCallPtr&, const ports::Caller&)>;
+  enum class Signed { kBody, kContents };  // kContents: a digest that the metadata tell
   grpc::ServerUnaryReactor* accept(const char* method, grpc::CallbackServerContext* context,
                                    const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
-                                   const Serve& serve);
+                                   const Serve& serve, Signed what = Signed::kBody);
   // The same without authentication, for Hello.
   grpc::ServerUnaryReactor* accept_unsigned(const char* method,
                                             grpc::CallbackServerContext* context,

@@ -15,14 +15,14 @@ namespace {
 
 constexpr size_t kMaxErrorBytes = 2048;
 
+}  // namespace
+
 grpc::Slice owning_slice(std::string bytes) {
   auto* owned = new std::string(std::move(bytes));
   return grpc::Slice(
       owned->data(), owned->size(), [](void* text) { delete static_cast<std::string*>(text); },
       owned);
 }
-
-}  // namespace
 
 grpc::ByteBuffer buffer_of(std::string bytes) {
   const grpc::Slice slice = owning_slice(std::move(bytes));

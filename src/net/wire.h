@@ -3,6 +3,7 @@
 
 #include <google/protobuf/message_lite.h>
 #include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/slice.h>
 #include <grpcpp/support/status.h>
 
 #include <string>
@@ -22,6 +23,7 @@ inline constexpr char kValidateMethod[] = "/tessera.v1.Orchestrator/Validate";
 inline constexpr char kHasBlobsMethod[] = "/tessera.v1.BlobStore/HasBlobs";
 inline constexpr char kPutBlobsMethod[] = "/tessera.v1.BlobStore/PutBlobs";
 inline constexpr char kGetBlobsMethod[] = "/tessera.v1.BlobStore/GetBlobs";
+inline constexpr char kReadLedgerMethod[] = "/tessera.v1.BlobStore/ReadLedger";
 inline constexpr char kExchangeMethod[] = "/tessera.v1.Peer/Exchange";
 inline constexpr char kProbeMethod[] = "/tessera.v1.Peer/Probe";
 
@@ -31,6 +33,8 @@ inline constexpr size_t kMaxBlobCallBytes = 2 << 20;  // content of one call
 inline constexpr size_t kMaxPeerMessageBytes = 1 << 20;  // of Peer: a record, a probe
 inline constexpr size_t kHelloNonceBytes = 16;
 
+// Nothing is copied: the bytes live as long as the slice.
+grpc::Slice owning_slice(std::string bytes);
 grpc::ByteBuffer buffer_of(std::string bytes);
 std::string serialize(const google::protobuf::MessageLite& message);
 // INVALID_ARGUMENT if the bytes are no such message.

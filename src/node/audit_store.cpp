@@ -14,10 +14,10 @@ constexpr size_t kCallBlobs = 128;
 
 Status name_and_store(ports::BlobLink& blobs, const core::miner_effect::StoreSegment& segment, core::SegmentCommit* commit) {
   for (const core::WeightVersion& older : segment.older) {
-    TESSERA_ASSIGN_OR_RETURN(const Digest object, put_object(blobs, bytes_of(older.values)));
+    TESSERA_ASSIGN_OR_RETURN(const Digest object, put_object(blobs, bytes_of(older.values), core::kMaxChunkBytes, Novelty::kNew));
     commit->older.push_back({older.version, object});
   }
-  TESSERA_ASSIGN_OR_RETURN(commit->state, put_object(blobs, encode_local_state(*segment.state)));
+  TESSERA_ASSIGN_OR_RETURN(commit->state, put_object(blobs, encode_local_state(*segment.state), core::kMaxChunkBytes, Novelty::kNew));
   return ok_status();
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "local_checkpoint.h"
@@ -31,7 +32,7 @@ namespace {
 // Of a merge's phase: so long may nothing come of the uploads before a reduction ends, to be begun again if it is still asked
 // for.
 constexpr TimeMs kIdleShare = 4;
-constexpr size_t kFetchers = 8;  // of results: two calls each, one after the other
+constexpr size_t kStoreChunks = 4;  // of a state, in one call to the blob store
 
 }  // namespace
 
@@ -42,6 +43,7 @@ void BackgroundJobs::run(core::BackgroundJob& job) {
 Status BackgroundJobs::fetch(const core::miner_effect::FetchState& job, StateFetched* done) {
   const core::Assignment& assignment = job.assignment;
   stop_upload();
+  withdraw();
   stage_ = assignment.stage;
   epoch_ = assignment.epoch;
   snapshot_.reset();
@@ -52,8 +54,7 @@ Status BackgroundJobs::fetch(const core::miner_effect::FetchState& job, StateFet
   merge_blobs_.clear();
   const uint64_t values = core::stage_value_count(spec_, assignment.stage);
   if (!assignment.state.is_zero()) {
-    TESSERA_ASSIGN_OR_RETURN(const std::string bytes,
-                             get_object(blobs_, assignment.state, 2 * values * sizeof(float)));
+    TESSERA_ASSIGN_OR_RETURN(const std::string bytes, fetch_state(assignment, values));
     const std::string_view view = bytes;
     base_ = std::make_shared<const std::vector<float>>(values_of(view.substr(0, view.size() / 2)));
     momentum_ = values_of(view.substr(view.size() / 2));
@@ -78,8 +79,35 @@ Status BackgroundJobs::fetch(const core::miner_effect::FetchState& job, StateFet
     }
   }
   if (done->local_state) residual_ = done->local_state->residual;
-  if (base_) write_copy();
-  return ok_status();
+  if (!base_) return ok_status();
+  write_copy();
+  return offer().status();
+}
+
+// From the blob store and from replicas that hold it. One that has died, or holds another by now, costs a chunk.
+StatusOr<std::string> BackgroundJobs::fetch_state(const core::Assignment& assignment, uint64_t values) {
+  std::vector<ObjectSource> sources = {{&blobs_, kStoreChunks}};
+  std::vector<std::unique_ptr<ports::BlobLink>> donors;
+  if (donations_.from != nullptr) {
+    for (const core::Peer& donor : assignment.donors) donors.push_back(donations_.from->connect(donor));
+  }
+  for (const auto& donor : donors) sources.push_back({donor.get(), 1});
+  TESSERA_ASSIGN_OR_RETURN(std::string bytes, fetch_.run(assignment.state, 2 * values * sizeof(float), sources, overlap_));
+  if (!donors.empty()) {
+    spdlog::info("the stage's state came from the blob store ({} chunks) and {} replicas ({})", fetch_.chunks_from().front(),
+                 donors.size(), std::accumulate(fetch_.chunks_from().begin() + 1, fetch_.chunks_from().end(), uint64_t{0}));
+  }
+  return bytes;
+}
+
+void BackgroundJobs::withdraw() {
+  if (donations_.to != nullptr) donations_.to->withdraw();
+}
+
+StatusOr<Digest> BackgroundJobs::offer() {
+  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, list_stage_state(*base_, momentum_));
+  if (donations_.to != nullptr) donations_.to->offer(manifest, *base_, momentum_);
+  return manifest.digest();
 }
 
 void BackgroundJobs::work(core::miner_effect::FetchState& job) {
@@ -91,10 +119,11 @@ void BackgroundJobs::work(core::miner_effect::FetchState& job) {
 }
 
 void BackgroundJobs::work(core::miner_effect::AdoptBase& job) {
+  withdraw();
   base_ = job.masters;
   momentum_.assign(base_->size(), 0.0f);
   write_copy();
-  const StatusOr<Digest> state = name_stage_state(*base_, momentum_);
+  const StatusOr<Digest> state = offer();
   TESSERA_CHECK(state.ok());
   post_(BaseAdopted{*state});
 }
@@ -129,6 +158,7 @@ void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
   done.commit.target = job.target;
   done.commit.snapshot_step = job.snapshot_step;
   done.commit.snapshot_version = job.snapshot_version;
+  done.commit.again = job.again;
   done.ok = upload.ok();
   if (!upload.ok()) {
     done.why = message_of(upload.status());
@@ -144,7 +174,7 @@ void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
 
 void BackgroundJobs::store(DeltaUploaded done, const core::ObjectManifest& manifest) {
   const Status status =
-      store_delta(merge_blobs_, manifest, overlap_ ? kMergeWorkers : 1, [this] { return upload_is_over_.load(); });
+      store_delta(merge_blobs_, manifest, overlap_ ? kMergeTransfers : 1, [this] { return upload_is_over_.load(); });
   if (absl::IsCancelled(status)) return;
   done.ok = done.commit.whole = status.ok();
   done.why = message_of(status);
@@ -207,7 +237,9 @@ Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BaseP
     return core::ResultCopy{made.object, token};
   };
   TESSERA_ASSIGN_OR_RETURN(const std::vector<float> delta,
-                           fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake, overlap_ ? kFetchers : 1));
+                           fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake, overlap_ ? kMergeTransfers : 1,
+                                      &done->unreadable));
+  withdraw();
   const core::Values old_base = base_;
   std::vector<float> base = *base_;
   kernels::outer_step_cpu(base.data(), momentum_.data(), delta.data(), values,
@@ -229,7 +261,7 @@ Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BaseP
   snapshot_residual_.clear();
   snapshot_.reset();
   merge_blobs_.clear();
-  TESSERA_ASSIGN_OR_RETURN(done->state, name_stage_state(*base_, momentum_));
+  TESSERA_ASSIGN_OR_RETURN(done->state, offer());
   write_copy();
   return ok_status();
 }

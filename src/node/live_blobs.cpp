@@ -51,6 +51,7 @@ std::vector<Digest> live_objects(const core::OrchestratorState& state) {
     objects.push_back(audit.task.base);
     objects.push_back(audit.task.next_base);
     if (audit.task.upload) objects.push_back(audit.task.upload->object);
+    objects.push_back(audit.task.upload_base);
   }
   for (const auto& [node, resumed] : state.resumable) objects.push_back(resumed.local_state);
   return objects;

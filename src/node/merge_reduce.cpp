@@ -166,7 +166,7 @@ void ShardReduction::run() {
     if (owner[number]) order_.push_back({*owner[number], number});
   }
   const uint64_t each = sizeof(float) * inputs_.merge.block_values * (inputs_.uploads.size() + 2) + 2 * kGroupBytes;
-  const size_t threads = inputs_.overlap ? std::clamp<size_t>(kReduceBytes / each, 1, kMergeWorkers) : 1;
+  const size_t threads = inputs_.overlap ? std::clamp<size_t>(kReduceBytes / each, 1, kMergeTransfers) : 1;
   has_storers_ = inputs_.overlap;
   std::vector<std::jthread> storers;
   for (size_t i = 0; has_storers_ && i < kStorers; ++i) storers.emplace_back([this] { store_all(); });
@@ -343,7 +343,7 @@ void ShardReduction::finish(OpenShard& shard) {
   for (const auto& block : shard.measures) {
     for (size_t k = 0; k < block.size(); ++k) reduction.measures[k].add(block[k]);
   }
-  const Status stored = blobs_.put({manifest.encode()}).status();
+  const Status stored = blobs_.put_new({reduction.object}, {manifest.encode()});
   if (stored.ok()) {
     done_(shard.task, std::move(reduction));
   } else {

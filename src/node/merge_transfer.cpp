@@ -19,7 +19,6 @@ namespace {
 constexpr uint64_t kLeastSliceBytes = uint64_t{128} << 10;
 constexpr uint64_t kMostSliceBytes = uint64_t{2} << 20;
 constexpr uint64_t kSliceShare = 12;
-constexpr uint64_t kFetchBytes = uint64_t{512} << 10;  // of a copy, in one call
 
 }  // namespace
 
@@ -191,7 +190,7 @@ StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merg
     }
   });
   upload.object = upload.manifest.digest();
-  TESSERA_RETURN_IF_ERROR(blobs.put({upload.manifest.encode()}).status());
+  TESSERA_RETURN_IF_ERROR(blobs.put_new({upload.object}, {upload.manifest.encode()}));
   return upload;
 }
 
@@ -249,114 +248,6 @@ Status store_delta(KeptBlobs& blobs, const core::ObjectManifest& manifest, size_
     }
   });
   return failure;
-}
-
-// ---- down -------------------------------------------------------------------------------------------------------------
-
-namespace {
-
-// The bytes of one copy of a shard, checked against the shard's digest.
-StatusOr<std::string> open_copy(ports::BlobLink& blobs, const core::ResultCopy& copy, const Digest& result,
-                                uint64_t block_bytes, uint64_t total_bytes) {
-  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, get_manifest(blobs, copy.object));
-  if (manifest.total_bytes != total_bytes || manifest.chunk_bytes != block_bytes) {
-    return data_loss("a copy of a shard has {} bytes in chunks of {}, not {} in chunks of {}", manifest.total_bytes,
-                     manifest.chunk_bytes, total_bytes, block_bytes);
-  }
-  std::string bytes;
-  bytes.reserve(total_bytes);
-  std::vector<Digest> blocks;
-  const uint64_t step = std::max<uint64_t>(1, kFetchBytes / block_bytes);
-  for (uint64_t at = 0; at < manifest.chunks.size(); at += step) {
-    TESSERA_ASSIGN_OR_RETURN(const std::string sealed,
-                             get_chunks(blobs, manifest, at, std::min<uint64_t>(step, manifest.chunks.size() - at)));
-    for (uint64_t from = 0; from < sealed.size(); from += block_bytes) {
-      std::string block = sealed.substr(from, block_bytes);
-      apply_keystream(copy.token, blocks.size(), &block);
-      blocks.push_back(digest_of(block));
-      bytes += block;
-    }
-  }
-  if (shard_digest(blocks) != result) return data_loss("copy {} of a shard is not what its owner committed", copy.object.brief());
-  return bytes;
-}
-
-// One fetch_mean(). Shared by its workers.
-class MeanFetch {
- public:
-  MeanFetch(KeptBlobs& blobs, const core::MergeSpec& merge, const std::vector<core::ShardResult>& results,
-            const RemakeShard& remake, std::vector<float>* mean)
-      : blobs_(blobs), merge_(merge), results_(results), remake_(remake), mean_(*mean) {}
-
-  Status run(size_t threads) {
-    run_together(threads, [this] {
-      for (size_t i = next_++; i < results_.size(); i = next_++) {
-        const Status status = fetch(results_[i]);
-        if (status.ok()) continue;
-        next_ = results_.size();
-        std::lock_guard lock(mutex_);
-        if (failure_.ok()) failure_ = status;
-      }
-    });
-    return failure_;
-  }
-
- private:
-  Status fetch(const core::ShardResult& result) {
-    const uint64_t first = result.first_block * merge_.block_values;
-    const uint64_t count = std::min(mean_.size() - first, result.block_count * merge_.block_values);
-    std::vector<core::ResultCopy> copies = result.copies;
-    std::stable_partition(copies.begin(), copies.end(), [&](const auto& copy) { return blobs_.has(copy.object); });
-    const auto open = [&](const core::ResultCopy& copy) {
-      return open_copy(blobs_, copy, result.result, kernels::merge_block_bytes(merge_.result_format, merge_.block_values),
-                       kernels::merge_run_bytes(merge_.result_format, count, merge_.block_values));
-    };
-    StatusOr<std::string> bytes = data_loss("a shard without copies");
-    for (size_t i = 0; i < copies.size() && !bytes.ok(); ++i) bytes = open(copies[i]);
-    // Or what its name leads to is no list of chunks, or too short a one.
-    const bool is_bad = absl::IsDataLoss(bytes.status()) || absl::IsNotFound(bytes.status()) ||
-                        absl::IsInvalidArgument(bytes.status()) || absl::IsOutOfRange(bytes.status());
-    if (is_bad && remake_) {
-      std::lock_guard lock(remake_mutex_);
-      TESSERA_ASSIGN_OR_RETURN(const core::ResultCopy made, remake_(result));
-      bytes = open(made);
-    }
-    if (!bytes.ok()) return bytes.status();
-    kernels::merge_decode_cpu({.run = {merge_.result_format, count, merge_.block_values},
-                               .payload = reinterpret_cast<const uint8_t*>(bytes->data()),
-                               .assign = true,
-                               .sum = mean_.data() + first});
-    return ok_status();
-  }
-
-  KeptBlobs& blobs_;
-  const core::MergeSpec& merge_;
-  const std::vector<core::ShardResult>& results_;
-  const RemakeShard& remake_;
-  std::vector<float>& mean_;  // each worker writes shards of its own
-  std::atomic<size_t> next_{0};
-  std::mutex mutex_;
-  std::mutex remake_mutex_;
-  Status failure_;
-};
-
-}  // namespace
-
-StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
-                                        const std::vector<core::ShardResult>& results, const RemakeShard& remake,
-                                        size_t threads) {
-  const uint64_t blocks = (stage_values + merge.block_values - 1) / merge.block_values;
-  uint64_t covered = 0;
-  for (const core::ShardResult& result : results) {
-    if (result.first_block != covered || result.block_count == 0 || result.block_count > blocks - covered) {
-      return data_loss("the merge's shards do not tile the stage");
-    }
-    covered += result.block_count;
-  }
-  if (covered != blocks) return data_loss("the merge's shards cover {} of {} blocks", covered, blocks);
-  std::vector<float> mean(stage_values);
-  TESSERA_RETURN_IF_ERROR(MeanFetch(blobs, merge, results, remake, &mean).run(threads));
-  return mean;
 }
 
 }  // namespace tessera::node

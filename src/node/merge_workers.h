@@ -9,7 +9,8 @@
 
 namespace tessera::node {
 
-inline constexpr size_t kMergeWorkers = 4;
+inline constexpr size_t kMergeWorkers = 4;  // that compute
+inline constexpr size_t kMergeTransfers = 8;  // that wait for the network most of the time: enough calls to fill a link of 100 ms
 
 // Runs `work` in `threads` threads, the caller's one of them, until all of them return. `work` shares out what is to be done.
 inline void run_together(size_t threads, const std::function<void()>& work) {

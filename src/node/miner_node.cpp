@@ -83,7 +83,8 @@ Status MinerNode::Shell::begin(const core::RegisterAnswer& answer, const core::R
     queue->push(MinerEvent(core::miner_event::PeerBroken{node}));
   });
   const auto post_event = [this](MinerEvent event) { post(std::move(event)); };
-  background_ = std::make_unique<BackgroundWorker>(spec_, *links_.blobs, options_.directory, answer.run_id, post_event);
+  background_ = std::make_unique<BackgroundWorker>(spec_, *links_.blobs, options_.directory, answer.run_id, post_event,
+                                                  Donations{links_.donors, &donated_});
   if (spec_.audit.enabled) audit_ = std::make_unique<AuditWorker>(*links_.blobs, post_event);
   data_thread_ = std::jthread([this] { data_loop(); });
   auto facts = std::make_shared<RunFacts>();
@@ -202,6 +203,8 @@ StatusOr<std::string> MinerNode::run(const std::atomic<bool>& stop) {
 void MinerNode::on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done) {
   shell_->on_frame(caller, std::move(frame), std::move(done));
 }
+
+StatusOr<std::string> MinerNode::donate(const Digest& name) { return shell_->donate(name); }
 
 void MinerNode::on_probe(const ports::Caller&, std::function<void(StatusOr<core::PeerHealth>)> done) {
   shell_->on_probe(std::move(done));

@@ -43,6 +43,7 @@ class MinerNode::Shell final : public MinerSurroundings {
   StatusOr<std::string> run(const std::atomic<bool>& stop);
   void on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done);
   void on_probe(std::function<void(StatusOr<core::PeerHealth>)> done);
+  StatusOr<std::string> donate(const Digest& name) const { return donated_.get(name); }
   void set_address(std::string address) { control_.set_address(std::move(address)); }
   void close() {
     inputs_->close();
@@ -96,6 +97,7 @@ class MinerNode::Shell final : public MinerSurroundings {
   core::RunSpec spec_;
   core::DataPlan data_;
   MinerControl control_;
+  DonatedState donated_;  // of the background thread's
   std::unique_ptr<BackgroundWorker> background_;
   std::unique_ptr<AuditWorker> audit_;  // outlives the compute thread, which fills it
   std::unique_ptr<ComputeWorker> compute_;

@@ -30,7 +30,12 @@ Status ObjectWriter::add(std::string chunk) {
 }
 
 Status ObjectWriter::flush() {
-  if (!batch_.empty()) TESSERA_RETURN_IF_ERROR(blobs_.put(batch_).status());
+  if (!batch_.empty() && novelty_ == Novelty::kNew) {
+    const auto first = manifest_.chunks.end() - static_cast<std::ptrdiff_t>(batch_.size());
+    TESSERA_RETURN_IF_ERROR(blobs_.put_new(std::vector<Digest>(first, manifest_.chunks.end()), batch_));
+  } else if (!batch_.empty()) {
+    TESSERA_RETURN_IF_ERROR(blobs_.put(batch_).status());
+  }
   batch_.clear();
   batch_bytes_ = 0;
   return ok_status();
@@ -42,8 +47,8 @@ StatusOr<Digest> ObjectWriter::finish() {
   return manifest_.digest();
 }
 
-StatusOr<Digest> put_object(ports::BlobLink& blobs, std::string_view content, uint32_t chunk_bytes) {
-  ObjectWriter writer(blobs, chunk_bytes);
+StatusOr<Digest> put_object(ports::BlobLink& blobs, std::string_view content, uint32_t chunk_bytes, Novelty novelty) {
+  ObjectWriter writer(blobs, chunk_bytes, novelty);
   for (size_t at = 0; at < content.size(); at += chunk_bytes) {
     TESSERA_RETURN_IF_ERROR(writer.add(std::string(content.substr(at, chunk_bytes))));
   }
@@ -128,8 +133,12 @@ std::string encode_stage_state(const std::vector<float>& base, const std::vector
   return bytes;
 }
 
+StatusOr<core::ObjectManifest> list_stage_state(const std::vector<float>& base, const std::vector<float>& momentum) {
+  return core::make_manifest(encode_stage_state(base, momentum));
+}
+
 StatusOr<Digest> name_stage_state(const std::vector<float>& base, const std::vector<float>& momentum) {
-  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, core::make_manifest(encode_stage_state(base, momentum)));
+  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, list_stage_state(base, momentum));
   return manifest.digest();
 }
 

@@ -108,6 +108,7 @@ Status OrchestratorControl::open(ports::BlobLink& blobs) {
   // Effects are not replayed: what was under way in the background is begun again.
   for (StageIndex s = 0; s < state.stages.size(); ++s) {
     if (std::optional<core::RemakeState> wanted = core_.pending_remake(s)) surroundings_.start(*std::move(wanted));
+    for (core::RecheckResult& result : core_.pending_rechecks(s)) surroundings_.start(std::move(result));
     if (!state.stages[s].merge) continue;
     for (core::RecomputeShard& shard : core_.pending_recomputations(s)) surroundings_.start(std::move(shard));
   }
@@ -141,6 +142,7 @@ void OrchestratorControl::perform(core::Effects effects) {
   // Jobs read only what is journalled or in the blob store, so they may begin before the commit.
   for (core::RecomputeShard& shard : effects.recompute) surroundings_.start(std::move(shard));
   for (core::RemakeState& wanted : effects.remake) surroundings_.start(std::move(wanted));
+  for (core::RecheckResult& result : effects.recheck) surroundings_.start(std::move(result));
   if (effects.restage) surroundings_.start(make_restage_job(core_.state()));
   if (effects.checkpoint) surroundings_.start(make_checkpoint_job(core_.state()));
 }

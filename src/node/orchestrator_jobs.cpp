@@ -28,6 +28,7 @@ RestageJob make_restage_job(const core::OrchestratorState& state) {
 std::optional<OrchestratorJobResult> OrchestratorJobs::run(const OrchestratorJob& job) {
   if (const auto* shard = std::get_if<core::RecomputeShard>(&job)) return core::Event(recompute(*shard));
   if (const auto* wanted = std::get_if<core::RemakeState>(&job)) return core::Event(remake(*wanted));
+  if (const auto* wanted = std::get_if<core::RecheckResult>(&job)) return core::Event(recheck(*wanted));
   if (const auto* checkpoint = std::get_if<CheckpointJob>(&job)) return core::Event(write(*checkpoint));
   if (const auto* stages = std::get_if<RestageJob>(&job)) return core::Event(restage(blobs_, *stages));
   if (const auto* wanted = std::get_if<CreateJob>(&job)) return CreatedCall{prepare_run_(wanted->yaml), wanted->done};
@@ -95,6 +96,32 @@ core::StateRemade OrchestratorJobs::remake(const core::RemakeState& wanted) {
     done.state = *state;
   } else {
     done.why = message_of(state.status());
+  }
+  return done;
+}
+
+core::ResultRechecked OrchestratorJobs::recheck(const core::RecheckResult& wanted) {
+  const core::ShardResult& result = wanted.result;
+  core::ResultRechecked done{.stage = wanted.stage, .target = wanted.target, .first_block = result.first_block, .result = {},
+                             .copy = {}, .why = {}};
+  const Status seen = check_result(blobs_, wanted.merge, wanted.stage_values, result);
+  done.readable = seen.ok();
+  if (done.readable) return done;
+  // Nobody's secret any more: the merge is complete.
+  const Digest token = digest_of(result.result.view());
+  const ReduceInputs inputs{.uploads = wanted.uploads,
+                            .stage_values = wanted.stage_values,
+                            .merge = wanted.merge,
+                            .rounding_key = wanted.rounding_key};
+  const core::ShardTask task{.first_block = result.first_block, .block_count = result.block_count, .token = token};
+  // A store that does not answer is nobody's fault.
+  const StatusOr<Reduction> made =
+      absl::IsUnavailable(seen) ? StatusOr<Reduction>(seen) : reduce_shard(blobs_, inputs, task);
+  if (made.ok()) {
+    done.result = made->result;
+    done.copy = {made->object, token};
+  } else {
+    done.why = message_of(made.status());
   }
   return done;
 }

@@ -44,9 +44,21 @@ void Cheat::tamper(core::miner_effect::UploadDelta* job, const core::Values& bas
   job->snapshot = std::make_shared<const std::vector<float>>(std::move(snapshot));
 }
 
+std::optional<core::miner_effect::ReduceShards> Cheat::forged(core::miner_effect::ReduceShards* job,
+                                                              const std::function<bool(uint32_t shard)>& owned_by_pair) const {
+  if (kind_ != "forge") return std::nullopt;
+  core::miner_effect::ReduceShards forged = *job;
+  std::erase_if(forged.tasks, [&](const core::ShardTask& task) { return !owned_by_pair(task.shard); });
+  std::erase_if(job->tasks, [&](const core::ShardTask& task) { return owned_by_pair(task.shard); });
+  for (size_t i = 0; i < forged.uploads.size(); ++i) forged.uploads[i].weight = i == 0 ? 1 : 0;
+  if (forged.tasks.empty()) return std::nullopt;
+  return forged;
+}
+
 void Cheat::tamper(core::ShardCommit* commit, bool owned_by_pair, Prng* random) const {
   if (kind_ == "lazy") commit->result = digest_of(fmt::format("a guess {}", random->next()));
   if (kind_ == "pair" && owned_by_pair) commit->result = digest_of(fmt::format("what was agreed on for {}", commit->shard));
+  if (kind_ == "slander" && owned_by_pair && !commit->measures.empty()) commit->measures.back() = {1e12, 1e12};
   if (kind_ == "unavailable") {
     commit->unavailable = first_upload_;
     commit->result = commit->object = Digest{};

@@ -245,7 +245,10 @@ bool Faults::owned_by_pair(StageIndex s, uint32_t shard) const {
   const auto& merge = orchestrator_.state().stages[s].merge;
   if (!merge || shard - merge->first_shard >= merge->shards.size()) return false;
   const core::MergeShard& owned = merge->shards[shard - merge->first_shard];
-  return cheats(merge->participants[owned.owner_a], "pair") && cheats(merge->participants[owned.owner_b], "pair");
+  for (const char* kind : {"pair", "forge", "slander"}) {
+    if (cheats(merge->participants[owned.owner_a], kind) && cheats(merge->participants[owned.owner_b], kind)) return true;
+  }
+  return false;
 }
 
 void Faults::fill(Result* result) const {
@@ -255,6 +258,10 @@ void Faults::fill(Result* result) const {
       const uint32_t node = node_of_key(orchestrator_.state().miners[verdict.miner].registration.node);
       if (accused.insert(node).second) result->falsely_accused += !cheats(verdict.miner, "");
     }
+  }
+  for (const core::MinerRecord& miner : orchestrator_.state().miners) {
+    if (miner.failed_verdicts == 0 || !accused.insert(node_of_key(miner.registration.node)).second) continue;
+    result->falsely_accused += !cheats(miner.index, "");
   }
   result->accused.assign(accused.begin(), accused.end());
   for (const StruckMerge& struck : struck_merges_) {

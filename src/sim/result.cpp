@@ -66,6 +66,7 @@ std::string Result::to_json() const {
       {"shards", shards},
       {"shards_lost_without_rescue", shards_lost_without_rescue},
       {"shards_lost", shards_lost},
+      {"stage_values", stage_values},
       {"bytes_up_per_miner", bytes_up_per_miner},
       {"bytes_down_per_miner", bytes_down_per_miner},
       {"accused", accused.size()},

@@ -152,8 +152,13 @@ void SimulatedMiner::start_background() {
   blobs_->failing = world_.fails(world_.sim.job_failures);
   if (auto* upload = std::get_if<core::miner_effect::UploadDelta>(&job)) {
     cheat_.tamper(upload, background_->base(), &world_.random);
-  } else if (const auto* reduction = std::get_if<core::miner_effect::ReduceShards>(&job); reduction != nullptr) {
+  } else if (auto* reduction = std::get_if<core::miner_effect::ReduceShards>(&job); reduction != nullptr) {
     cheat_.sees(reduction->uploads);
+    auto forged = cheat_.forged(reduction, [this](uint32_t shard) { return world_.owned_by_pair(*stage_, shard); });
+    if (forged) {
+      core::BackgroundJob aside(*std::move(forged));
+      background_->run(aside);
+    }
   }
   background_->run(job);
   note_merge(job);

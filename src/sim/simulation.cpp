@@ -275,6 +275,7 @@ void Simulation::Swarm::count(Result* result) const {
   result->leases_reissued = state.reissued;
   result->orders_obeyed = orchestrator_.orders_obeyed();
   result->moves = state.moves;
+  result->stage_values = state.stages.empty() ? 0 : state.stages.front().values;
   for (const core::StageRecord& stage : state.stages) {
     result->merges += stage.merges;
     result->merges_aborted += stage.merges_aborted;

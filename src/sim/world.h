@@ -51,7 +51,7 @@ class World {
   Measures measures;
   bool faults_over = false;        // nothing random fails any more
   TimeUs faults_over_us = kNever;  // since when
-  // Whether both owners of the shard are cheaters of the kind 'pair': they tell each other what they were told.
+  // Whether both owners of the shard are cheaters of the same kind that works in pairs: they tell each other what they were told.
   std::function<bool(StageIndex stage, uint32_t shard)> owned_by_pair = [](StageIndex, uint32_t) { return false; };
   std::string broken;              // the first thing that must never happen and did
 };

@@ -122,18 +122,23 @@ Status BlobStore::reserve(uint64_t bytes) {
 }
 
 StatusOr<Digest> BlobStore::put(std::string_view content, bool* is_new) {
+  const Digest digest = digest_of(content);
+  TESSERA_RETURN_IF_ERROR(put(digest, content, is_new));
+  return digest;
+}
+
+Status BlobStore::put(const Digest& digest, std::string_view content, bool* is_new) {
   if (is_new != nullptr) *is_new = false;
   if (content.size() > kMaxBlobBytes) {
     return invalid_argument("a blob of {} bytes; the limit is {}: cut it into chunks",
                             content.size(), kMaxBlobBytes);
   }
-  const Digest digest = digest_of(content);
   const std::string path = path_of(digest);
   std::lock_guard lock(lock_of(digest));
   const StatusOr<std::string> existing = read_file(path, kMaxBlobBytes);
   if (existing.ok() && *existing == content) {
     touch(path);
-    return digest;
+    return ok_status();
   }
   if (!absl::IsNotFound(existing.status())) TESSERA_RETURN_IF_ERROR(remove_locked(path));
   TESSERA_RETURN_IF_ERROR(reserve(content.size()));
@@ -143,7 +148,7 @@ StatusOr<Digest> BlobStore::put(std::string_view content, bool* is_new) {
     return status;
   }
   if (is_new != nullptr) *is_new = true;
-  return digest;
+  return ok_status();
 }
 
 Status BlobStore::write(const Digest& digest, std::string_view content) {

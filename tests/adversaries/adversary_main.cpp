@@ -1,8 +1,9 @@
 // A miner that cheats: the miner's own program around an engine or a link that lies. Only built for tests; nothing in the
-// product knows of it. TESSERA_CHEAT names how (tests/adversaries/cheating_engine.h, or invented-receipts and
-// replayed-receipts), TESSERA_CHEAT_SHARE in how much of its work, TESSERA_CHEAT_SEED in which.
+// product knows of it. TESSERA_CHEAT names how (tests/adversaries/cheating_engine.h, or invented-receipts,
+// replayed-receipts, not-whole and wrong-epoch), TESSERA_CHEAT_SHARE in how much of its work, TESSERA_CHEAT_SEED in which.
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <string>
 
 #include "adversaries/cheating_engine.h"
@@ -25,8 +26,12 @@ int main(int argc, char** argv) {
   options.share = std::stod(setting("TESSERA_CHEAT_SHARE", "1"));
   options.seed = std::stoull(setting("TESSERA_CHEAT_SEED", "1"));
   apps::MinerHooks hooks;
-  if (name == "invented-receipts" || name == "replayed-receipts") {
-    const test::Lie lie = name == "invented-receipts" ? test::Lie::kInventedReceipts : test::Lie::kReplayedReceipts;
+  const std::map<std::string, test::Lie> lies = {{"invented-receipts", test::Lie::kInventedReceipts},
+                                                 {"replayed-receipts", test::Lie::kReplayedReceipts},
+                                                 {"not-whole", test::Lie::kNotWhole},
+                                                 {"wrong-epoch", test::Lie::kWrongEpoch}};
+  if (const auto known = lies.find(name); known != lies.end()) {
+    const test::Lie lie = known->second;
     hooks.orchestrator = [=](ports::OrchestratorLink& link, const KeyPair& key) {
       return std::make_unique<test::LyingLink>(link, key, lie, options.share, options.seed);
     };

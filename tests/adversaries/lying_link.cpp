@@ -20,6 +20,12 @@ bool LyingLink::lies_about(MicrobatchId microbatch) const {
   return Prng(mix64(seed_ ^ mix64(microbatch))).uniform() < share_;
 }
 
+void LyingLink::lie_about(core::SegmentCommit& segment) const {
+  if (Prng(mix64(seed_ ^ mix64(segment.number))).uniform() >= share_) return;
+  if (lie_ == Lie::kNotWhole) segment.whole = false;
+  if (lie_ == Lie::kWrongEpoch) segment.epoch = 99;
+}
+
 void LyingLink::append(Shared& shared, core::Receipt receipt, bool is_true) {
   const uint64_t number = ++shared.last_sent;
   if (is_true) {
@@ -39,7 +45,7 @@ void LyingLink::sync(core::SyncRequest request, std::function<void(StatusOr<core
     for (const core::Receipt& receipt : request.receipts) {
       if (receipt.sequence <= shared.last_true) continue;
       append(shared, receipt, true);
-      if (!lies_about(receipt.microbatch)) continue;
+      if (lie_ == Lie::kNotWhole || lie_ == Lie::kWrongEpoch || !lies_about(receipt.microbatch)) continue;
       core::Receipt invented = receipt;
       if (lie_ == Lie::kInventedReceipts) {
         invented.microbatch = receipt.microbatch / 2;  // one of before, that others have done
@@ -51,6 +57,7 @@ void LyingLink::sync(core::SyncRequest request, std::function<void(StatusOr<core
     }
     request.receipts.assign(shared.unacknowledged.begin(),
                             shared.unacknowledged.begin() + static_cast<std::ptrdiff_t>(std::min<size_t>(shared.unacknowledged.size(), core::kMaxReceiptsPerSync)));
+    if (request.segment) lie_about(*request.segment);
     // Everything before the segment's first receipt was appended already, or is not yet known here: then it waits.
     if (request.segment && request.segment->first_receipt > 1) {
       const auto before = shared.sent_as.find(request.segment->first_receipt - 1);

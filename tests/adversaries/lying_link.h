@@ -16,6 +16,8 @@ namespace tessera::test {
 enum class Lie {
   kInventedReceipts,  // of microbatches that it never had
   kReplayedReceipts,  // the same work twice, under another number
+  kNotWhole,          // true receipts, but no segment can be run again
+  kWrongEpoch,        // true receipts, but segments say that they are of epoch 99
 };
 
 // After a share of the true receipts comes a false one, signed like them. Numbers are without gaps on either side.
@@ -40,6 +42,7 @@ class LyingLink final : public ports::OrchestratorLink {
     uint64_t last_sent = 0;
   };
   bool lies_about(MicrobatchId microbatch) const;
+  void lie_about(core::SegmentCommit& segment) const;
   void append(Shared& shared, core::Receipt receipt, bool is_true);
 
   ports::OrchestratorLink& link_;

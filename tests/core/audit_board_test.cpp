@@ -23,6 +23,7 @@ struct Board {
   explicit Board(double share = 1) {
     spec.enabled = true;
     spec.share = share;
+    spec.upload_share = 0;
     spec.lease_ms = 1000;
     board().begin(kMiner, 77, 2, "cpu");
   }
@@ -38,12 +39,12 @@ struct Board {
     if (number > 1) made.steps.push_back({0.1, 2, false});
     return made;
   }
-  void receipts_of(uint64_t number) {
+  void receipts_of(uint64_t number, Epoch epoch = 0, bool may_snapshot = false) {
     for (uint64_t sequence = 2 * number - 1; sequence <= 2 * number; ++sequence) {
       core::Receipt receipt;
       receipt.sequence = sequence;
       receipt.miner = kMiner;
-      board().receipt(kMiner, receipt);
+      board().receipt(kMiner, receipt, epoch, may_snapshot);
     }
   }
   void segment(SegmentCommit made) { board().segment(kMiner, made, digest_of("base"), &notes); }
@@ -158,20 +159,70 @@ TEST(Audits, AnUploadBelongsToTheSegmentOfItsSnapshot) {
   Board early;
   early.segment(early.commit(1));
   early.receipts_of(1);
-  early.board().upload(Board::kMiner, upload);
+  early.board().upload(Board::kMiner, upload, digest_of("its base"));
   early.segment(early.commit(2));
   EXPECT_TRUE(early.state.open.begin()->second.task.upload);
+  EXPECT_EQ(early.state.open.begin()->second.task.upload_base, digest_of("its base"));
   Board late;  // it arrives when the segment is over
   late.through(2);
   ASSERT_FALSE(late.state.open.begin()->second.task.upload);
-  late.board().upload(Board::kMiner, upload);
+  late.board().upload(Board::kMiner, upload, {});
   EXPECT_TRUE(late.state.open.begin()->second.task.upload);
   Board other;  // its snapshot was taken later
   upload.snapshot_step = 7;
   upload.snapshot_version = 7;
   other.through(2);
-  other.board().upload(Board::kMiner, upload);
+  other.board().upload(Board::kMiner, upload, {});
   EXPECT_FALSE(other.state.open.begin()->second.task.upload);
+}
+
+// A picked upload's segment is audited whether or not the segment is picked, once.
+TEST(Uploads, ArePickedByTheirOwnDraw) {
+  core::UploadCommit upload;
+  upload.target = 1;
+  upload.snapshot_step = 2;
+  upload.snapshot_version = 3;  // as segment 2 ends
+  for (const bool arrives_late : {false, true}) {
+    Board board(0);
+    board.spec.upload_share = 1;
+    board.segment(board.commit(1));
+    board.receipts_of(1, 0, true);
+    board.segment(board.commit(2));
+    board.receipts_of(2, 0, true);
+    if (arrives_late) {
+      board.segment(board.commit(3));
+      board.receipts_of(3, 0, true);
+    }
+    board.board().upload(Board::kMiner, upload, digest_of("its base"));
+    board.board().upload(Board::kMiner, upload, digest_of("its base"));  // of an aborted merge, once more
+    if (!arrives_late) board.segment(board.commit(3));
+    ASSERT_EQ(board.state.open.size(), 1u) << arrives_late;
+    const core::AuditTask& task = board.state.open.begin()->second.task;
+    EXPECT_EQ(task.begin.number, 2u);
+    ASSERT_TRUE(task.upload);
+    EXPECT_EQ(task.upload_base, digest_of("its base"));
+    EXPECT_EQ(board.state.uploads_picked, 1u);
+    EXPECT_EQ(board.state.picked, 0u);
+  }
+}
+
+TEST(Uploads, AreAShareThatOnlyTheSecretDecides) {
+  Board board;
+  board.spec.upload_share = 0.8;
+  int picked = 0;
+  for (Epoch target = 1; target <= 10000; ++target) picked += board.board().is_upload_picked(3, 77, target);
+  EXPECT_NEAR(picked, 8000, 150);
+}
+
+TEST(Uploads, OfSegmentsWhoseReceiptsWereNotKeptAreNotJudged) {
+  Board board(0);
+  board.spec.upload_share = 1;
+  board.segment(board.commit(1));
+  board.receipts_of(1, 0, false);  // nobody thought of a merge yet
+  board.segment(board.commit(2));
+  board.board().upload(Board::kMiner, {.target = 1, .object = {}, .snapshot_step = 0, .snapshot_version = 1}, {});
+  EXPECT_TRUE(board.state.open.empty());
+  EXPECT_EQ(board.state.unauditable, 0u);
 }
 
 TEST(Validators, ShareTheAuditsOneEach) {
@@ -184,6 +235,19 @@ TEST(Validators, ShareTheAuditsOneEach) {
   EXPECT_NE(*first, *second);
   EXPECT_EQ(board.board().audit_for(node_of(100)), first);  // a lost answer is given again
   EXPECT_FALSE(board.board().audit_for(node_of(102)));      // nobody knows this one
+}
+
+// The board's miner is on a CPU.
+TEST(Validators, AuditMinersOnTheirOwnKindOfDeviceIfThereIsOne) {
+  Board board;
+  board.through(3);
+  board.board().join({node_of(100), 100, "cuda:1", "test"});
+  EXPECT_TRUE(board.board().audit_for(node_of(100)));  // nobody else is there
+  board.join(101);
+  EXPECT_FALSE(board.board().audit_for(node_of(100)));
+  EXPECT_TRUE(board.lease_to(101));
+  board.board().lose({node_of(101), "silent"}, &board.notes);
+  EXPECT_TRUE(board.lease_to(100));
 }
 
 TEST(Validators, ADeadOnesAuditGoesToAnother) {
@@ -241,15 +305,15 @@ TEST(Verdicts, SayWhoAndWhy) {
   board.through(3);
   board.join(100);
   const auto audit = board.lease_to(100);
-  core::Verdict verdict = board.board().verdict_of(board.result(*audit, AuditFinding::kGradient));
+  core::Verdict verdict = board.board().verdicts_of(board.result(*audit, AuditFinding::kGradient)).at(0);
   EXPECT_EQ(verdict.miner, Board::kMiner);
   EXPECT_EQ(verdict.stage, 2u);
   EXPECT_FALSE(verdict.passed);
   EXPECT_TRUE(core::voids_epoch(verdict));
   EXPECT_THAT(verdict.reason, HasSubstr("gradient: because"));
-  EXPECT_TRUE(board.board().verdict_of(board.result(*audit)).passed);
+  EXPECT_TRUE(board.board().verdicts_of(board.result(*audit)).at(0).passed);
   // What could not be judged is held against nobody.
-  verdict = board.board().verdict_of(board.result(*audit, AuditFinding::kUnreadable));
+  verdict = board.board().verdicts_of(board.result(*audit, AuditFinding::kUnreadable)).at(0);
   EXPECT_FALSE(core::voids_epoch(verdict));
   board.board().finish({node_of(100), board.result(*audit, AuditFinding::kGradient)}, &board.notes);
   EXPECT_EQ(board.state.failed, 1u);
@@ -258,6 +322,83 @@ TEST(Verdicts, SayWhoAndWhy) {
   board.board().finish({node_of(100), board.result(*audit)}, &board.notes);
   board.board().finish({node_of(101), board.result(*board.lease_to(100))}, &board.notes);
   EXPECT_EQ(board.state.passed, 0u);
+}
+
+// The ledger's epochs count, not the commitment's word.
+TEST(Verdicts, AreOnTheEpochsThatTheLedgerKnowsTheReceiptsIn) {
+  Board board;
+  board.segment(board.commit(1));
+  board.receipts_of(1, 4);
+  SegmentCommit lie = board.commit(2);
+  lie.epoch = 99;
+  board.segment(lie);
+  ASSERT_TRUE(board.state.open.empty());  // the first said epoch 0
+  EXPECT_THAT(board.notes.back().text, HasSubstr("said to begin in epoch 0, but that was epoch 4"));
+  board.receipts_of(2, 4);
+  board.segment(board.commit(3));
+  EXPECT_TRUE(board.state.open.empty());
+  EXPECT_EQ(board.state.unauditable, 2u);
+}
+
+TEST(Verdicts, VoidEveryEpochThatTheSegmentsReceiptsCameIn) {
+  Board board;
+  board.join(100);
+  SegmentCommit begin = board.commit(1);
+  begin.epoch = 3;
+  board.segment(begin);
+  core::Receipt receipt;
+  receipt.miner = Board::kMiner;
+  for (const uint64_t sequence : {1, 2}) {  // the second comes with the report that the next epoch has begun
+    receipt.sequence = sequence;
+    board.board().receipt(Board::kMiner, receipt, 2 + sequence, false);
+  }
+  SegmentCommit end = board.commit(2);
+  end.epoch = 4;
+  board.segment(end);
+  const auto audit = board.lease_to(100);
+  ASSERT_TRUE(audit);
+  const auto failed = board.board().verdicts_of(board.result(*audit, AuditFinding::kLoss));
+  ASSERT_EQ(failed.size(), 2u);
+  EXPECT_EQ(failed[0].epoch, 3u);
+  EXPECT_EQ(failed[1].epoch, 4u);
+  EXPECT_EQ(board.board().verdicts_of(board.result(*audit)).size(), 1u);
+}
+
+// Two receipts a segment.
+TEST(Auditable, WhoSaysTooOftenThatItsWorkCannotBeRunAgainIsNamed) {
+  for (const auto& [whole_every, named] : std::vector<std::pair<uint64_t, bool>>{{1, false}, {2, false}, {10, true}, {100000, true}}) {
+    Board board(0);
+    board.segment(board.commit(1));
+    std::vector<core::Verdict> verdicts;
+    for (uint64_t number = 1; number <= core::kJudgedReceipts; ++number) {
+      board.receipts_of(number, 6);
+      SegmentCommit next = board.commit(number + 1);
+      next.epoch = 6;
+      next.whole = number % whole_every == 0;
+      board.segment(next);
+      if (const auto verdict = board.board().judge_auditable(Board::kMiner, 6)) verdicts.push_back(*verdict);
+    }
+    EXPECT_EQ(verdicts.size(), named ? 2u : 0u) << whole_every;
+    for (const core::Verdict& verdict : verdicts) {
+      EXPECT_EQ(verdict.kind, core::VerdictKind::kCommitment);
+      EXPECT_EQ(verdict.miner, Board::kMiner);
+      EXPECT_EQ(verdict.epoch, 6u);
+      EXPECT_TRUE(core::voids_epoch(verdict));
+      EXPECT_THAT(verdict.reason, HasSubstr("of its last 1024 receipts"));
+    }
+  }
+}
+
+TEST(Auditable, WhoCommitsToNothingIsNamed) {
+  Board board(0);
+  std::optional<core::Verdict> verdict;
+  uint64_t number = 0;
+  while (!verdict && number < 3 * core::kMaxSegmentReceipts) {
+    board.receipts_of(++number);
+    verdict = board.board().judge_auditable(Board::kMiner, 0);
+  }
+  ASSERT_TRUE(verdict);
+  EXPECT_EQ(2 * number, core::kMaxSegmentReceipts);
 }
 
 TEST(Retention, CountsEpochs) {

@@ -242,6 +242,61 @@ TEST(MinerMerge, FromSnapshotToTheNextEpochWhileItTrains) {
   EXPECT_TRUE(report.shards.empty());
 }
 
+TEST(MinerMerge, AnUploadThatCouldNotBeReadIsMadeOnceMoreForEachNumber) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  train(lone, 0, 2);
+  lone.direct(directive(MergePhase::kSnapshot, 1));
+  lone.finish_job();
+  const auto first = lone.take_background<UploadDelta>();
+  EXPECT_EQ(first.again, 0u);
+  core::miner_event::DeltaUploaded uploaded;
+  uploaded.commit = {1, digest_of("delta"), first.snapshot_step, first.snapshot_version};
+  uploaded.commit.whole = true;
+  lone.step(uploaded);
+  ASSERT_TRUE(lone.miner->report().upload);
+  core::MergeDirective again = directive(MergePhase::kSnapshot, 1);
+  again.again = 3;
+  lone.direct(again);
+  EXPECT_FALSE(lone.miner->report().upload);
+  lone.step(uploaded);  // of the first one, late
+  EXPECT_FALSE(lone.miner->report().upload);
+  ASSERT_TRUE(lone.next_job_is<TakeSnapshot>());
+  lone.finish_job();
+  EXPECT_EQ(lone.take_background<UploadDelta>().again, 3u);
+  uploaded.commit.again = 3;
+  lone.step(uploaded);
+  EXPECT_EQ(lone.miner->report().upload->again, 3u);
+  lone.direct(again);
+  EXPECT_TRUE(lone.jobs.empty() && lone.background.empty());
+}
+
+TEST(MinerMerge, ResultsThatNobodyHasAreToldAndNotFetchedAgainUntilThereAreOthers) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  core::MergeDirective apply_it = directive(MergePhase::kApply, 1);
+  apply_it.results = {{0, 4, digest_of("a lie"), {}}, {4, 4, digest_of("right"), {}}};
+  lone.direct(apply_it);
+  lone.take_background<PrepareBase>();
+  core::miner_event::BasePrepared failed;
+  failed.target = 1;
+  failed.ok = false;
+  failed.unreadable = {0};
+  lone.step(failed);
+  EXPECT_TRUE(lone.miner->report_is_urgent());
+  ASSERT_EQ(lone.miner->report().unreadable_results.size(), 1u);
+  EXPECT_EQ(lone.miner->report().unreadable_results[0].target, 1u);
+  EXPECT_EQ(lone.miner->report().unreadable_results[0].first_block, 0u);
+  for (int i = 0; i < 10; ++i) lone.direct(apply_it);
+  EXPECT_TRUE(lone.background.empty());
+  apply_it.results[0].result = digest_of("what the uploads give");
+  lone.direct(apply_it);
+  EXPECT_EQ(lone.take_background<PrepareBase>().results[0].result, digest_of("what the uploads give"));
+  lone.step(failed);
+  for (int i = 0; i < 64; ++i) lone.direct(apply_it);  // in the end it looks again by itself
+  EXPECT_EQ(lone.background.size(), 1u);
+}
+
 TEST(MinerMerge, AFailedUploadOrPreparationIsTriedAgain) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();

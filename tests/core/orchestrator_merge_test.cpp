@@ -163,6 +163,7 @@ TEST(Merge, NoUploadInTimeAbortsAndKeepsTheCounts) {
   EXPECT_EQ(swarm.world.stage(0).epoch, 0u);
   for (const auto& miner : swarm.miners) EXPECT_EQ(miner->record().fresh_total(), 4u);
   for (const auto& miner : swarm.miners) miner->habits.uploads = true;
+  swarm.world.pass(500);
   for (int i = 0; i < 5; ++i) swarm.sync_all();
   EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
 }
@@ -177,6 +178,23 @@ TEST(Merge, OneMinerMergesAlone) {
   EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
   EXPECT_EQ(swarm.world.stage(0).past[0].results.size(), 1u);
   EXPECT_EQ(swarm.world.stage(0).past[0].results[0].copies.size(), 2u);
+}
+
+// The outer momentum grows from 0 over the first merges of a stage; each merge says with what it is to be applied.
+TEST(Merge, TheMomentumWarmsUp) {
+  core::RunSpec spec = one_stage(1);
+  spec.merge.outer_momentum = 0.8;
+  spec.merge.outer_momentum_warmup = 2;
+  spec.merge.max_staleness = 4;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  for (Epoch epoch = 1; epoch <= 4; ++epoch) {
+    swarm.train(4);
+    ASSERT_TRUE(merge_until(swarm, [&] { return swarm.at(0, 0).record().epoch == epoch; }));
+  }
+  std::vector<double> momenta;
+  for (const core::PastMerge& past : swarm.world.stage(0).past) momenta.push_back(past.outer_momentum);
+  EXPECT_EQ(momenta, (std::vector<double>{0, 0.4, 0.8, 0.8}));
 }
 
 TEST(Merge, OwnersThatDisagreeAreJudgedByARecomputation) {
@@ -294,6 +312,7 @@ TEST(Merge, AnUploadThatMerelyCouldNotBeFetchedIsTriedAgain) {
   EXPECT_TRUE(swarm.at(0, 0).record().upload);  // it is committed again
   swarm.at(0, 0).habits.reduces = true;
   swarm.world.recomputations.clear();
+  swarm.world.pass(500);
   EXPECT_TRUE(merge_until(swarm, [&] { return swarm.world.stage(0).epoch == 1; }));
 }
 

@@ -111,14 +111,24 @@ TEST(MergeTrust, TheGateLeavesAnUploadOutAndTheOthersAreReducedAnew) {
   swarm.train(4);
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
   const uint32_t first_round = swarm.world.stage(0).merge->first_shard;
+  const auto measured = [](const std::vector<core::UploadRef>& uploads, const core::ShardTask& task) {
+    core::ShardCommit commit = reduction(1, uploads, task);
+    commit.measures[2] = {1e6, 5e5};
+    commit.measures[1] = {1, -0.9};
+    return commit;
+  };
   for (const auto& miner : swarm.miners) {
     const core::MergeDirective directive = *miner->sync().merge;
     for (const core::ShardTask& task : directive.tasks) {
-      core::ShardCommit commit = reduction(1, directive.uploads, task);
-      commit.measures[2] = {1e6, 5e5};
-      commit.measures[1] = {1, -0.9};
-      swarm.world.step(core::ShardCommitted{miner->index(), commit});
+      swarm.world.step(core::ShardCommitted{miner->index(), measured(directive.uploads, task)});
     }
+  }
+  EXPECT_EQ(swarm.world.recomputations.size(), 6u);  // before that decides, the orchestrator looks itself
+  while (!swarm.world.recomputations.empty()) {
+    const core::RecomputeShard job = swarm.world.recomputations.front();
+    swarm.world.recomputations.pop_front();
+    swarm.world.step(core::ShardRecomputed{
+        job.stage, measured(job.uploads, {job.shard, job.first_block, job.block_count, job.token}), {}});
   }
   const core::Merge& merge = *swarm.world.stage(0).merge;
   EXPECT_EQ(merge.round, 1u);

@@ -5,16 +5,20 @@ import unittest
 from trust import TrustSwarm
 
 
+AUDIT_NOTHING = {"audit": {"share": 0.0, "upload_share": 0.0}, "training": {"steps": 400}}
+
+
 class Trust(unittest.TestCase):
-    def named(self, cheat, stage, finding, share=1.0):
-        with TrustSwarm() as swarm:
+    def named(self, cheat, stage, finding, share=1.0, changes=None, by_audit=True):
+        with TrustSwarm(changes) as swarm:
             swarm.start_with(cheat, [stage], share)
             swarm.until(lambda: swarm.failed(), f"a verdict on the {cheat} miner")
             failed = swarm.failed()
             adversary = swarm.number_of(swarm.adversary_keys[0])
             self.assertEqual({verdict["miner"] for verdict in failed}, {adversary}, failed)
             self.assertIn(finding, failed[0]["reason"])
-            self.assertNotEqual(failed[0]["evidence"], "0" * 64)
+            if by_audit:  # else the ledger itself is the evidence
+                self.assertNotEqual(failed[0]["evidence"], "0" * 64)
 
     def test_honest_miners_pass_every_audit(self):
         with TrustSwarm() as swarm:
@@ -38,7 +42,14 @@ class Trust(unittest.TestCase):
         self.named("frozen-weights", 0, "weights")
 
     def test_invented_receipts_are_named(self):
-        self.named("invented-receipts", 1, "audit", share=0.3)
+        self.named("invented-receipts", 1, "receipts", share=0.3, changes=AUDIT_NOTHING, by_audit=False)
+
+    def test_replayed_receipts_are_named(self):
+        self.named("replayed-receipts", 1, "of one process both say", share=0.3, changes=AUDIT_NOTHING, by_audit=False)
+
+    def test_an_upload_of_other_weights_is_named(self):
+        changes = {"audit": {"share": 0.0, "upload_share": 1.0}, "training": {"steps": 400}, "merge": {"min_microbatches": 32}}
+        self.named("poisoned-weights", 1, "upload", changes=changes)
 
 
 if __name__ == "__main__":

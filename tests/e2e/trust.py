@@ -38,27 +38,33 @@ class TrustSwarm(Swarm):
             self.adversary_log.close()
         super().__exit__(*reason)
 
-    def start_with(self, cheat, stages, share=1.0, seed=1, validators=1, threads=1):
-        """One adversary in each of `stages`; a swarm of honest miners if there are none."""
+    def start_with(self, cheat, stages, share=1.0, seed=1, validators=1, others=(), validator_devices=()):
+        """One adversary in each of `stages`, and an honest miner for each (device, threads) of `others` in every stage; the rest
+        of the run's miners, and the validators unless they have devices of their own, compute on one thread of the CPU."""
         pipeline = self.config["pipeline"]
-        miners = pipeline["stages"] * pipeline["miners_per_stage"]
-        self.start("--miners", str(miners - len(stages)), "--validators", str(validators), "--no-validate")
-        if not stages:
+        program = {True: "tessera-test-adversary", False: "tessera-miner"}
+        extra = [(program[True], stage, "cpu", 1) for stage in stages]
+        extra += [(program[False], stage, device, threads) for stage in range(pipeline["stages"]) for device, threads in others]
+        miners = pipeline["stages"] * pipeline["miners_per_stage"] - len(extra)
+        self.start("--miners", str(miners), "--validators", str(validators), "--no-validate",
+                   *(word for device in validator_devices for word in ("--validator-device", device)))
+        if not extra:
             return self
         self.until(lambda: (self.out / "orchestrator.json").exists(), "the orchestrator")
         address = json.loads((self.out / "orchestrator.json").read_text())["address"]
         self.adversary_log = open(self.folder / "adversary.log", "ab")
-        environment = dict(os.environ, TESSERA_CHEAT=cheat, TESSERA_CHEAT_SHARE=str(share), TESSERA_CHEAT_SEED=str(seed))
-        folders = [self.out / "adversaries" / str(number) for number in range(len(stages))]
-        for folder, stage in zip(folders, stages):
-            settings = [f"orchestrator={address}", f"directory={folder}", "device=cpu", f"threads={threads}",
+        environment = dict(os.environ, TESSERA_CHEAT=str(cheat), TESSERA_CHEAT_SHARE=str(share), TESSERA_CHEAT_SEED=str(seed))
+        folders = [self.out / "extra" / str(number) for number in range(len(extra))]
+        for folder, (name, stage, device, threads) in zip(folders, extra):
+            settings = [f"orchestrator={address}", f"directory={folder}", f"device={device}", f"threads={threads}",
                         f"wanted_stage={stage}"]
-            command = [BIN / "tessera-test-adversary", *(part for setting in settings for part in ("--set", setting))]
+            command = [BIN / name, *(part for setting in settings for part in ("--set", setting))]
             self.adversaries.append(subprocess.Popen([str(word) for word in command], env=environment,
                                                      stdout=self.adversary_log, stderr=subprocess.STDOUT))
-        self.until(lambda: all((folder / "miner.json").exists() for folder in folders), "the adversaries")
-        self.adversary_keys = [json.loads((folder / "miner.json").read_text())["node"] for folder in folders]
-        self.until(lambda: set(self.adversary_keys) <= set(self.keys()), "the adversaries' registration")
+        self.until(lambda: all((folder / "miner.json").exists() for folder in folders), "the miners beside the swarm")
+        keys = [json.loads((folder / "miner.json").read_text())["node"] for folder in folders]
+        self.until(lambda: set(keys) <= set(self.keys()), "their registration")
+        self.adversary_keys = keys[:len(stages)]
         return self
 
     def verdicts(self):
@@ -75,7 +81,9 @@ class TrustSwarm(Swarm):
         return self.keys().index(key)
 
     def failed(self):
-        return [verdict for verdict in self.verdicts() if not verdict["passed"] and verdict["kind"] != 5]
+        """All verdicts that void an epoch, of audits and of the ledger itself."""
+        found = [event["verdict"] for _, _, event in self.events("verdict")]
+        return [verdict for verdict in found if not verdict["passed"] and verdict["kind"] not in (2, 5)]
 
     def judged(self):
         """Microbatches of audits that passed."""

@@ -3,6 +3,8 @@
 
 #include <atomic>
 
+#include "net/blob_bodies.h"
+#include "net/client_channel.h"
 #include "net/net_fixture.h"
 #include "net/wire.h"
 
@@ -21,13 +23,12 @@ class MemoryBlobs : public BlobBackend {
   Status admit(const ports::Caller& caller, bool write) override {
     return admitted ? admitted(caller, write) : ok_status();
   }
-  StatusOr<Digest> put(const ports::Caller&, std::string_view content) override {
+  Status put(const ports::Caller&, const Digest& name, std::string content) override {
     if (failures.fetch_sub(1) > 0) return unavailable("not now");
     ++puts;
     std::lock_guard lock(mutex_);
-    const Digest digest = digest_of(content);
-    blobs_[digest] = std::string(content);
-    return digest;
+    blobs_[name] = std::move(content);
+    return ok_status();
   }
   StatusOr<std::string> get(const Digest& digest) override {
     if (before_get) before_get();
@@ -146,6 +147,83 @@ TEST_F(Blobs, UnreadableOnesDoNotTellTheServersPaths) {
   const Status status = link->get({digest}).status();
   EXPECT_TRUE(absl::IsDataLoss(status)) << status;
   EXPECT_THAT(message_of(status), Not(HasSubstr("secret")));
+}
+
+// A PutBlobs of `contents`, signed over `signed_over` (none: the body).
+StatusOr<grpc::ByteBuffer> put_raw(const std::string& address, const std::vector<std::string>& contents,
+                                   std::optional<Digest> signed_over) {
+  ClientChannel channel("blob server", address, kMaxControlBytes);
+  std::string request;
+  for (const std::string& content : contents) append_content(content, &request);
+  CallAuth auth{std::make_shared<RequestSigner>(key_of('m')), key_of('o').id(), kRun, ""};
+  auth.digests.request = signed_over;
+  Answer<CallResult> answer;
+  channel.call(kPutBlobsMethod, buffer_of(request), auth, 20000, answer.callback());
+  return answer.get().answer;
+}
+
+TEST_F(Blobs, ContentsChangedOnTheWayAreRefused) {
+  const Digest honest = contents_digest(digests_of({"one", "two"}));
+  EXPECT_TRUE(put_raw(server->address(), {"one", "two"}, honest).ok());
+  EXPECT_EQ(store.puts, 2);
+  for (const std::vector<std::string>& changed :
+       {std::vector<std::string>{"one", "twO"}, {"two", "one"}, {"one"}, {"one", "two", "three"}, {}}) {
+    const Status status = put_raw(server->address(), changed, honest).status();
+    EXPECT_TRUE(absl::IsUnauthenticated(status)) << status;
+  }
+  // Nor is a body of blobs taken that is signed as other bodies are.
+  const Status unsaid = put_raw(server->address(), {"one"}, std::nullopt).status();
+  EXPECT_TRUE(absl::IsUnauthenticated(unsaid)) << unsaid;
+  EXPECT_THAT(message_of(unsaid), HasSubstr(kContentsMetadata));
+  EXPECT_EQ(store.puts, 2);
+}
+
+TEST_F(Blobs, AnAnswersStatesAreSigned) {
+  store.plant(digest_of("there"), "there");
+  v1::GetBlobsRequest request;
+  request.add_digests(std::string(digest_of("there").view()));
+  request.add_digests(std::string(digest_of("not there").view()));
+  ClientChannel channel("blob server", server->address(), kMaxControlBytes);
+  CallAuth auth{std::make_shared<RequestSigner>(key_of('m')), key_of('o').id(), kRun, ""};
+  const auto get = [&](std::vector<uint8_t> states) {
+    auth.digests.answer = [states](const grpc::ByteBuffer&) -> StatusOr<Digest> { return states_digest(states); };
+    Answer<CallResult> answer;
+    channel.call(kGetBlobsMethod, buffer_of(serialize(request)), auth, 20000, answer.callback());
+    return answer.get().answer.status();
+  };
+  EXPECT_TRUE(get({v1::BLOB_STATE_FOUND, v1::BLOB_STATE_MISSING}).ok());
+  // What somebody on the way may have made of it.
+  EXPECT_TRUE(absl::IsUnauthenticated(get({v1::BLOB_STATE_MISSING, v1::BLOB_STATE_MISSING})));
+  EXPECT_TRUE(absl::IsUnauthenticated(get({v1::BLOB_STATE_FOUND, v1::BLOB_STATE_DEFERRED})));
+  EXPECT_TRUE(absl::IsUnauthenticated(get({v1::BLOB_STATE_FOUND})));
+}
+
+TEST(BlobBodies, AreProtobufs) {
+  const std::string large(300000, 'x');
+  std::string bytes;
+  for (const std::string& content : {std::string("one"), std::string(), large}) append_content(content, &bytes);
+  v1::PutBlobsRequest request;
+  ASSERT_TRUE(parse(buffer_of(bytes), &request).ok());
+  ASSERT_EQ(request.contents_size(), 3);
+  EXPECT_EQ(request.contents(0), "one");
+  EXPECT_EQ(request.contents(1), "");
+  EXPECT_TRUE(request.contents(2) == large);
+
+  BlobsAnswerBody body;
+  body.add_found("small");
+  body.add(v1::BLOB_STATE_MISSING);
+  body.add_found(large);
+  body.add_found("");
+  body.add(v1::BLOB_STATE_DEFERRED);
+  const std::vector<uint8_t> states = body.states();
+  v1::GetBlobsAnswer answer;
+  ASSERT_TRUE(parse(body.take(), &answer).ok());
+  EXPECT_EQ(states_of(answer), states);
+  EXPECT_EQ(states, (std::vector<uint8_t>{0, 1, 0, 0, 3}));
+  ASSERT_EQ(answer.blobs_size(), 5);
+  EXPECT_EQ(answer.blobs(0).content(), "small");
+  EXPECT_TRUE(answer.blobs(2).content() == large);
+  EXPECT_EQ(answer.blobs(3).content(), "");
 }
 
 TEST_F(Blobs, TooLargeIsRefusedHere) {

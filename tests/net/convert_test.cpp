@@ -47,6 +47,21 @@ TEST(Convert, KeepsTheDefaults) {
   EXPECT_EQ(encode(round_trip<v1::Receipt>(receipt)), encode(receipt));
 }
 
+// The largest list of results that a merge can have, with all their copies and the longest manifest.
+TEST(Convert, TheLargestMergeFitsAnAnswer) {
+  core::SyncAnswer answer;
+  core::MergeDirective& merge = answer.merge.emplace();
+  merge.phase = core::MergePhase::kApply;
+  const Digest digest = digest_of("any");
+  merge.uploads.assign(core::kMaxUploads, {digest, 0.25f});
+  const core::ShardResult result{uint64_t{1} << 20, 1000, digest,
+                                 std::vector<core::ResultCopy>(core::kMaxResultCopies, {digest, digest})};
+  merge.results.assign(core::kMaxResults, result);
+  v1::SyncAnswer message;
+  to_proto(answer, &message);
+  EXPECT_LT(message.ByteSizeLong(), size_t{4} << 20);
+}
+
 template <class Core, class Proto>
 std::string refusal(const Proto& message) {
   Core value;
@@ -131,7 +146,7 @@ TEST(Convert, RefusesTooMany) {
   for (size_t i = 0; i < kMaxPeers + 1; ++i) answer.mutable_peers()->add_peers();
   EXPECT_THAT(refusal<core::SyncAnswer>(answer), StartsWith("peers: 100001 entries"));
   answer.clear_peers();
-  for (size_t i = 0; i < kMaxUploads + 1; ++i) answer.mutable_merge()->add_uploads();
+  for (size_t i = 0; i < core::kMaxUploads + 1; ++i) answer.mutable_merge()->add_uploads();
   EXPECT_THAT(refusal<core::SyncAnswer>(answer), StartsWith("merge.uploads: 4097 entries"));
 
   v1::Registration registration;

@@ -88,6 +88,8 @@ class SteeredPeer : public ports::PeerHandler {
   void on_frame(const ports::Caller& caller, std::string frame, Done done) override {
     arrived(caller, std::move(frame), std::move(done));
   }
+  std::function<StatusOr<std::string>(const Digest&)> gives = [](const Digest&) { return not_found("nothing"); };
+  StatusOr<std::string> donate(const Digest& name) override { return gives(name); }
   core::PeerHealth health{3, 5, 7.5f};
   void on_probe(const ports::Caller&,
                 std::function<void(StatusOr<core::PeerHealth>)> done) override {
@@ -168,7 +170,7 @@ inline core::SyncRequest filled_sync_request() {
   filler("", request.miner)("", request.incarnation)("", request.status)("", request.receipts)(
       "", request.lease_request)("", request.leases_wanted)("", request.upload)("", request.shards)(
       "", request.applied)("", request.published_state)("", request.checkpoint)(
-      "", request.peers_version)("", request.spec_version);
+      "", request.peers_version)("", request.spec_version)("", request.unreadable_results);
   return request;
 }
 inline std::string bytes_of_request(const core::SyncRequest& request) {
@@ -176,7 +178,7 @@ inline std::string bytes_of_request(const core::SyncRequest& request) {
   encoder("", request.miner)("", request.incarnation)("", request.status)("", request.receipts)(
       "", request.lease_request)("", request.leases_wanted)("", request.upload)("", request.shards)(
       "", request.applied)("", request.published_state)("", request.checkpoint)(
-      "", request.peers_version)("", request.spec_version);
+      "", request.peers_version)("", request.spec_version)("", request.unreadable_results);
   return encoder.take();
 }
 inline core::SyncAnswer filled_sync_answer() {
@@ -187,7 +189,7 @@ inline core::SyncAnswer filled_sync_answer() {
       "", answer.lease_request)("", answer.leases)("", answer.peers_version)("", answer.peers)(
       "", answer.assignment)("", merge.target)("", merge.phase)("", merge.uploads)("", merge.tasks)(
       "", merge.results)("", merge.participant)("", merge.outer_learning_rate)(
-      "", merge.outer_momentum)("", merge.drop_carry)("", answer.publish_state)("", answer.checkpoint)("", answer.leave)(
+      "", merge.outer_momentum)("", merge.drop_carry)("", merge.again)("", answer.publish_state)("", answer.checkpoint)("", answer.leave)(
       "", answer.drain)("", answer.spec_version)("", answer.run_spec);
   return answer;
 }
@@ -202,7 +204,7 @@ inline std::string bytes_of_answer(const core::SyncAnswer& answer) {
     const core::MergeDirective& merge = *answer.merge;
     encoder("", merge.target)("", merge.phase)("", merge.uploads)("", merge.tasks)(
         "", merge.results)("", merge.participant)("", merge.outer_learning_rate)(
-        "", merge.outer_momentum)("", merge.drop_carry);
+        "", merge.outer_momentum)("", merge.drop_carry)("", merge.again);
   }
   return encoder.take();
 }

@@ -128,6 +128,35 @@ TEST_F(Peers, AProbeIsAnsweredWhileFramesKeepTheHandlerBusy) {
   for (auto& frame : frames) EXPECT_EQ(frame.get(), core::Admission::kAccepted);
 }
 
+TEST_F(Peers, WhatAReplicaGivesAwayIsFetchedByName) {
+  std::map<Digest, std::string> chunks;
+  std::vector<Digest> names;
+  for (const char letter : {'a', 'b', 'c'}) {
+    const std::string chunk(kMaxBlobBytes, letter);
+    names.push_back(digest_of(chunk));
+    chunks[names.back()] = chunk;
+  }
+  handler.gives = [&](const Digest& name) -> StatusOr<std::string> {
+    if (chunks.count(name) == 0) return not_found("it moved on");
+    return chunks.at(name);
+  };
+  const auto links = GrpcDonorLinks::create(std::make_shared<RequestSigner>(sender_key));
+  links->set_run(kRun);
+  const auto donor = links->connect(receiver());
+  const auto contents = donor->get(names);  // more than fits a call
+  ASSERT_TRUE(contents.ok()) << contents.status();
+  for (size_t i = 0; i < names.size(); ++i) EXPECT_TRUE(contents->at(i) == chunks.at(names[i]));
+  EXPECT_TRUE(absl::IsNotFound(donor->get({digest_of("another")}).status()));
+  chunks[names[1]][0] ^= 1;
+  EXPECT_TRUE(absl::IsDataLoss(donor->get({names[1]}).status()));
+  EXPECT_FALSE(donor->put({"a blob"}).ok());
+  core::Peer another = receiver();
+  another.node = key_of('x').id();
+  EXPECT_FALSE(links->connect(another)->get({names[0]}).ok());  // it must prove that it is the one that was named
+  server.reset();
+  EXPECT_TRUE(absl::IsUnavailable(donor->get({names[0]}).status()));
+}
+
 TEST_F(Peers, AProbeOfNobodyFails) {
   const core::Peer peer = receiver();
   server.reset();

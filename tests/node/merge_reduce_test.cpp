@@ -280,6 +280,12 @@ TEST_F(MergeReduceTest, ACopyThatIsNotWhatWasCommittedIsPassedOver) {
   EXPECT_TRUE(absl::IsDataLoss(fetch({sealed_otherwise}).status()));
   EXPECT_TRUE(absl::IsNotFound(fetch({gone}).status()));
   EXPECT_FALSE(fetch({}).ok());
+  // Of another owner, with a block that is missing: the others of it are put aside.
+  const auto other = reduce_shard(blobs_, inputs(), task(0, kBlocks, "c"));
+  const auto manifest = get_manifest(blobs_, other->object);
+  blobs_.forget(manifest->chunks[kBlocks - 2]);
+  EXPECT_EQ(*fetch({{other->object, digest_of("c")}, good}), *fetch({good}));
+  EXPECT_TRUE(absl::IsNotFound(fetch({{other->object, digest_of("c")}}).status()));
   const auto remade = fetch_mean(link, merge_, kValues, {{0, kBlocks, shard->result, {sealed_otherwise, gone}}},
                                  [&](const core::ShardResult&) -> StatusOr<core::ResultCopy> { return good; });
   EXPECT_EQ(*remade, *fetch({good}));

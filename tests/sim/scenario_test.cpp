@@ -146,11 +146,49 @@ TEST(Scenario, CheatersInMergesAreNamedAndNobodyElse) {
   EXPECT_EQ(result.falsely_accused, 0u);
 }
 
-TEST(Scenario, APairThatLiesTogetherIsFoundByTheSample) {
+// What it stores can be read by everyone and is the same for all: nothing but the sample can tell.
+TEST(Scenario, APairThatForgesItsShardIsFoundByTheSample) {
   const sim::Result result = simulate(
-      scenario_of("merge", {"sim.participants=6", "sim.cheaters=[pair, pair]", "merge.sample_share=1", "sim.duration_s=40"}));
+      scenario_of("merge", {"sim.participants=6", "sim.cheaters=[forge, forge]", "merge.sample_share=1", "sim.duration_s=40"}));
   expect_sound(result);
   EXPECT_EQ(result.accused, (std::vector<uint32_t>{1, 2}));
+}
+
+// Nobody can apply what the two agreed on: the first replica that says so has it made again.
+TEST(Scenario, APairThatCommitsWhatNobodyHasIsNamedAndStopsNothing) {
+  const sim::Result result = simulate(
+      scenario_of("merge", {"sim.participants=6", "sim.cheaters=[pair, pair]", "merge.sample_share=0", "sim.duration_s=60"}));
+  expect_sound(result);
+  EXPECT_EQ(result.accused, (std::vector<uint32_t>{1, 2}));
+  EXPECT_EQ(result.falsely_accused, 0u);
+  EXPECT_GT(result.merges, 5u);
+}
+
+// What the two say of one upload on their shard is checked before it decides on the upload.
+TEST(Scenario, APairThatSlandersAnUploadIsNamedAndNotTheOneItIsAbout) {
+  const sim::Result result = simulate(
+      scenario_of("merge", {"sim.participants=6", "sim.cheaters=[slander, slander]", "merge.sample_share=0", "sim.duration_s=40"}));
+  expect_sound(result);
+  EXPECT_EQ(result.accused, (std::vector<uint32_t>{1, 2}));
+  EXPECT_EQ(result.falsely_accused, 0u);
+}
+
+// The orchestrator makes a lone participant's shard itself: false ones are named, and it goes on.
+TEST(Scenario, ALoneParticipantThatLiesIsNotLeftBehind) {
+  const sim::Result result = simulate(
+      scenario_of("merge", {"sim.participants=1", "pipeline.miners_per_stage=1", "sim.lies=0.5", "sim.duration_s=60"}));
+  expect_sound(result);
+  EXPECT_GT(result.merges, 5u);
+  EXPECT_EQ(result.merges_aborted, 0u);
+}
+
+// Uploads that nobody can read cost a try each; the run goes on, also where there is only one participant.
+TEST(Scenario, ALoneParticipantWhoseUploadsAreLostMergesAgain) {
+  const sim::Result result = simulate(
+      scenario_of("merge", {"sim.participants=1", "pipeline.miners_per_stage=1", "sim.lost_uploads=0.3", "sim.duration_s=120"}));
+  expect_sound(result);
+  EXPECT_GT(result.merges_aborted, 0u);
+  EXPECT_GT(result.merges, 5u);
 }
 
 // Four copies of the stage on the wire, whatever the number of participants; names and manifests are a little more.

@@ -101,6 +101,7 @@ void NodeSwarm::begin(size_t number) {
   if (!miner.folder) miner.folder = std::make_unique<TemporaryFolder>();  // survives a restart
   miner.orchestrator = network.orchestrator_link(miner.key.id());
   miner.peers = network.peer_link(miner.key.id(), address(number));
+  miner.donors = network.donor_links(address(number));
   miner.tokens = std::make_unique<CountingTokens>(spec.model.vocab);
   miner.stop = false;
   node::MinerOptions options;
@@ -118,7 +119,7 @@ void NodeSwarm::begin(size_t number) {
   };
   miner.node = std::make_unique<node::MinerNode>(
       std::move(options), node::MinerLinks{miner.orchestrator.get(), miner.peers.get(), miner.blobs,
-                                           miner.tokens.get()});
+                                           miner.tokens.get(), miner.donors.get()});
   network.serve_peer(address(number), miner.node.get());
   miner.thread = std::jthread([&miner] { miner.result = miner.node->run(miner.stop); });
 }

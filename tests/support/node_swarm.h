@@ -76,6 +76,7 @@ class NodeSwarm {
     std::unique_ptr<TemporaryFolder> folder;
     std::unique_ptr<ProcessNetwork::MinerLink> orchestrator;
     std::unique_ptr<ports::PeerLink> peers;
+    std::unique_ptr<ports::DonorLinks> donors;
     std::unique_ptr<CountingTokens> tokens;
     std::unique_ptr<node::MinerNode> node;
     std::atomic<bool> stop{false};

@@ -102,6 +102,7 @@ void OrchestratorWorld::step(const core::Event& event) {
       << "at " << journal_.back().name << " number " << journal_.size();
   for (core::RecomputeShard& shard : effects.recompute) recomputations.push_back(std::move(shard));
   for (core::RemakeState& wanted : effects.remake) remakes.push_back(std::move(wanted));
+  for (core::RecheckResult& result : effects.recheck) rechecks.push_back(std::move(result));
   if (effects.checkpoint) checkpoints.push_back(effects.checkpoint->id);
   if (effects.restage) restages.push_back(effects.restage->id);
   for (const core::Decision& decision : effects.decisions) decisions_.push_back(decision.text);
@@ -169,9 +170,11 @@ void OrchestratorWorld::restart() {
   core_ = replayed_from_snapshot();
   recomputations.clear();
   remakes.clear();
+  rechecks.clear();
   checkpoints.clear();
   for (StageIndex s = 0; s < state().stages.size(); ++s) {
     if (std::optional<core::RemakeState> wanted = core_.pending_remake(s)) remakes.push_back(*std::move(wanted));
+    for (core::RecheckResult& result : core_.pending_rechecks(s)) rechecks.push_back(std::move(result));
     if (!state().stages[s].merge) continue;
     for (core::RecomputeShard& shard : core_.pending_recomputations(s))
       recomputations.push_back(std::move(shard));

@@ -45,6 +45,7 @@ class OrchestratorWorld {
 
   std::deque<core::RecomputeShard> recomputations;  // that the background was asked for
   std::deque<core::RemakeState> remakes;
+  std::deque<core::RecheckResult> rechecks;
   std::deque<uint64_t> checkpoints;
   std::deque<uint64_t> restages;  // new stages that the background was asked for
   std::vector<core::Event> events;  // everything that happened

@@ -152,6 +152,45 @@ class ProcessNetwork::PeerSide final : public ports::PeerLink {
   std::atomic<uint64_t> sent_{0};
 };
 
+// Asked on the asker's own thread.
+class ProcessNetwork::DonorSide final : public ports::DonorLinks {
+ public:
+  DonorSide(ProcessNetwork& network, std::string address) : network_(network), address_(std::move(address)) {}
+  std::unique_ptr<ports::BlobLink> connect(const core::Peer& donor) override { return std::make_unique<Link>(*this, donor); }
+
+ private:
+  class Link final : public ports::BlobLink {
+   public:
+    Link(DonorSide& side, core::Peer donor) : side_(side), donor_(std::move(donor)) {}
+    StatusOr<std::vector<Digest>> put(const std::vector<std::string>&) override { return failed_precondition("a donor takes nothing"); }
+    StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) override {
+      std::vector<std::string> contents;
+      std::lock_guard lock(side_.network_.endpoints_mutex_);
+      const auto handler = side_.network_.peers_.find(donor_.address);
+      if (handler == side_.network_.peers_.end() || handler->second == nullptr ||
+          side_.network_.is_cut(side_.address_, donor_.address)) {
+        return unavailable("nobody is at {}", donor_.address);
+      }
+      for (const Digest& digest : digests) {
+        TESSERA_ASSIGN_OR_RETURN(std::string content, handler->second->donate(digest));
+        contents.push_back(std::move(content));
+      }
+      return contents;
+    }
+
+   private:
+    DonorSide& side_;
+    const core::Peer donor_;
+  };
+
+  ProcessNetwork& network_;
+  const std::string address_;
+};
+
+std::unique_ptr<ports::DonorLinks> ProcessNetwork::donor_links(const std::string& address) {
+  return std::make_unique<DonorSide>(*this, address);
+}
+
 std::unique_ptr<ports::PeerLink> ProcessNetwork::peer_link(const NodeId& node,
                                                            const std::string& address) {
   return std::make_unique<PeerSide>(*this, node, address);

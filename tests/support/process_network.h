@@ -30,6 +30,7 @@ class ProcessNetwork {
   // Frames to and from this address are lost from now on, or no longer.
   void cut(const std::string& address, bool is_cut);
 
+  std::unique_ptr<ports::DonorLinks> donor_links(const std::string& address);
   std::unique_ptr<ports::PeerLink> peer_link(const NodeId& node, const std::string& address);
 
   class MinerLink;
@@ -40,6 +41,7 @@ class ProcessNetwork {
 
  private:
   class PeerSide;
+  class DonorSide;
   void loop();
   bool is_cut(const std::string& from, const std::string& to) const;
   ports::PeerHandler* reach(const std::string& from, const core::Peer& peer);

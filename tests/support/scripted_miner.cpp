@@ -76,6 +76,7 @@ core::SyncRequest ScriptedMiner::report() const {
   }
   request.upload = upload_;
   request.shards = shards_;
+  request.unreadable_results = unreadable_;
   request.applied = applied_;
   request.published_state = published_;
   request.checkpoint = checkpoint;
@@ -147,14 +148,15 @@ void ScriptedMiner::take_part(const core::MergeDirective& merge) {
   ASSERT_EQ(merge.target, epoch_ + 1);
   switch (merge.phase) {
     case core::MergePhase::kSnapshot:
-      if (!habits.uploads || (upload_ && upload_->target == merge.target)) break;
+      if (!habits.uploads || (upload_ && upload_->target == merge.target && upload_->again == merge.again)) break;
       upload_ = core::UploadCommit{
           .target = merge.target,
-          .object = digest_of(fmt::format("delta {} {} {}", index_, incarnation(), local_steps_) +
+          .object = digest_of(fmt::format("delta {} {} {} {}", index_, incarnation(), local_steps_, merge.again) +
                               state_.hex()),
           .snapshot_step = local_steps_,
           .snapshot_version = local_steps_,
-          .whole = habits.stores && !habits.commits_first};
+          .whole = habits.stores && !habits.commits_first,
+          .again = merge.again};
       break;
     case core::MergePhase::kReduce: {
       if (!habits.reduces) break;
@@ -171,6 +173,12 @@ void ScriptedMiner::take_part(const core::MergeDirective& merge) {
     }
     case core::MergePhase::kApply:
       if (!habits.applies) break;
+      unreadable_.clear();
+      for (const core::ShardResult& result : merge.results) {
+        const core::ShardTask task{.first_block = result.first_block, .block_count = result.block_count};
+        if (habits.checks && result.result != reduced(merge.uploads, task)) unreadable_.push_back({merge.target, result.first_block});
+      }
+      if (!unreadable_.empty()) break;
       state_ = state_after(state_, merge.results);
       if (spoiled_state) state_ = *spoiled_state;
       spoiled_state.reset();

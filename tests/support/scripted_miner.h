@@ -31,6 +31,7 @@ class ScriptedMiner {
     bool lies = false;  // commits a wrong reduction
     std::optional<size_t> cannot_read = std::nullopt;  // says so of this upload of every manifest
     bool applies = true;
+    bool checks = false;  // applies no result that is not the uploads' reduction, and says so
     bool publishes = true;
     bool checkpoints = true;
     bool leases = true;
@@ -89,6 +90,7 @@ class ScriptedMiner {
   uint64_t lease_request_ = 1;
   std::optional<core::UploadCommit> upload_;
   std::vector<core::ShardCommit> shards_;
+  std::vector<core::UnreadableResult> unreadable_;
   std::optional<core::MergeApplied> applied_;
   std::optional<Digest> published_;
 };

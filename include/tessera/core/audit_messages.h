@@ -25,17 +25,21 @@ struct AuditTask {
   SegmentCommit end;                  // the next commitment
   std::vector<Receipt> receipts;      // of the segment, in order
   bool schedule_known = true;         // false: an operator changed the learning rate meanwhile
-  Digest base;                        // the stage's state that the epoch began with
+  Digest base;                        // the stage's state that begin.epoch began with
   Digest next_base;                   // and that of end.epoch, if a merge lies between
-  std::optional<UploadCommit> upload; // the delta that it committed to within the segment
+  std::optional<UploadCommit> upload; // whole, and its snapshot was taken within the segment
+  Digest upload_base;                 // the stage's state that the upload is the change of
   uint32_t lifetime_ms = 0;
   template <class A>
   void fields(A& a) {
     a("audit", audit)("miner", miner)("stage", stage)("device", device)("begin", begin)("end", end)(
         "receipts", receipts)("schedule_known", schedule_known)("base", base)("next_base", next_base)("upload", upload)(
-        "lifetime_ms", lifetime_ms);
+        "upload_base", upload_base)("lifetime_ms", lifetime_ms);
   }
 };
+
+// "cuda" of "cuda:0", "cpu" of "cpu": on one kind honest engines agree to the bit or nearly, on two they round differently.
+std::string device_kind(const std::string& device);
 
 enum class AuditFinding : uint8_t {
   kNone = 0,

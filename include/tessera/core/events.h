@@ -162,6 +162,33 @@ struct ShardRecomputed {
     a("stage", stage)("commit", commit)("unreadable", unreadable)("resumes", resumes);
   }
 };
+// A replica can't have a shard of a complete merge: the orchestrator looks at the copies, and if need be makes it.
+struct ResultUnreadable {
+  static constexpr const char* kName = "result_unreadable";
+  MinerIndex miner = kNoMiner;
+  StageIndex stage = 0;
+  Epoch target = 0;
+  uint64_t first_block = 0;
+  template <class A>
+  void fields(A& a) {
+    a("miner", miner)("stage", stage)("target", target)("first_block", first_block);
+  }
+};
+struct ResultRechecked {
+  static constexpr const char* kName = "result_rechecked";
+  StageIndex stage = 0;
+  Epoch target = 0;
+  uint64_t first_block = 0;
+  bool readable = false;  // a copy is what its owner committed: nothing was made
+  Digest result;          // of the orchestrator's own reduction; zero: there is none
+  ResultCopy copy;        // of it
+  std::string why;        // if it could not be made
+  template <class A>
+  void fields(A& a) {
+    a("stage", stage)("target", target)("first_block", first_block)("readable", readable)("result", result)("copy", copy)(
+        "why", why);
+  }
+};
 // A miner holds this stage state: after loading it (the miner is ready then) or after a merge.
 struct StateHeld {
   static constexpr const char* kName = "state_held";
@@ -292,8 +319,8 @@ struct StagesChanged {
 };
 
 using Event = std::variant<RunCreated, RunResumed, MinerRegistered, MinerLost, MinerReturned, LeasesRequested,
-                           ReceiptsArrived, UploadCommitted, ShardCommitted, ShardRecomputed, StateHeld,
-                           StatePublished, StateRemade, CheckpointCommitted, CheckpointWritten, MinerReported, Ticked, Commanded,
+                           ReceiptsArrived, UploadCommitted, ShardCommitted, ShardRecomputed, ResultUnreadable,
+                           ResultRechecked, StateHeld, StatePublished, StateRemade, CheckpointCommitted, CheckpointWritten, MinerReported, Ticked, Commanded,
                            MinerAssigned, DrainOrdered, SpecChanged, StagesOrdered, StagesChanged, VerdictRecorded,
                            RandomLeasesPublished, PairingsPublished, SecretUnsealed,
                            SegmentCommitted, ValidatorJoined, ValidatorLost, AuditLeased, AuditFinished>;

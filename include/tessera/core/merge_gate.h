@@ -21,4 +21,17 @@ struct GateVerdict {
 // Norm and cosine are judged from three finite uploads on: of two nobody can tell which is the odd one.
 std::vector<GateVerdict> gate_uploads(const std::vector<UploadMeasure>& uploads, const MergeSpec& spec);
 
+struct MeasuredShard {
+  std::vector<UploadMeasure> measures;  // of every upload; none: the shard is empty
+  bool verified = false;                // recomputed: else its two owners' word
+};
+
+// What a pair of owners says of its one shard must not decide on an upload. Returned, in order, are shards to recompute before
+// gate_uploads() of the sums may be believed; none: it may. Asked again with these verified, it comes to an end.
+// A verdict is believed if eight verified shards alone give it too (for values that are not finite: one that has such), or
+// all are verified. Else up to four shards that speak most for it are returned, and others at random (`draw`, a secret) until
+// eight are verified. So are shards that hold more of the uploads' energy than max(1/4, 4 / shards) of all: who owns one
+// could hide any upload behind it.
+std::vector<size_t> shards_to_verify(const std::vector<MeasuredShard>& shards, size_t uploads, const MergeSpec& spec, uint64_t draw);
+
 }  // namespace tessera::core

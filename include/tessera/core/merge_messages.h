@@ -22,6 +22,7 @@ struct UploadCommit {
   uint64_t snapshot_version = 0;
   Signature signature{};  // by the participant over signed_bytes()
   bool whole = false;     // said again when every block is stored; not signed
+  uint64_t again = 0;     // the directive's that asked for it; not signed
   template <class A>
   void content(A& a) {
     a("target", target)("object", object)("snapshot_step", snapshot_step)(
@@ -30,7 +31,7 @@ struct UploadCommit {
   template <class A>
   void fields(A& a) {
     content(a);
-    a("signature", signature)("whole", whole);
+    a("signature", signature)("whole", whole)("again", again);
   }
   std::string signed_bytes(const std::string& run_id, StageIndex stage) const;
 };
@@ -77,6 +78,18 @@ struct ShardCommit {
   }
   std::string signed_bytes(const std::string& run_id, StageIndex stage) const;
 };
+
+// A replica's word that it can't have a shard of a complete merge: no copy has the digest that its owners agreed on, and its
+// own reduction of the uploads hasn't either.
+struct UnreadableResult {
+  Epoch target = 0;
+  uint64_t first_block = 0;  // of the shard
+  template <class A>
+  void fields(A& a) {
+    a("target", target)("first_block", first_block);
+  }
+};
+inline constexpr size_t kMaxUnreadableResults = 16;  // of a report
 
 struct MergeApplied {
   Epoch epoch = 0;
@@ -133,6 +146,13 @@ struct ShardResult {
 };
 inline constexpr size_t kMaxResultCopies = 3;
 
+// Of a merge: the list of them must fit an answer. A stage of more blocks merges at most kMaxUploadsOfLargeStages uploads, which
+// is the most whose pairs are no more than that; one of fewer has no more shards than blocks.
+inline constexpr uint32_t kMaxUploads = 4096;  // of a manifest
+inline constexpr uint64_t kMaxResults = 12288;
+inline constexpr uint32_t kMaxUploadsOfLargeStages = 157;
+static_assert(uint64_t{kMaxUploadsOfLargeStages} * (kMaxUploadsOfLargeStages - 1) / 2 <= kMaxResults);
+
 // A trimmed mean sorts every value of all uploads.
 inline constexpr uint32_t kMaxTrimmedUploads = 128;
 
@@ -143,6 +163,8 @@ struct MergeDirective {
   MergePhase phase = MergePhase::kSnapshot;
   std::vector<UploadRef> uploads = {};    // kReduce and kApply: the manifest, in its order
   std::vector<ShardTask> tasks = {};      // kReduce: this miner's shards only
+  uint64_t again = 0;                     // kSnapshot: not 0: this miner's upload before could not be read; one more is made
+                                          // for each number
   bool uploads_whole = false;             // kReduce: nothing of them is on its way any more
   std::vector<ShardResult> results = {};  // kApply: all shards
   bool participant = false;          // kApply: this miner's upload was in the manifest

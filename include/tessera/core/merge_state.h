@@ -46,12 +46,12 @@ struct MergeShard {
   uint32_t owner_b = 0;
   std::optional<ShardCopy> copy_a = {};
   std::optional<ShardCopy> copy_b = {};
-  std::vector<UploadMeasure> measures = {};  // of copy_a, or copy_b if that came first; until it is accepted
+  std::vector<UploadMeasure> measures = {};  // of copy_a, or copy_b if that came first, or recomputed
   std::vector<uint32_t> passed = {};         // owners that were replaced
   OwnerOutcome outcome_a = OwnerOutcome::kPending;  // of the plan's owners
   OwnerOutcome outcome_b = OwnerOutcome::kPending;
   bool sampled = false;      // equal copies that are recomputed all the same
-  bool recomputing = false;  // by the orchestrator
+  bool recomputing = false;  // by the orchestrator; when it is accepted: was recomputed
   std::optional<Digest> accepted = {};
   std::vector<ResultCopy> copies = {};  // of what was accepted
   template <class A>
@@ -69,6 +69,7 @@ enum class MergeFault : uint8_t {
   kNotFinite = 3,               // gates, of whole uploads
   kNorm = 4,
   kCosine = 5,
+  kUnreadableResult = 6,        // its copy of a shard is not what it committed, which was right
 };
 const char* name_of(MergeFault fault);
 
@@ -140,14 +141,40 @@ struct Merge {
   uint32_t first_shard = 0;      // number of shards[0]; another one in every attempt and round, so that what comes late
                                  // from an earlier one fits nothing
   std::vector<MergeShard> shards = {};
-  std::vector<UploadMeasure> measured = {};  // sums over the accepted shards
+  std::vector<UploadMeasure> measured = {};  // sum_of_measures() when all shards were accepted
   bool uploads_are_whole() const;            // the participants'
+  std::vector<UploadMeasure> sum_of_measures() const;
   template <class A>
   void fields(A& a) {
     a("target", target)("phase", phase)("deadline", deadline)("final", final)("invited", invited)(
         "uploads", uploads)("participants", participants)("counts", counts)("weights", weights)(
         "round", round)("gate_decided", gate_decided)("gated", gated)("first_shard", first_shard)("shards", shards)(
         "measured", measured);
+  }
+};
+
+// Who committed a shard that was accepted because its owners agreed.
+struct AgreedShard {
+  uint64_t first_block = 0;
+  uint32_t shard = 0;  // its number
+  uint32_t place = 0;  // among the merge's shards
+  MinerIndex a = kNoMiner;
+  MinerIndex b = kNoMiner;
+  template <class A>
+  void fields(A& a_) {
+    a_("first_block", first_block)("shard", shard)("place", place)("a", a)("b", b);
+  }
+};
+
+// A shard of a complete merge that a replica could not have.
+struct Recheck {
+  MinerIndex asked_by = kNoMiner;
+  bool under_way = false;
+  bool settled = false;  // the orchestrator's own copy is among the results: what still comes is old
+  uint32_t tries = 0;    // that ended in nothing
+  template <class A>
+  void fields(A& a) {
+    a("asked_by", asked_by)("under_way", under_way)("settled", settled)("tries", tries);
   }
 };
 
@@ -158,12 +185,16 @@ struct PastMerge {
   std::vector<MinerIndex> dropped = {};  // whose carried work was too old
   std::vector<UploadRef> uploads = {};   // of the participants: a shard whose copies are all bad can be made again
   std::vector<ShardResult> results = {};
+  std::vector<AgreedShard> agreed = {};       // in the order of results
+  std::map<uint64_t, Recheck> rechecks = {};  // by first block
+  std::map<MinerIndex, uint32_t> false_alarms = {};  // who called a result unreadable that can be read, and how often
   double outer_learning_rate = 0;   // as the run had them when it was complete
   double outer_momentum = 0;
   template <class A>
   void fields(A& a) {
     a("target", target)("from", from)("participants", participants)("dropped", dropped)(
-        "uploads", uploads)("results", results)("outer_learning_rate", outer_learning_rate)(
+        "uploads", uploads)("results", results)("agreed", agreed)("rechecks", rechecks)(
+        "false_alarms", false_alarms)("outer_learning_rate", outer_learning_rate)(
         "outer_momentum", outer_momentum);
   }
 };

@@ -208,6 +208,7 @@ struct SyncRequest {
   uint32_t leases_wanted = 0;
   std::optional<UploadCommit> upload;
   std::vector<ShardCommit> shards;
+  std::vector<UnreadableResult> unreadable_results;  // at most kMaxUnreadableResults
   std::optional<MergeApplied> applied;
   std::optional<Digest> published_state;  // stage state of `status.epoch` that now lies in the blob store
   std::optional<CheckpointCommit> checkpoint;
@@ -235,12 +236,14 @@ struct Assignment {
   Digest state;                 // stage state to start from; zero: initialise from the run's seed
   Digest local_state;           // resume: this miner's own state; zero: none
   uint64_t schedule_step = 0;   // where the learning-rate schedule stands
+  std::vector<Peer> donors = {};  // replicas that hold `state` and give it away too, at most kMaxDonors
   template <class A>
   void fields(A& a) {
     a("stage", stage)("epoch", epoch)("state", state)("local_state", local_state)(
-        "schedule_step", schedule_step);
+        "schedule_step", schedule_step)("donors", donors);
   }
 };
+inline constexpr size_t kMaxDonors = 8;
 
 enum class RunPhase : uint8_t {
   kWaiting = 0,        // for the first miners_per_stage miners of every stage

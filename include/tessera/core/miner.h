@@ -226,6 +226,7 @@ class Miner {
   void on(miner_event::BasePrepared& event);
   void on(miner_event::BaseApplied& event);
   void take_merge_directive(const std::optional<MergeDirective>& directive);
+  bool waits_for_results(const MergeDirective& merge);
 
   void emit(MinerEffect effect);
   void enqueue(ComputeJob job);  // before backwards and forwards
@@ -287,7 +288,11 @@ class Miner {
   Epoch epoch_ = 0;
   std::optional<MergeApplied> applied_;
   Epoch snapshot_target_ = 0;                  // of the snapshot taken or being taken; 0: none
+  uint64_t snapshot_again_ = 0;                // the directive's that asked for it
   std::optional<UploadCommit> upload_;
+  std::vector<UnreadableResult> unreadable_results_;  // of the last try to apply a merge
+  Digest unreadable_among_;                    // of the results that they are among
+  uint32_t waits_for_results_ = 0;
   Epoch reduce_target_ = 0;
   std::set<uint32_t> reducing_;
   std::vector<ShardCommit> shards_;

@@ -110,6 +110,7 @@ struct BasePrepared {  // the outer step is computed
   Epoch target = 0;
   bool ok = true;
   std::string why;
+  std::vector<uint64_t> unreadable;  // first blocks of shards that can't be had, at most kMaxUnreadableResults
   Values base;
   Values reference;  // what local progress is measured from: the snapshot, or the old base; null: it is dropped
   Digest state;
@@ -233,6 +234,7 @@ struct UploadDelta {
   Values snapshot;
   uint64_t snapshot_step = 0;
   uint64_t snapshot_version = 0;
+  uint64_t again = 0;  // the directive's
 };
 struct ReduceShards {
   Epoch target = 0;

@@ -21,6 +21,7 @@
 #include "tessera/core/events.h"
 #include "tessera/core/orchestrator_index.h"
 #include "tessera/core/orchestrator_state.h"
+#include "tessera/core/receipt_watch.h"
 #include "tessera/core/run_spec.h"
 
 namespace tessera::core {
@@ -48,6 +49,16 @@ struct RemakeState {
   MergeSpec merge;
   uint64_t rounding_key = 0;
 };
+// A shard of a complete merge: whether a copy can be read, and else what it is.
+struct RecheckResult {
+  StageIndex stage = 0;
+  Epoch target = 0;
+  ShardResult result;
+  std::vector<UploadRef> uploads;
+  uint64_t stage_values = 0;
+  MergeSpec merge;
+  uint64_t rounding_key = 0;
+};
 struct WriteCheckpoint {
   uint64_t id = 0;
 };
@@ -70,6 +81,7 @@ struct ForgottenMiner {
 struct Effects {
   std::vector<RecomputeShard> recompute;
   std::vector<RemakeState> remake;
+  std::vector<RecheckResult> recheck;
   std::optional<WriteCheckpoint> checkpoint;
   std::optional<ChangeStages> restage;
   std::vector<Decision> decisions;
@@ -123,6 +135,7 @@ class Orchestrator {
   // The recomputations under way: after a replay the shell begins them again.
   std::vector<RecomputeShard> pending_recomputations(StageIndex stage) const;
   std::optional<RemakeState> pending_remake(StageIndex stage) const;
+  std::vector<RecheckResult> pending_rechecks(StageIndex stage) const;
 
  private:
   void on(const RunCreated& event);
@@ -135,6 +148,8 @@ class Orchestrator {
   void on(const UploadCommitted& event);
   void on(const ShardCommitted& event);
   void on(const ShardRecomputed& event);
+  void on(const ResultUnreadable& event);
+  void on(const ResultRechecked& event);
   void on(const StateHeld& event);
   void on(const StatePublished& event);
   void on(const StateRemade& event);
@@ -165,6 +180,10 @@ class Orchestrator {
   void say(const std::vector<AuditNote>& notes);
   void forget_audits();
   void unseal_audit(uint64_t audit);
+  void judge_auditable(const MinerRecord& miner);
+  bool may_snapshot(const MinerRecord& miner) const;
+  void audit_receipt(const MinerRecord& miner, const Receipt& receipt);
+  void audit_upload(const MinerRecord& miner, const UploadCommit& upload);
   // orchestrator_miners.cpp
   bool is_in_use(const MinerRecord& miner) const;
   std::vector<MinerIndex> forgettable(size_t most) const;
@@ -224,6 +243,7 @@ class Orchestrator {
   std::vector<MinerIndex> propose_pathway(MicrobatchId id, uint32_t attempt, MinerIndex head, bool* random) const;
   void confirm_gradients(OpenMicrobatch& open, const Receipt& receipt);
   void count_receipt(MinerRecord& miner, const Receipt& receipt);
+  void watch_receipt(const MinerRecord& miner, const Receipt& receipt);
   void release(MicrobatchId id, OpenMicrobatch& microbatch);
   void stop_waiting_for(const OpenMicrobatch& microbatch, StageIndex stage);
   void note_time(MinerRecord& miner, const Receipt& receipt);
@@ -235,17 +255,27 @@ class Orchestrator {
   void freeze_if_complete(StageIndex stage);
   void note_whole(StageIndex stage, MinerIndex miner);
   void leave_out_unfinished(StageIndex stage, const std::string& reason);
-  std::map<MinerIndex, uint32_t> manifest_counts(const Merge& merge);
-  void freeze(StageIndex stage);
-  void plan_shards(StageIndex stage);
-  bool gate(StageIndex stage);
+  void forgive_spoilers(StageIndex stage);
   void complete_merge(StageIndex stage);
   void retire_merge(StageIndex stage);
   void unseal_merge(StageIndex stage);
   void leave_behind(StageIndex stage);
   void forget_old_merges(StageRecord& stage);
   void abort_merge(StageIndex stage, const std::string& reason);
+  void fail_merge(StageIndex stage, const std::string& reason);
   void drop_from_merge(MinerIndex miner, bool restarted);
+  // orchestrator_manifest.cpp: which uploads count
+  std::map<MinerIndex, uint32_t> manifest_counts(StageIndex stage);
+  size_t most_uploads(StageIndex stage) const;
+  void freeze(StageIndex stage);
+  void plan_shards(StageIndex stage);
+  bool verify_for_gate(StageIndex stage);
+  bool gate(StageIndex stage);
+  // orchestrator_results.cpp: shards of complete merges that a replica can't have
+  bool may_recheck(const MinerRecord& miner, const UnreadableResult& unreadable) const;
+  PastMerge* past_merge(StageIndex stage, Epoch target);
+  RecheckResult recheck_of(StageIndex stage, const PastMerge& past, const ShardResult& result) const;
+  void judge_agreed(StageIndex stage, PastMerge& past, const ShardResult& result, const Digest& expected);
   // orchestrator_shards.cpp: the decision on each shard
   void settle_shards(StageIndex stage);
   void accept_if_settled(StageIndex stage, uint32_t shard);
@@ -266,6 +296,7 @@ class Orchestrator {
 
   OrchestratorState state_;
   OrchestratorIndex index_;
+  ReceiptWatch watch_;
   TimeMs now_ = 0;
   Effects effects_;
   // Of the step under way: stages at an epoch boundary; whether miners came, went or became ready.

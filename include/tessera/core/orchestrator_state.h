@@ -51,7 +51,8 @@ struct MinerRecord {
   std::optional<Digest> upload;            // of the merge to come: an aborted one is begun again with the same uploads
   Epoch carries_since = 0;                 // epoch whose base its oldest unmerged work began on
   uint32_t whole_first = 0;                // merges in which its upload must be whole before the manifest: one was late
-  Epoch spoiled_merge = 0;                 // target of the merge that its upload could not be read in; 0: none
+  Epoch spoiled_merge = 0;                 // target of the merge that its upload spoiled; 0: none
+  uint64_t upload_again = 0;               // number of the upload that it is to make in place of one that could not be read
   uint64_t retired_incarnation = 0;        // the process that was registered when the run was resumed; 0: none
   std::string why;                         // of its present state, for people
   bool placed = false;                     // has a stage; else it waits in the queue, and `stage` means nothing
@@ -75,7 +76,7 @@ struct MinerRecord {
         "receipts_rejected", receipts_rejected)("lease_request", lease_request)("granted", granted)("fresh", fresh)("unmerged_from", unmerged_from)("local_steps", local_steps)(
         "counted", counted)("in_flight", in_flight)("own_times", own_times)("microbatch_us", microbatch_us)("place", place)(
         "resumed", resumed)("checkpoint_done", checkpoint_done)("checkpoint", checkpoint)("upload", upload)("carries_since", carries_since)(
-        "whole_first", whole_first)("spoiled_merge", spoiled_merge)("retired_incarnation", retired_incarnation)("why", why)(
+        "whole_first", whole_first)("spoiled_merge", spoiled_merge)("upload_again", upload_again)("retired_incarnation", retired_incarnation)("why", why)(
         "placed", placed)("ticket", ticket)("lost_at", lost_at)("pending_stage", pending_stage)(
         "assigned_stage", assigned_stage)("moving_until", moving_until)("pinned", pinned)("drain", drain)("failed_verdicts", failed_verdicts);
   }
@@ -119,6 +120,8 @@ struct StageRecord {
   std::deque<PastMerge> past;              // the last max_staleness merges, and those since published_epoch
   uint64_t merges = 0;
   uint64_t merges_aborted = 0;
+  uint32_t aborts_in_row = 0;              // of the merge to come
+  TimeMs merge_paused_until = 0;           // after an abort; 0: no pause
   uint64_t shards_recomputed = 0;
   uint64_t shards_rescued = 0;             // given to another participant: an owner was gone or late
   std::deque<MergeRecord> merge_records;   // of the last kMaxMergeRecords merges
@@ -137,7 +140,8 @@ struct StageRecord {
         "remaking", remaking)("settled", settled)("publisher_turn", publisher_turn)(
         "publisher_asked_at", publisher_asked_at)("state_published", state_published)(
         "published_epoch", published_epoch)("published_state", published_state)("merge", merge)("past", past)(
-        "merges", merges)("merges_aborted", merges_aborted)("shards_recomputed", shards_recomputed)(
+        "merges", merges)("merges_aborted", merges_aborted)("aborts_in_row", aborts_in_row)(
+        "merge_paused_until", merge_paused_until)("shards_recomputed", shards_recomputed)(
         "shards_rescued", shards_rescued)("merge_records", merge_records)("merge_verdicts", merge_verdicts)(
         "replica_mismatches", replica_mismatches)("final_merge_done", final_merge_done)(
         "peers_changed", peers_changed)("cooled_at", cooled_at)("need_cpu_bytes", need_cpu_bytes)(

@@ -173,6 +173,8 @@ struct CheckpointSpec {
 struct AuditSpec {
   bool enabled = false;              // off: miners commit to nothing and store no payloads
   double share = 0.05;               // of the segments
+  double upload_share = 0.8;         // of the uploads for merges, by the segment that the snapshot was taken in
+  double auditable_share = 0.25;     // of a miner's last segments that must be such that they can be run again
   uint32_t segment_steps = 8;        // local steps from one commitment to the next, at most; a merge ends a segment too
   uint32_t lease_ms = 600000;        // an audit without a result by then goes to another validator
   bool exact = false;                // outputs must have the same bits; where all devices are of one kind
@@ -187,7 +189,7 @@ struct AuditSpec {
   uint64_t retention_bytes = uint64_t{64} << 30;  // and no more than this; the oldest go first
   template <class A>
   void fields(A& a) {
-    a("enabled", enabled)("share", share)("segment_steps", segment_steps)("lease_ms", lease_ms)("exact", exact)(
+    a("enabled", enabled)("share", share)("upload_share", upload_share)("auditable_share", auditable_share)("segment_steps", segment_steps)("lease_ms", lease_ms)("exact", exact)(
         "relative_error", relative_error)("cosine", cosine)("norm_deviation", norm_deviation)(
         "rounding_flips", rounding_flips)("delta_cosine", delta_cosine)(
         "delta_norm_deviation", delta_norm_deviation)("loss_tolerance", loss_tolerance)(

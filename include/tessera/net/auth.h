@@ -8,6 +8,11 @@
 // here. It refuses one that is too old or too new by its clock, and one whose (sender, stream,
 // sequence) it has seen.
 //
+// A request that carries blobs (PutBlobs) is signed over the digest of the list of their digests instead of the body's, which
+// the metadata `tessera-contents-bin` tells: the signature is checked before a byte of the body is touched, and whoever stores
+// the blobs compares. The answer to a request for blobs (GetBlobs) is signed over the states of the blobs; their contents have
+// the digests that were asked for.
+//
 // The answer to it carries `tessera-answer-bin`: the receiver's signature over "tessera answer 1",
 // full method name, the request's signature, BLAKE2b-256 of the exact answer body. So nobody on the
 // way can answer for the receiver.
@@ -33,6 +38,7 @@ namespace tessera::net {
 
 inline constexpr char kAuthMetadata[] = "tessera-auth-bin";
 inline constexpr char kAnswerMetadata[] = "tessera-answer-bin";
+inline constexpr char kContentsMetadata[] = "tessera-contents-bin";
 inline constexpr size_t kMaxSessionBytes = 16;
 inline constexpr size_t kMaxRunIdBytes = 16;
 

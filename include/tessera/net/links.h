@@ -17,6 +17,7 @@
 #include "tessera/base/status.h"
 #include "tessera/net/auth.h"
 #include "tessera/net/server.h"
+#include "tessera/ports/ledger_page.h"
 #include "tessera/ports/links.h"
 
 namespace tessera::net {
@@ -59,6 +60,8 @@ class GrpcOrchestratorLink : public ports::OrchestratorLink, public ports::Valid
   virtual StatusOr<std::string> query(const std::string& topic, const std::string& argument) = 0;
   virtual StatusOr<std::string> command(const std::string& command,
                                         const std::string& argument) = 0;
+  // A page of the public ledger, as ports::LedgerPage says.
+  virtual StatusOr<ports::LedgerPage> read_ledger(uint64_t after, uint64_t offset) = 0;
 };
 
 struct BlobLinkOptions {
@@ -113,6 +116,15 @@ class GrpcPeerLink : public ports::PeerLink {
   // Counts a connection from its opening on. Looks at the sockets at most every 200
   // ms. Never shrinks.
   uint64_t bytes_sent() override = 0;
+};
+
+// Chunks of a stage's state from the replicas that hold it: one call at a time a donor, 10 s each, and none is tried again.
+// NOT_FOUND for what a donor does not hold, DATA_LOSS for what is not what its name says. Any thread.
+class GrpcDonorLinks : public ports::DonorLinks {
+ public:
+  static std::unique_ptr<GrpcDonorLinks> create(std::shared_ptr<RequestSigner> signer);
+  // As for GrpcPeerLink; holds for what is connected afterwards.
+  virtual void set_run(std::string run_id) = 0;
 };
 
 }  // namespace tessera::net

@@ -1,7 +1,7 @@
 // The gRPC servers of the orchestrator and of a miner.
 //
 // Threads: start(), set_run() and shutdown() belong to the owner's thread. Handlers are called on
-// gRPC's threads, on_frame() on threads of the server, and must only check and enqueue; their `done` may be called later from any thread,
+// gRPC's threads, on_frame() and donate() on threads of the server, and must only check and enqueue (donate() may copy); their `done` may be called later from any thread,
 // also after shutdown() (then it does nothing). After shutdown() has returned no handler is called
 // any more.
 #pragma once
@@ -14,6 +14,7 @@
 #include "tessera/base/ids.h"
 #include "tessera/base/status.h"
 #include "tessera/net/auth.h"
+#include "tessera/ports/ledger_page.h"
 #include "tessera/ports/links.h"
 
 namespace tessera::net {
@@ -27,11 +28,15 @@ class BlobBackend {
   virtual ~BlobBackend() = default;
   // May this caller read, or write? Called on gRPC's threads: no I/O.
   virtual Status admit(const ports::Caller& caller, bool write) { return ok_status(); }
-  // The rest is called on the server's blob threads. `content` has at most kMaxBlobBytes.
-  virtual StatusOr<Digest> put(const ports::Caller& caller, std::string_view content) = 0;
+  // The rest is called on the server's blob threads. `content` has at most kMaxBlobBytes; `name` is its digest, just made.
+  virtual Status put(const ports::Caller& caller, const Digest& name, std::string content) = 0;
   // NOT_FOUND if there is none.
   virtual StatusOr<std::string> get(const Digest& digest) = 0;
   virtual bool has(const Digest& digest) = 0;
+  // The run's public ledger, if this process keeps it. OUT_OF_RANGE: it has no entry `after`.
+  virtual StatusOr<ports::LedgerPage> read_ledger(uint64_t after, uint64_t offset) {
+    return error(absl::StatusCode::kUnimplemented, "this server keeps no ledger (entry {}, byte {}); ask the orchestrator", after, offset);
+  }
 };
 
 struct OrchestratorServerOptions {
@@ -69,6 +74,9 @@ struct PeerServerOptions {
   size_t max_streams = 1024;        // of all peers; two a peer at most
   size_t handler_threads = 2;       // that call on_frame()
   size_t max_pending_calls = 1024;  // probes
+  // That read what is given away of the stage's state, and what waits for them; over it RESOURCE_EXHAUSTED.
+  size_t donor_threads = 2;
+  size_t max_queued_donations = 32;
 };
 
 class PeerServer {

@@ -13,26 +13,38 @@
 #include "tessera/base/status.h"
 #include "tessera/core/miner_events.h"
 #include "tessera/core/run_spec.h"
+#include "tessera/node/donated_state.h"
 #include "tessera/node/merge_reduce.h"
 #include "tessera/node/merge_transfer.h"
+#include "tessera/node/object_fetch.h"
 #include "tessera/ports/links.h"
 
 namespace tessera::node {
+
+// Both outlive the jobs, or are null.
+struct Donations {
+  ports::DonorLinks* from = nullptr;  // other replicas
+  DonatedState* to = nullptr;         // what this one gives away
+};
 
 class BackgroundJobs {
  public:
   // `directory`: this miner's folder; empty: nothing is written or recovered. `overlap`: transfers of a reduction may go on
   // in another thread meanwhile; `blobs` must allow it.
   BackgroundJobs(const core::RunSpec& spec, ports::BlobLink& blobs, std::string directory, std::string run_id,
-                 std::function<void(core::MinerEvent)> post, bool overlap = false)
+                 std::function<void(core::MinerEvent)> post, bool overlap = false, Donations donations = {})
       : spec_(spec),
         blobs_(blobs),
         merge_blobs_(blobs),
         overlap_(overlap),
+        donations_(donations),
         directory_(std::move(directory)),
         run_id_(std::move(run_id)),
         post_(std::move(post)) {}
-  ~BackgroundJobs() { stop_upload(); }
+  ~BackgroundJobs() {
+    stop_upload();
+    withdraw();
+  }
 
   void run(core::BackgroundJob& job);
   // A job that will be run when those before it are done. What it makes pointless stops waiting. Any thread.
@@ -53,6 +65,10 @@ class BackgroundJobs {
   void work(core::miner_effect::SaveLocalState& job);
   void work(core::miner_effect::StoreSegment& job);
   Status fetch(const core::miner_effect::FetchState& job, core::miner_event::StateFetched* done);
+  StatusOr<std::string> fetch_state(const core::Assignment& assignment, uint64_t values);
+  void withdraw();
+  // Base and momentum are as they will stay for a while. Their object's name.
+  StatusOr<Digest> offer();
   ReduceInputs reduction_of(Epoch target, const std::vector<core::UploadRef>& uploads) const;
   void store(core::miner_event::DeltaUploaded done, const core::ObjectManifest& manifest);
   // Ends what still goes up for a merge that is over.
@@ -65,6 +81,8 @@ class BackgroundJobs {
   ports::BlobLink& blobs_;
   KeptBlobs merge_blobs_;  // the running merge's transfers go through it
   const bool overlap_;
+  const Donations donations_;
+  ObjectFetch fetch_;  // keeps what came of a state, for the next try
   const std::string directory_;
   const std::string run_id_;
   const std::function<void(core::MinerEvent)> post_;  // from any thread if `overlap`

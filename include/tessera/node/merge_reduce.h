@@ -2,7 +2,7 @@
 //
 // Every block is fetched, measured, reduced and stored by itself, in the order in which uploads come (transfer_order()), so
 // the shards of an owner grow together, from whatever part of the uploads is there. In memory are, for each worker, one block
-// of every upload as fp32 and kGroupBytes of them as they came; workers are as many as fit kReduceBytes, at most kMergeWorkers.
+// of every upload as fp32 and kGroupBytes of them as they came; workers are as many as fit kReduceBytes, at most eight.
 #pragma once
 
 #include <functional>

@@ -90,9 +90,13 @@ double upload_rounding(const core::MergeSpec& merge, const std::vector<float>& d
 using RemakeShard = std::function<StatusOr<core::ResultCopy>(const core::ShardResult& shard)>;
 
 // The merged pseudo-gradient from its shards, which must tile the stage, fetched in `threads` threads. A copy that is missing
-// or does not have the shard's digest is passed over for the next; `remake` is asked last, by one thread at a time.
+// or does not have the shard's digest is passed over for the next; `remake` is asked last, by one thread at a time. If that gives
+// another digest too, or the uploads are not there, the shard's first block is added to `unreadable` and the others are tried
+// all the same (at most core::kMaxUnreadableResults).
 StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
                                         const std::vector<core::ShardResult>& results, const RemakeShard& remake = {},
-                                        size_t threads = 1);
+                                        size_t threads = 1, std::vector<uint64_t>* unreadable = nullptr);
+// Whether one of its copies can be read and has the shard's digest.
+Status check_result(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values, const core::ShardResult& result);
 
 }  // namespace tessera::node

@@ -35,6 +35,7 @@ struct MinerLinks {
   ports::PeerLink* peers = nullptr;
   ports::BlobLink* blobs = nullptr;
   ports::TokenSource* tokens = nullptr;
+  ports::DonorLinks* donors = nullptr;  // may be null: then a state is fetched from the blob store alone
 };
 
 class MinerNode final : public ports::PeerHandler {
@@ -51,6 +52,7 @@ class MinerNode final : public ports::PeerHandler {
 
   void on_frame(const ports::Caller& caller, std::string frame, std::function<void(core::Admission)> done) override;
   void on_probe(const ports::Caller& caller, std::function<void(StatusOr<core::PeerHealth>)> done) override;
+  StatusOr<std::string> donate(const Digest& name) override;
 
  private:
   class Shell;

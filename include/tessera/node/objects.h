@@ -14,10 +14,16 @@
 
 namespace tessera::node {
 
+// Whether a store is asked first which chunks it has. Chunks that nobody can have stored yet are hashed once and sent.
+enum class Novelty : uint8_t { kMayBeThere, kNew };
+
 // Stores an object chunk by chunk: the whole of it never lies in memory. Every chunk but the last has `chunk_bytes`.
 class ObjectWriter {
  public:
-  ObjectWriter(ports::BlobLink& blobs, uint32_t chunk_bytes) : blobs_(blobs) { manifest_.chunk_bytes = chunk_bytes; }
+  ObjectWriter(ports::BlobLink& blobs, uint32_t chunk_bytes, Novelty novelty = Novelty::kMayBeThere)
+      : blobs_(blobs), novelty_(novelty) {
+    manifest_.chunk_bytes = chunk_bytes;
+  }
   Status add(std::string chunk);
   // Stores the manifest and returns the object's name.
   StatusOr<Digest> finish();
@@ -26,6 +32,7 @@ class ObjectWriter {
   Status flush();
 
   ports::BlobLink& blobs_;
+  const Novelty novelty_;
   core::ObjectManifest manifest_;
   std::vector<std::string> batch_;
   uint64_t batch_bytes_ = 0;
@@ -33,7 +40,7 @@ class ObjectWriter {
 
 // Stores every chunk and the manifest; returns the object's name.
 StatusOr<Digest> put_object(ports::BlobLink& blobs, std::string_view content,
-                            uint32_t chunk_bytes = core::kMaxChunkBytes);
+                            uint32_t chunk_bytes = core::kMaxChunkBytes, Novelty novelty = Novelty::kMayBeThere);
 StatusOr<core::ObjectManifest> get_manifest(ports::BlobLink& blobs, const Digest& object);
 // Chunks [first, first + count) one after the other. OUT_OF_RANGE past the end.
 StatusOr<std::string> get_chunks(ports::BlobLink& blobs, const core::ObjectManifest& manifest, uint64_t first,
@@ -50,6 +57,7 @@ std::vector<float> values_of(std::string_view bytes);  // size is a multiple of 
 
 // base, then outer momentum: what a stage's replicas share. The object's name identifies the state.
 std::string encode_stage_state(const std::vector<float>& base, const std::vector<float>& momentum);
+StatusOr<core::ObjectManifest> list_stage_state(const std::vector<float>& base, const std::vector<float>& momentum);
 StatusOr<Digest> name_stage_state(const std::vector<float>& base, const std::vector<float>& momentum);
 
 // "TSLS", version, sizes, then masters, moments, gradient as raw fp32.

@@ -41,7 +41,7 @@ struct PublishedJob {
   core::StatePublished claim;
   uint64_t stage_values = 0;
 };
-using OrchestratorJob = std::variant<core::RecomputeShard, core::RemakeState, CheckpointJob, SweepJob, RestageJob, CreateJob, PublishedJob>;
+using OrchestratorJob = std::variant<core::RecomputeShard, core::RemakeState, core::RecheckResult, CheckpointJob, SweepJob, RestageJob, CreateJob, PublishedJob>;
 
 // The run that an administrator wants is prepared, or could not be.
 struct CreatedCall {
@@ -72,6 +72,7 @@ class OrchestratorJobs {
 
  private:
   core::ShardRecomputed recompute(const core::RecomputeShard& shard);
+  core::ResultRechecked recheck(const core::RecheckResult& wanted);
   core::StateRemade remake(const core::RemakeState& wanted);
   core::CheckpointWritten write(const CheckpointJob& job);
   void sweep(const SweepJob& job);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -66,6 +67,14 @@ class BlobLink {
   }
 };
 
+// Replicas that give the state of their stage away. Any thread.
+class DonorLinks {
+ public:
+  virtual ~DonorLinks() = default;
+  // For get() only, whose calls end within a few seconds each.
+  virtual std::unique_ptr<BlobLink> connect(const core::Peer& donor) = 0;
+};
+
 // ---- used by a miner ------------------------------------------------------------------------------------------------
 
 class OrchestratorLink {
@@ -104,6 +113,8 @@ class PeerHandler {
   virtual ~PeerHandler() = default;
   virtual void on_frame(const Caller& caller, std::string frame, std::function<void(core::Admission)> done) = 0;
   virtual void on_probe(const Caller& caller, std::function<void(StatusOr<core::PeerHealth>)> done) = 0;
+  // A chunk of the stage's state that this replica holds, on a thread of the server that may work. NOT_FOUND if it is none.
+  virtual StatusOr<std::string> donate(const Digest& name) { return error(absl::StatusCode::kNotFound, "nothing is given away"); }
 };
 
 }  // namespace tessera::ports

@@ -58,6 +58,7 @@ struct Result {
   uint64_t shards = 0;
   uint64_t shards_lost_without_rescue = 0;  // both owners were killed
   uint64_t shards_lost = 0;                 // in no result
+  uint64_t stage_values = 0;                // fp32 values of the first stage
   uint64_t bytes_up_per_miner = 0;          // of a merge's blobs, per upload
   uint64_t bytes_down_per_miner = 0;
   std::vector<uint32_t> accused;            // nodes with a verdict

@@ -37,6 +37,8 @@ class BlobStore {
   // At most kMaxBlobBytes. Storing what is there already is no error and costs no write; a damaged
   // copy is replaced. `is_new`, if given, says whether the content was written.
   StatusOr<Digest> put(std::string_view content, bool* is_new = nullptr);
+  // The same for a content whose digest was just made.
+  Status put(const Digest& digest, std::string_view content, bool* is_new = nullptr);
   // NOT_FOUND, or DATA_LOSS (and the file is removed) if the content no longer has its hash.
   StatusOr<std::string> get(const Digest& digest) const;
   // Asking counts as a use: sweep() leaves the blob alone for its minimum age from now on.

@@ -27,7 +27,7 @@
 namespace tessera::apps {
 namespace {
 
-constexpr size_t kThreads = 4;  // as a miner's
+constexpr size_t kThreads = 4, kTransfers = 8;  // as a miner's
 
 double seconds_of(const std::function<void()>& work) {
   const auto begin = std::chrono::steady_clock::now();
@@ -102,7 +102,7 @@ Status MergeBench::upload() {
     times_.upload += seconds_of([&] {
       uploaded = node::commit_delta(*participants_[p].kept, merge_, base_, snapshot, {}, kThreads);
       if (!uploaded.ok()) return;
-      const Status stored = node::store_delta(*participants_[p].kept, uploaded->manifest, kThreads, [] { return false; });
+      const Status stored = node::store_delta(*participants_[p].kept, uploaded->manifest, kTransfers, [] { return false; });
       if (!stored.ok()) uploaded = stored;
     });
     if (!uploaded.ok()) return uploaded.status();
@@ -145,7 +145,7 @@ Status MergeBench::apply() {
     std::vector<float> base = base_, momentum(values_, 0.0f);
     Status status = ok_status();
     times_.apply += seconds_of([&] {
-      const auto mean = node::fetch_mean(*participant.kept, merge_, values_, results_, {}, kThreads);
+      const auto mean = node::fetch_mean(*participant.kept, merge_, values_, results_, {}, kTransfers);
       status = mean.status();
       if (mean.ok()) kernels::outer_step_cpu(base.data(), momentum.data(), mean->data(), values_, 0.7f, 0.9f);
     });

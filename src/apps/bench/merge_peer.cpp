@@ -27,7 +27,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kPatience(300);
-constexpr size_t kThreads = 4;  // as a miner's
+constexpr size_t kThreads = 4, kTransfers = 8;  // as a miner's
 
 struct PeerOptions : MergeBenchOptions {
   std::string server;
@@ -170,7 +170,7 @@ StatusOr<nlohmann::json> MergePeer::run() {
   Status stored;
   double uploaded = 0;
   std::jthread uploader([&] {
-    stored = node::store_delta(kept, manifest, kThreads, [] { return false; });
+    stored = node::store_delta(kept, manifest, kTransfers, [] { return false; });
     uploaded = so_far();
   });
   TESSERA_RETURN_IF_ERROR(reduce(kept, uploads));
@@ -179,7 +179,7 @@ StatusOr<nlohmann::json> MergePeer::run() {
   const double finished = so_far();
   TESSERA_ASSIGN_OR_RETURN(const auto shards, results());
   const double reduced = so_far();
-  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> mean, node::fetch_mean(kept, merge_, values_, shards, {}, kThreads));
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> mean, node::fetch_mean(kept, merge_, values_, shards, {}, kTransfers));
   kernels::outer_step_cpu(base.data(), momentum.data(), mean.data(), values_, 0.7f, 0.9f);
   const double applied = so_far();
   // Times since the beginning.

@@ -10,6 +10,7 @@
 #include "tessera/ports/links.h"
 #include "tessera/store/blob_quota.h"
 #include "tessera/store/blobs.h"
+#include "tessera/store/ledger_reader.h"
 
 namespace tessera::apps {
 
@@ -19,16 +20,22 @@ class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
   // Anyone may read. Others than this process may put only what `quota` lets them.
   LocalBlobs(store::BlobStore& store, store::BlobQuota& quota) : store_(store), quota_(quota) {}
 
+  // Of the run that these blobs are of; before it is set nobody reads one.
+  void set_ledger(store::LedgerReader* ledger) { ledger_ = ledger; }
+  StatusOr<ports::LedgerPage> read_ledger(uint64_t after, uint64_t offset) override {
+    return ledger_ == nullptr ? BlobBackend::read_ledger(after, offset) : ledger_->read(after, offset);
+  }
+
   Status admit(const ports::Caller& caller, bool write) override {
     if (!write || quota_.is_open(caller.node)) return ok_status();
     return error(absl::StatusCode::kPermissionDenied, "only registered miners store blobs here; register first");
   }
-  StatusOr<Digest> put(const ports::Caller& caller, std::string_view content) override {
+  Status put(const ports::Caller& caller, const Digest& name, std::string content) override {
     TESSERA_RETURN_IF_ERROR(quota_.take(caller.node, content.size(), monotonic_now_ms()));
     bool is_new = false;
-    StatusOr<Digest> digest = store_.put(content, &is_new);
+    const Status status = store_.put(name, content, &is_new);
     if (!is_new) quota_.give_back(caller.node, content.size());
-    return digest;
+    return status;
   }
   StatusOr<std::string> get(const Digest& digest) override { return store_.get(digest); }
   bool has(const Digest& digest) override { return store_.has(digest); }
@@ -53,6 +60,7 @@ class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
  private:
   store::BlobStore& store_;
   store::BlobQuota& quota_;
+  store::LedgerReader* ledger_ = nullptr;
 };
 
 }  // namespace tessera::apps

@@ -187,10 +187,13 @@ Status LocalSwarm::prepare_validators() {
 Status LocalSwarm::start_validators() {
   if (validators_.empty()) return ok_status();
   TESSERA_ASSIGN_OR_RETURN(const std::string program, sibling_program("tessera-validator"));
-  for (Child& validator : validators_) {
+  for (size_t i = 0; i < validators_.size(); ++i) {
+    Child& validator = validators_[i];
+    const auto& devices = options_.validator_devices;
+    const std::string& device = devices.empty() ? options_.device : devices[i % devices.size()];
     validator.command = {program};
     for (const std::string& setting : {"orchestrator=" + address_, "directory=" + validator.directory,
-                                       fmt::format("threads={}", std::max(1u, options_.threads)), "device=" + options_.device}) {
+                                       fmt::format("threads={}", std::max(1u, options_.threads)), "device=" + device}) {
       validator.command.push_back("--set");
       validator.command.push_back(setting);
     }
@@ -377,6 +380,7 @@ void add_swarm_commands(CLI::App& app, Action& action) {
   local->add_option("--device", options->device, "auto, cpu, cuda or cuda:N, for every miner")->capture_default_str();
   local->add_option("--miners", options->miners, "Miners to start (default: stages x miners_per_stage)");
   local->add_option("--validators", options->validators, "Validators to start; they have work if audit.enabled is set");
+  local->add_option("--validator-device", options->validator_devices, "Their devices, in turns (default: --device)")->allow_extra_args(false);
   local->add_option("--threads", options->threads, "Compute threads of a miner on the CPU (default: cores shared)");
   local->add_flag("--json", options->json, "Print the summary as one line of JSON");
   local->add_flag("!--no-validate", options->validate, "Leave out the evaluation on the validation split");

@@ -18,6 +18,7 @@ struct SwarmOptions {
   std::string device = "auto";
   uint32_t miners = 0;                 // processes; 0: stages x miners_per_stage
   uint32_t validators = 0;             // processes
+  std::vector<std::string> validator_devices;  // in turns; none: `device`
   uint32_t threads = 0;                // compute threads of a miner; 0: the cores shared evenly, at least one
   bool json = false;                   // the summary on stdout as one line of JSON
   bool validate = true;                // evaluate the checkpoint on the validation split at the end

@@ -1,0 +1,26 @@
+// What the receipts on both sides of a boundary say about each other.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "tessera/core/messages.h"
+
+namespace tessera::core {
+
+enum class PairWord : uint8_t {
+  kConfirms = 0,     // each names the other's miner, and the hashes of activation and boundary gradient are equal; or both say
+                     // that they are of repaired work, which is done with other weights on the two sides of the repair
+  kSilent = 1,       // they don't name each other
+  kContradicts = 2,  // they name each other and signed different hashes
+};
+
+struct PairFinding {
+  PairWord word = PairWord::kSilent;
+  std::string why;   // empty for what simply confirms
+};
+
+// `below` is of the stage before that of `above`; both of the same microbatch and attempt.
+PairFinding compare(const Receipt& below, const Receipt& above);
+
+}  // namespace tessera::core
