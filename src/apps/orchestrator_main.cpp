@@ -67,6 +67,8 @@ Status serve(const Flags& flags, StopFlags& signals) {
   LocalBlobs blobs(*store, quota);
   TESSERA_ASSIGN_OR_RETURN(auto seal_key, SealKey::load_or_create(ledger_key_file(daemon.key_file)));
   TESSERA_ASSIGN_OR_RETURN(auto plain_journal, store::open_journal(directory + "/journal.sqlite"));
+  TESSERA_ASSIGN_OR_RETURN(const auto ledger, store::LedgerReader::open(directory + "/journal.sqlite"));
+  blobs.set_ledger(ledger.get());
   const auto journal = store::sealed_journal(std::move(plain_journal), std::move(seal_key));
   store::CheckpointFolder checkpoints(directory + "/checkpoint");
 

@@ -291,7 +291,8 @@ void AuditBoard::take_back(uint64_t number, const std::string& why, std::vector<
   state_.open.erase(number);
 }
 
-// The oldest that waits; one that this validator had already only if nobody else is there for it.
+// The oldest that waits of the miners on its own kind of device, where honest bits are equal; of others only if nobody else is there
+// for them. One that this validator had already only if nobody else is there for it.
 std::optional<uint64_t> AuditBoard::audit_for(const NodeId& validator) const {
   const auto known = state_.validators.find(validator);
   if (known == state_.validators.end() || !known->second.live) return std::nullopt;
@@ -301,8 +302,14 @@ std::optional<uint64_t> AuditBoard::audit_for(const NodeId& validator) const {
   for (const auto& [number, audit] : state_.open) {
     if (audit.validator == validator) return number;  // it has it already, or the answer was lost
   }
+  const std::string own = device_kind(known->second.device);
   for (const auto& [number, audit] : state_.open) {
-    if (!audit.validator && !(others && audit.last_validator == validator)) return number;
+    if (audit.validator || (others && audit.last_validator == validator)) continue;
+    const std::string kind = device_kind(audit.task.device);
+    const bool has_its_own = std::any_of(state_.validators.begin(), state_.validators.end(), [&](const auto& entry) {
+      return entry.second.live && device_kind(entry.second.device) == kind;
+    });
+    if (kind == own || !has_its_own) return number;
   }
   return std::nullopt;
 }

@@ -20,6 +20,8 @@ std::string flaw_of(const SegmentCommit& commit) {
   return "";
 }
 
+std::string device_kind(const std::string& device) { return device.substr(0, device.find_first_of(": ")); }
+
 const char* name_of(AuditFinding finding) {
   switch (finding) {
     case AuditFinding::kNone:

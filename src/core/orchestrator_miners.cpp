@@ -55,6 +55,7 @@ void Orchestrator::begin_incarnation(MinerIndex index, const Registration& regis
     fresh.place = miner.place;
   }
   fresh.counted = miner.counted;
+  fresh.failed_verdicts = miner.failed_verdicts;
   fresh.in_flight = miner.in_flight;
   fresh.retired_incarnation = miner.retired_incarnation;
   if (const auto resumed = state_.resumable.find(registration.node); resumed != state_.resumable.end() && stage) {

@@ -115,6 +115,11 @@ grpc::ServerUnaryReactor* BlobService::GetBlobs(grpc::CallbackServerContext* con
                                                 grpc::ByteBuffer* response) {
   return enqueue(kGetBlobsMethod, context, request, response, false, &BlobService::get);
 }
+grpc::ServerUnaryReactor* BlobService::ReadLedger(grpc::CallbackServerContext* context,
+                                                  const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* response) {
+  return enqueue(kReadLedgerMethod, context, request, response, false, &BlobService::read_ledger);
+}
 
 void BlobService::has(const Job& job) {
   v1::HasBlobsRequest request;
@@ -177,6 +182,29 @@ void BlobService::get(const Job& job) {
   }
   const Digest states = states_digest(answer.states());
   job.call->answer(answer.take(), states);
+}
+
+void BlobService::read_ledger(const Job& job) {
+  v1::ReadLedgerRequest request;
+  if (Status status = parse(job.request, &request); !status.ok()) return job.call->fail(status);
+  StatusOr<ports::LedgerPage> page = backend_->read_ledger(request.after(), request.offset());
+  if (absl::IsDataLoss(page.status())) {
+    spdlog::error("the ledger can't be read: {}", message_of(page.status()));
+    return job.call->fail(data_loss("the ledger can't be read; the server's log says why"));
+  }
+  if (!page.ok()) return job.call->fail(page.status());
+  v1::ReadLedgerAnswer answer;
+  answer.set_chain_before(bytes_of(page->chain_before));
+  answer.set_last_sequence(page->last_sequence);
+  answer.set_body_bytes(page->body_bytes);
+  for (ports::JournalRecord& record : page->records) {
+    v1::LedgerEntry* entry = answer.add_entries();
+    entry->set_sequence(record.sequence);
+    entry->set_unix_ms(record.unix_ms);
+    entry->set_kind(std::move(record.kind));
+    entry->set_body(std::move(record.body));
+  }
+  job.call->answer(answer);
 }
 
 }  // namespace tessera::net

@@ -16,7 +16,8 @@ namespace tessera::net {
 
 using RawBlobStore =
     v1::BlobStore::WithRawCallbackMethod_HasBlobs<v1::BlobStore::WithRawCallbackMethod_PutBlobs<
-        v1::BlobStore::WithRawCallbackMethod_GetBlobs<v1::BlobStore::Service>>>;
+        v1::BlobStore::WithRawCallbackMethod_GetBlobs<
+            v1::BlobStore::WithRawCallbackMethod_ReadLedger<v1::BlobStore::Service>>>>;
 
 class BlobService final : public RawBlobStore {
  public:
@@ -37,6 +38,9 @@ class BlobService final : public RawBlobStore {
   grpc::ServerUnaryReactor* GetBlobs(grpc::CallbackServerContext* context,
                                      const grpc::ByteBuffer* request,
                                      grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* ReadLedger(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
 
  private:
   struct Job {
@@ -52,6 +56,7 @@ class BlobService final : public RawBlobStore {
   void has(const Job& job);
   void put(const Job& job);
   void get(const Job& job);
+  void read_ledger(const Job& job);
 
   const std::shared_ptr<ServerCore> core_;
   BlobBackend* const backend_;

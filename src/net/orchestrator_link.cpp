@@ -1,3 +1,4 @@
+#include <tessera/v1/blobs.pb.h>
 #include <tessera/v1/orchestrator.pb.h>
 
 #include <future>
@@ -78,6 +79,23 @@ class OrchestratorClient final : public GrpcOrchestratorLink {
     request.set_command(command);
     request.set_argument(argument);
     return ask<v1::CommandAnswer>(kCommandMethod, request);
+  }
+
+  StatusOr<ports::LedgerPage> read_ledger(uint64_t after, uint64_t offset) override {
+    v1::ReadLedgerRequest request;
+    request.set_after(after);
+    request.set_offset(offset);
+    TESSERA_ASSIGN_OR_RETURN(v1::ReadLedgerAnswer answer, call<v1::ReadLedgerAnswer>(kReadLedgerMethod, request));
+    ports::LedgerPage page;
+    page.last_sequence = answer.last_sequence();
+    page.body_bytes = answer.body_bytes();
+    if (!Digest::from(answer.chain_before(), &page.chain_before)) {
+      return data_loss("{}: a chain value of {} bytes", endpoint_.name(), answer.chain_before().size());
+    }
+    for (v1::LedgerEntry& entry : *answer.mutable_entries()) {
+      page.records.push_back({entry.sequence(), entry.unix_ms(), std::move(*entry.mutable_kind()), std::move(*entry.mutable_body()), {}});
+    }
+    return page;
   }
 
  private:

@@ -23,6 +23,7 @@ inline constexpr char kValidateMethod[] = "/tessera.v1.Orchestrator/Validate";
 inline constexpr char kHasBlobsMethod[] = "/tessera.v1.BlobStore/HasBlobs";
 inline constexpr char kPutBlobsMethod[] = "/tessera.v1.BlobStore/PutBlobs";
 inline constexpr char kGetBlobsMethod[] = "/tessera.v1.BlobStore/GetBlobs";
+inline constexpr char kReadLedgerMethod[] = "/tessera.v1.BlobStore/ReadLedger";
 inline constexpr char kExchangeMethod[] = "/tessera.v1.Peer/Exchange";
 inline constexpr char kProbeMethod[] = "/tessera.v1.Peer/Probe";
 

@@ -259,6 +259,10 @@ void Faults::fill(Result* result) const {
       if (accused.insert(node).second) result->falsely_accused += !cheats(verdict.miner, "");
     }
   }
+  for (const core::MinerRecord& miner : orchestrator_.state().miners) {
+    if (miner.failed_verdicts == 0 || !accused.insert(node_of_key(miner.registration.node)).second) continue;
+    result->falsely_accused += !cheats(miner.index, "");
+  }
   result->accused.assign(accused.begin(), accused.end());
   for (const StruckMerge& struck : struck_merges_) {
     result->shards += struck.shards;

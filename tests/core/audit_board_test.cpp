@@ -237,6 +237,19 @@ TEST(Validators, ShareTheAuditsOneEach) {
   EXPECT_FALSE(board.board().audit_for(node_of(102)));      // nobody knows this one
 }
 
+// The board's miner is on a CPU.
+TEST(Validators, AuditMinersOnTheirOwnKindOfDeviceIfThereIsOne) {
+  Board board;
+  board.through(3);
+  board.board().join({node_of(100), 100, "cuda:1", "test"});
+  EXPECT_TRUE(board.board().audit_for(node_of(100)));  // nobody else is there
+  board.join(101);
+  EXPECT_FALSE(board.board().audit_for(node_of(100)));
+  EXPECT_TRUE(board.lease_to(101));
+  board.board().lose({node_of(101), "silent"}, &board.notes);
+  EXPECT_TRUE(board.lease_to(100));
+}
+
 TEST(Validators, ADeadOnesAuditGoesToAnother) {
   Board board;
   board.through(2);

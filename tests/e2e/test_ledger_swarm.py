@@ -47,6 +47,40 @@ class LedgerOfASwarm(unittest.TestCase):
             self.assertEqual(created["secret"], 0)
             self.assertGreater(len(swarm.events("pairings_published")), 0)
 
+    def test_anybody_has_a_copy_of_a_running_ledger(self):
+        config = merged(TINY, {"training": {"steps": 100000}})
+        with Swarm(config) as swarm:
+            swarm.start("--no-validate")
+            swarm.until(lambda: swarm.count("receipts") > 5, "receipts")
+            address = json.loads((swarm.out / "orchestrator.json").read_text())["address"]
+            copy = swarm.folder / "copy"
+
+            def ask(*words, code=0):
+                result = subprocess.run([str(BIN / "tesseractl"), *map(str, words)], capture_output=True, text=True, timeout=LIMIT_S)
+                self.assertEqual(result.returncode, code, result.stderr)
+                return json.loads(result.stdout) if code == 0 else result.stderr
+
+            pull = ("ledger", "pull", "--orchestrator", address, "--out", copy, "--json")
+            first = ask(*pull)
+            self.assertEqual(first["new_entries"], first["entries"])
+            swarm.until(lambda: swarm.count("receipts") > 10, "more receipts")
+            second = ask(*pull)
+            self.assertEqual(second["entries"], first["entries"] + second["new_entries"])
+            self.assertGreater(second["new_entries"], 0)
+            # It is the ledger, entry by entry, and all that reads one reads it.
+            self.assertEqual(ask("ledger", "verify", "--journal", copy, "--json")["chain"], second["chain"])
+            self.assertTrue(ask("ledger", "verify", "--journal", swarm.out, "--expect", second["chain"], "--json")["ok"])
+            self.assertTrue(ask("trace", 0, "--journal", copy, "--json")["hops"])
+            self.assertGreater(ask("rewards", "--journal", copy, "--json")["total_score"], 0)
+            # Another run's ledger does not go on from it.
+            other = swarm.folder / "other"
+            with Swarm(merged(config, {"training": {"seed": 8}}), folder=other if not other.mkdir() else None) as stranger:
+                stranger.start("--no-validate")
+                stranger.until(lambda: stranger.count("receipts") > 10, "receipts of the other run")
+                address = json.loads((stranger.out / "orchestrator.json").read_text())["address"]
+                refused = ask("ledger", "pull", "--orchestrator", address, "--out", copy, code=1)
+                self.assertIn("is not in the ledger of", refused)
+
 
 if __name__ == "__main__":
     unittest.main()

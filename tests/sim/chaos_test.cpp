@@ -105,6 +105,7 @@ void expect_finish(uint64_t seed, const config::Scenario& scenario, Totals* tota
   EXPECT_EQ(result.microbatches_lost, 0u) << "seed " << seed;
   EXPECT_EQ(result.microbatches_double_counted, 0u) << "seed " << seed;
   EXPECT_TRUE(result.replicas_identical) << "seed " << seed;
+  EXPECT_EQ(result.falsely_accused, 0u) << "seed " << seed;
   EXPECT_GT(result.faults, 10u) << "seed " << seed;
   totals->merges += result.merges;
   totals->merges_aborted += result.merges_aborted;

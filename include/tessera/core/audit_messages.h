@@ -38,6 +38,9 @@ struct AuditTask {
   }
 };
 
+// "cuda" of "cuda:0", "cpu" of "cpu": on one kind honest engines agree to the bit or nearly, on two they round differently.
+std::string device_kind(const std::string& device);
+
 enum class AuditFinding : uint8_t {
   kNone = 0,
   kActivation = 1,    // an output is not what the weights and the input give

@@ -17,6 +17,7 @@
 #include "tessera/base/status.h"
 #include "tessera/net/auth.h"
 #include "tessera/net/server.h"
+#include "tessera/ports/ledger_page.h"
 #include "tessera/ports/links.h"
 
 namespace tessera::net {
@@ -59,6 +60,8 @@ class GrpcOrchestratorLink : public ports::OrchestratorLink, public ports::Valid
   virtual StatusOr<std::string> query(const std::string& topic, const std::string& argument) = 0;
   virtual StatusOr<std::string> command(const std::string& command,
                                         const std::string& argument) = 0;
+  // A page of the public ledger, as ports::LedgerPage says.
+  virtual StatusOr<ports::LedgerPage> read_ledger(uint64_t after, uint64_t offset) = 0;
 };
 
 struct BlobLinkOptions {

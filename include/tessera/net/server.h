@@ -14,6 +14,7 @@
 #include "tessera/base/ids.h"
 #include "tessera/base/status.h"
 #include "tessera/net/auth.h"
+#include "tessera/ports/ledger_page.h"
 #include "tessera/ports/links.h"
 
 namespace tessera::net {
@@ -32,6 +33,10 @@ class BlobBackend {
   // NOT_FOUND if there is none.
   virtual StatusOr<std::string> get(const Digest& digest) = 0;
   virtual bool has(const Digest& digest) = 0;
+  // The run's public ledger, if this process keeps it. OUT_OF_RANGE: it has no entry `after`.
+  virtual StatusOr<ports::LedgerPage> read_ledger(uint64_t after, uint64_t offset) {
+    return error(absl::StatusCode::kUnimplemented, "this server keeps no ledger (entry {}, byte {}); ask the orchestrator", after, offset);
+  }
 };
 
 struct OrchestratorServerOptions {

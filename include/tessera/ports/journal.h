@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "tessera/base/ids.h"
 #include "tessera/base/status.h"
 
 namespace tessera::ports {
@@ -35,6 +36,10 @@ class Journal {
   // replay that passes it does that.
   virtual StatusOr<std::optional<JournalRecord>> newest(std::string_view kind, uint64_t through) = 0;
   virtual uint64_t last_sequence() const = 0;
+  // Chain value of a record, zeros for 0: what the writer committed, not recomputed. DATA_LOSS if there is no such record.
+  virtual StatusOr<Digest> chain_at(uint64_t sequence) {
+    return error(absl::StatusCode::kUnimplemented, "this journal keeps no chain; record {} has no value", sequence);
+  }
   // Recomputes the whole chain; DATA_LOSS names the first bad sequence.
   virtual Status verify_chain() = 0;
 };

@@ -10,6 +10,7 @@
 #include "tessera/ports/links.h"
 #include "tessera/store/blob_quota.h"
 #include "tessera/store/blobs.h"
+#include "tessera/store/ledger_reader.h"
 
 namespace tessera::apps {
 
@@ -18,6 +19,12 @@ class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
  public:
   // Anyone may read. Others than this process may put only what `quota` lets them.
   LocalBlobs(store::BlobStore& store, store::BlobQuota& quota) : store_(store), quota_(quota) {}
+
+  // Of the run that these blobs are of; before it is set nobody reads one.
+  void set_ledger(store::LedgerReader* ledger) { ledger_ = ledger; }
+  StatusOr<ports::LedgerPage> read_ledger(uint64_t after, uint64_t offset) override {
+    return ledger_ == nullptr ? BlobBackend::read_ledger(after, offset) : ledger_->read(after, offset);
+  }
 
   Status admit(const ports::Caller& caller, bool write) override {
     if (!write || quota_.is_open(caller.node)) return ok_status();
@@ -53,6 +60,7 @@ class LocalBlobs final : public net::BlobBackend, public ports::BlobLink {
  private:
   store::BlobStore& store_;
   store::BlobQuota& quota_;
+  store::LedgerReader* ledger_ = nullptr;
 };
 
 }  // namespace tessera::apps

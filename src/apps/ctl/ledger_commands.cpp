@@ -9,6 +9,7 @@
 #include "commands.h"
 #include "common/daemon.h"
 #include "ctl/ledger_files.h"
+#include "ctl/ledger_pull.h"
 #include "tessera/base/files.h"
 
 namespace tessera::apps {
@@ -71,28 +72,6 @@ std::string csv_field(const std::string& text) {
     quoted += c;
   }
   return quoted + '"';
-}
-
-// What an entry is for readers: of its checked body, not of the JSON beside it, which is not in the chain.
-struct ReadableEntry {
-  std::optional<core::Event> event;
-  std::string json;
-};
-StatusOr<ReadableEntry> readable(const store::LedgerSeal& seal, const store::JournalRecord& record) {
-  store::JournalRecord opened = record;
-  TESSERA_ASSIGN_OR_RETURN(const auto how, seal.open(&opened));
-  ReadableEntry entry;
-  if (record.kind == ports::kSnapshotKind) {
-    entry.json = fmt::format("{{\"sealed\":{},\"bytes\":{}}}", how != store::LedgerSeal::Opened::kPlain, record.body.size());
-  } else if (how == store::LedgerSeal::Opened::kStillSealed && core::is_sealed_kind(record.kind)) {
-    entry.json = fmt::format("{{\"sealed\":true,\"bytes\":{}}}", record.body.size());
-  } else if ((entry.event = core::decode_event(opened.kind, opened.body))) {
-    entry.json = core::event_json(*entry.event);
-  } else {
-    return data_loss("entry {} ('{}') can't be read by this version; use the version that wrote it", record.sequence,
-                     record.kind);
-  }
-  return entry;
 }
 
 // Receipts get a row each, with a column for each of their fields; the header is that of the first.
@@ -173,6 +152,7 @@ void add_ledger_commands(CLI::App& app, Action& action) {
   exported->add_option("--since", export_flags->since, "From the entry with this number on")->check(CLI::PositiveNumber);
   exported->add_option("--out", export_flags->out, "File; without it: stdout");
   exported->callback([&action, export_flags] { action = [export_flags] { return export_entries(*export_flags); }; });
+  add_ledger_pull(ledger, action);
 }
 
 }  // namespace tessera::apps

@@ -1,5 +1,7 @@
 #include "ctl/ledger_files.h"
 
+#include <fmt/format.h>
+
 #include <filesystem>
 
 namespace tessera::apps {
@@ -29,6 +31,23 @@ Status learn_published_keys(OpenLedger* ledger) {
     ledger->seal.learn(record);
     return ok_status();
   });
+}
+
+StatusOr<ReadableEntry> readable(const store::LedgerSeal& seal, const store::JournalRecord& record) {
+  store::JournalRecord opened = record;
+  TESSERA_ASSIGN_OR_RETURN(const auto how, seal.open(&opened));
+  ReadableEntry entry;
+  if (record.kind == ports::kSnapshotKind) {
+    entry.json = fmt::format("{{\"sealed\":{},\"bytes\":{}}}", how != store::LedgerSeal::Opened::kPlain, record.body.size());
+  } else if (how == store::LedgerSeal::Opened::kStillSealed && core::is_sealed_kind(record.kind)) {
+    entry.json = fmt::format("{{\"sealed\":true,\"bytes\":{}}}", record.body.size());
+  } else if ((entry.event = core::decode_event(opened.kind, opened.body))) {
+    entry.json = core::event_json(*entry.event);
+  } else {
+    return data_loss("entry {} ('{}') can't be read by this version; use the version that wrote it", record.sequence,
+                     record.kind);
+  }
+  return entry;
 }
 
 Status read_ledger(const LedgerFlags& flags, const std::function<Status(const core::LedgerEntry&)>& visit) {

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "tessera/base/status.h"
@@ -28,6 +29,13 @@ struct OpenLedger {
 StatusOr<OpenLedger> open_ledger(const LedgerFlags& flags);
 // Keys that the ledger itself has published; reads it once.
 Status learn_published_keys(OpenLedger* ledger);
+
+// What an entry is for readers: of its checked body, not of the JSON beside it, which is not in the chain.
+struct ReadableEntry {
+  std::optional<core::Event> event;  // none of a snapshot and of what is sealed
+  std::string json;
+};
+StatusOr<ReadableEntry> readable(const store::LedgerSeal& seal, const store::JournalRecord& record);
 
 // Every public event, with the key every event, in order, the hash chain checked on the way. Snapshots are passed over.
 Status read_ledger(const LedgerFlags& flags, const std::function<Status(const core::LedgerEntry&)>& visit);
