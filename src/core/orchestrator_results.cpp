@@ -48,7 +48,7 @@ bool Orchestrator::may_recheck(const MinerRecord& miner, const UnreadableResult&
 }
 
 void Orchestrator::on(const ResultUnreadable& event) {
-  if (event.miner >= state_.miners.size()) return;
+  if (!state_.miners.has(event.miner)) return;
   const MinerRecord& miner = state_.miners[event.miner];
   if (miner.stage != event.stage || !may_recheck(miner, {event.target, event.first_block})) return;
   PastMerge& past = *past_merge(event.stage, event.target);

@@ -51,6 +51,11 @@ std::vector<uint8_t> states_of(const v1::GetBlobsAnswer& answer) {
   return states;
 }
 
+StatusOr<Digest> read_blobs_answer(const grpc::ByteBuffer& bytes, v1::GetBlobsAnswer* answer) {
+  TESSERA_RETURN_IF_ERROR(parse(bytes, answer));
+  return states_digest(states_of(*answer));
+}
+
 void append_content(std::string_view content, std::string* request) {
   append_tag(v1::PutBlobsRequest::kContentsFieldNumber, WireFormatLite::WIRETYPE_LENGTH_DELIMITED, request);
   append_varint(content.size(), request);

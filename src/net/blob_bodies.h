@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tessera/base/ids.h"
+#include "tessera/base/status.h"
 
 namespace tessera::net {
 
@@ -20,6 +21,8 @@ Digest contents_digest(const std::vector<Digest>& names);
 // the signature names too, asked for by digest; any other content is refused by the reader.
 Digest states_digest(const std::vector<uint8_t>& states);
 std::vector<uint8_t> states_of(const v1::GetBlobsAnswer& answer);
+// Reads such an answer and returns what it must have been signed over (BodyDigests::answer).
+StatusOr<Digest> read_blobs_answer(const grpc::ByteBuffer& bytes, v1::GetBlobsAnswer* answer);
 
 // Adds a content to the bytes of a v1::PutBlobsRequest.
 void append_content(std::string_view content, std::string* request);

@@ -234,10 +234,7 @@ class BlobClient final : public GrpcBlobLink {
       }
       // Read where its signature is checked, on the way in; one answer of an attempt at a time.
       const auto answer = std::make_shared<v1::GetBlobsAnswer>();
-      const auto read = [answer](const grpc::ByteBuffer& buffer) -> StatusOr<Digest> {
-        TESSERA_RETURN_IF_ERROR(parse(buffer, answer.get()));
-        return states_digest(states_of(*answer));
-      };
+      const auto read = [answer](const grpc::ByteBuffer& buffer) { return read_blobs_answer(buffer, answer.get()); };
       return make_call(
           operation, kGetBlobsMethod, serialize(request),
           [this, answer, asked = std::move(asked), &digests, &wanted, &sizes, may_miss, contents](const grpc::ByteBuffer&) {

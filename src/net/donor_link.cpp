@@ -5,6 +5,7 @@
 #include <mutex>
 #include <utility>
 
+#include "net/blob_bodies.h"
 #include "net/client_channel.h"
 #include "net/proto_fields.h"
 #include "tessera/net/links.h"
@@ -39,13 +40,14 @@ class DonorLink final : public ports::BlobLink {
     v1::GetBlobsRequest request;
     const size_t count = std::min(kMaxBlobsPerCall, digests.size() - contents->size());
     for (size_t i = 0; i < count; ++i) request.add_digests(bytes_of(digests[contents->size() + i]));
+    v1::GetBlobsAnswer answer;  // read where its signature is checked
+    CallAuth auth = auth_;
+    auth.digests.answer = [&answer](const grpc::ByteBuffer& buffer) { return read_blobs_answer(buffer, &answer); };
     std::promise<CallResult> promise;
-    channel_.call(kGetBlobsMethod, buffer_of(serialize(request)), auth_, kCallTimeoutMs,
+    channel_.call(kGetBlobsMethod, buffer_of(serialize(request)), std::move(auth), kCallTimeoutMs,
                   [&promise](CallResult result) { promise.set_value(std::move(result)); });
     const CallResult result = promise.get_future().get();
     if (!result.answer.ok()) return result.answer.status();
-    v1::GetBlobsAnswer answer;
-    TESSERA_RETURN_IF_ERROR(parse(*result.answer, &answer));
     if (answer.blobs_size() != static_cast<int>(count) || answer.blobs(0).state() == v1::BLOB_STATE_DEFERRED) {
       return data_loss("{}: its answer is not one to the question", channel_.name());
     }

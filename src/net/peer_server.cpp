@@ -120,8 +120,9 @@ class GrpcPeerServer final : public PeerServer {
   ~GrpcPeerServer() override { shutdown(0); }
 
   Status listen(const PeerServerOptions& options) {
+    // An answer with donations is as large as a blob server's.
     TESSERA_ASSIGN_OR_RETURN(listener_, Listener::start(options.listen, {&service_, &donor_service_},
-                                                        kMaxPeerMessageBytes, kTransportMemoryBytes));
+                                                        kMaxControlBytes, kTransportMemoryBytes));
     return ok_status();
   }
   int port() const override { return listener_->port(); }
