@@ -244,8 +244,8 @@ void add_audit(core::AuditSpec* audit, FieldTable* table) {
           field("audit.upload_share", &audit->upload_share, "0 to 1",
                 "of the uploads for merges that are audited, by the segment of their snapshot"),
           field("audit.auditable_share", &audit->auditable_share, "0 to 1",
-                "least share of a miner's last 32 segments that can be run again; below it the "
-                "miner is named"),
+                "least share of a miner's last 1024 receipts or more that can be run again; below "
+                "it the miner is named"),
           field("audit.segment_steps", &audit->segment_steps, "1 to 4096",
                 "local steps from one commitment of a miner to the next; a merge comes between"),
           field("audit.lease_ms", &audit->lease_ms, "10 to 86400000",
