@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "support/scripted_swarm.h"
+#include "tessera/core/invariants.h"
 
 namespace tessera::test {
 namespace {

@@ -23,8 +23,9 @@ namespace tessera::apps {
 namespace {
 
 constexpr uint64_t kKillSeed = 1;
-constexpr uint64_t kShortestPauseMs = 300, kLongestPauseMs = 2300;  // between the start of serving and a kill
+constexpr uint64_t kShortestPauseMs = 300, kLongestPauseMs = 2300;  // before a kill
 constexpr int kLongestRestartS = 60;
+constexpr int kLongestReturnS = 60;  // of all miners
 
 struct Options : HostOptions {
   uint32_t seconds = 30;
@@ -177,8 +178,8 @@ nlohmann::json acknowledged_by(const OrchestratorLoad& load) {
   return list;
 }
 
-// The same load on an orchestrator in a process of its own, which is killed again and again: some time after it began to serve,
-// while its miners come back or when they are all there again. The load does not pause meanwhile.
+// The same load on an orchestrator in a process of its own, which is killed again and again: in turn some time after all its
+// miners are back, and some time after it began to serve. The load does not pause meanwhile.
 StatusOr<nlohmann::json> measure_kills(const Options& options) {
   TESSERA_ASSIGN_OR_RETURN(const auto process, OrchestratorProcess::create(options));
   OrchestratorLoad load(options.load, *process);
@@ -189,12 +190,15 @@ StatusOr<nlohmann::json> measure_kills(const Options& options) {
   Prng pauses(kKillSeed);
   std::vector<double> restarts;
   uint32_t at_full_load = 0;
+  uint64_t registered_at_kill = 0;
   const auto begin = std::chrono::steady_clock::now();
   for (uint32_t kill = 0; kill < options.kills; ++kill) {
-    const uint64_t registered_before = load.figures.registrations;
+    const auto all_are_back = [&] { return kill == 0 || load.figures.registrations - registered_at_kill >= options.load.miners; };
+    if (kill % 2 == 0) load.run(std::chrono::seconds(kLongestReturnS), all_are_back);
     load.run(std::chrono::milliseconds(kShortestPauseMs + pauses.below(kLongestPauseMs - kShortestPauseMs)));
-    at_full_load += kill == 0 || load.figures.registrations - registered_before >= options.load.miners;
+    at_full_load += all_are_back();
     process->kill();
+    registered_at_kill = load.figures.registrations;
     TESSERA_RETURN_IF_ERROR(process->start());
     load.run(std::chrono::seconds(kLongestRestartS), [&] { return process->serves_after().has_value(); });
     if (!process->serves_after()) return unavailable("restart {} took more than {} s", kill + 1, kLongestRestartS);

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <string_view>
 
@@ -49,6 +50,7 @@ struct AnswerMessage {
   uint32_t number = 0;
   int32_t code = 0;  // of the status; its text if it is an error
   std::string text;
+  double seconds = 0;    // until it served, with kServes
   core::RegisterRefusal refusal = core::RegisterRefusal::kNone;
   MinerIndex miner = kNoMiner;
   std::string run_id;
@@ -62,7 +64,7 @@ struct AnswerMessage {
   bool publish_state = false;
   template <class A>
   void fields(A& a) {
-    a("number", number)("code", code)("text", text)("refusal", refusal)("miner", miner)("run_id", run_id)("known", known)(
+    a("number", number)("code", code)("text", text)("seconds", seconds)("refusal", refusal)("miner", miner)("run_id", run_id)("known", known)(
         "receipts_acknowledged", receipts_acknowledged)("lease_request", lease_request)("leases", leases)(
         "peers_version", peers_version)("new_peers", new_peers)("assignment", assignment)("publish_state", publish_state);
   }
@@ -129,6 +131,7 @@ core::SyncRequest report_of(CallMessage call) {
 }  // namespace
 
 Status serve_orchestrator(const HostOptions& options, int socket) {
+  const auto begin = std::chrono::steady_clock::now();
   pin_this_thread(options.core, false);
   TESSERA_ASSIGN_OR_RETURN(const auto journal, open_bench_journal(options));
   TESSERA_ASSIGN_OR_RETURN(const auto node, open_bench_node(options, *journal));
@@ -142,7 +145,9 @@ Status serve_orchestrator(const HostOptions& options, int socket) {
   };
   {
     LocalTarget target(options, *node);
-    answer(answer_to(kServes, ok_status()));
+    AnswerMessage serves = answer_to(kServes, ok_status());
+    serves.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    answer(serves);
     std::string bytes;
     while (read_message(socket, &bytes)) {
       CallMessage call;
@@ -195,7 +200,6 @@ Status OrchestratorProcess::start() {
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, sockets[1], kSocketOfChild);
-  started_at_ = std::chrono::steady_clock::now();
   const int error = ::posix_spawn(&process_, "/proc/self/exe", &actions, nullptr, arguments.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   ::close(sockets[1]);
@@ -271,7 +275,7 @@ void OrchestratorProcess::receive(int socket) {
     if (!decode(bytes, &message)) break;
     if (message.number == kServes) {
       std::lock_guard lock(mutex_);
-      serves_after_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_at_).count();
+      serves_after_ = message.seconds;
       continue;
     }
     if (message.number >= pending_.size()) break;

@@ -4,7 +4,6 @@
 
 #include <sys/types.h>
 
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -29,7 +28,8 @@ class OrchestratorProcess final : public LoadTarget {
 
   // Begins a process; calls are answered UNAVAILABLE until it serves.
   Status start();
-  // Seconds from start() until it served; none yet: nothing.
+  // Seconds that it took until it served, without the loading of this program's libraries, which the daemon has not; nothing
+  // if it does not serve yet.
   std::optional<double> serves_after() const;
   // SIGKILL. What it has not answered is UNAVAILABLE when this returns.
   void kill();
@@ -50,7 +50,6 @@ class OrchestratorProcess final : public LoadTarget {
   Pending take(uint32_t number);
 
   const HostOptions options_;
-  std::chrono::steady_clock::time_point started_at_;
   pid_t process_ = -1;
   int socket_ = -1;
   mutable std::mutex mutex_;  // of what follows
