@@ -253,15 +253,18 @@ bool Faults::owned_by_pair(StageIndex s, uint32_t shard) const {
 
 void Faults::fill(Result* result) const {
   std::set<uint32_t> accused;
+  const auto accuse = [&](MinerIndex miner) {
+    const uint32_t node = node_of_key(orchestrator_.state().miners[miner].registration.node);
+    if (accused.insert(node).second) result->falsely_accused += !cheats(miner, "");
+    return node;
+  };
   for (const core::StageRecord& stage : orchestrator_.state().stages) {
-    for (const core::MergeVerdict& verdict : stage.merge_verdicts) {
-      const uint32_t node = node_of_key(orchestrator_.state().miners[verdict.miner].registration.node);
-      if (accused.insert(node).second) result->falsely_accused += !cheats(verdict.miner, "");
-    }
+    for (const core::MergeVerdict& verdict : stage.merge_verdicts) accuse(verdict.miner);
   }
   for (const core::MinerRecord& miner : orchestrator_.state().miners) {
-    if (miner.failed_verdicts == 0 || !accused.insert(node_of_key(miner.registration.node)).second) continue;
-    result->falsely_accused += !cheats(miner.index, "");
+    if (miner.failed_verdicts == 0) continue;
+    const uint32_t node = accuse(miner.index);
+    result->falsely_voided += !cheats(miner.index, "") && !world_.liars.contains(node);
   }
   result->accused.assign(accused.begin(), accused.end());
   for (const StruckMerge& struck : struck_merges_) {

@@ -72,6 +72,7 @@ std::string Result::to_json() const {
       {"accused", accused.size()},
       {"accused_nodes", accused},
       {"falsely_accused", falsely_accused},
+      {"falsely_voided", falsely_voided},
       {"replica_mismatches", replica_mismatches},
       {"replicas_identical", replicas_identical},
       {"state_is_replay", state_is_replay},

@@ -190,6 +190,7 @@ void SimulatedMiner::take_background_event(core::MinerEvent event) {
   if (auto* reduced = std::get_if<core::miner_event::ShardReduced>(&event);
       reduced != nullptr && reduced->ok && !reduced->commit.result.is_zero()) {
     if (world_.fails(world_.sim.lies)) {
+      world_.liars.insert(node_);
       const std::string lie = fmt::format("a lie of {} {}", node_, world_.random.next());
       reduced->commit.result = digest_of(lie);
       reduced->commit.object = node::put_object(world_.blobs, lie).value();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <string>
 
 #include "event_queue.h"
@@ -53,6 +54,7 @@ class World {
   TimeUs faults_over_us = kNever;  // since when
   // Whether both owners of the shard are cheaters of the same kind that works in pairs: they tell each other what they were told.
   std::function<bool(StageIndex stage, uint32_t shard)> owned_by_pair = [](StageIndex, uint32_t) { return false; };
+  std::set<uint32_t> liars;        // nodes that lied of a shard (sim.lies)
   std::string broken;              // the first thing that must never happen and did
 };
 

@@ -229,8 +229,8 @@ TEST(Frame, OtherVersionsAreRefusedByName) {
   const RunSpec spec = spec_of(BoundaryKind::kAnchored, Codec::kInt4);
   const std::string good = encode_frame(frame_of(spec, Direction::kBackward), 256);
   std::string why;
-  EXPECT_EQ(admission_of(with_field<uint16_t>(good, 4, 3), spec, &why), Admission::kCorrupt);
-  EXPECT_THAT(why, HasSubstr("not a boundary frame of version 2 (magic 52465354, version 3"));
+  EXPECT_EQ(admission_of(with_field<uint16_t>(good, 4, 4), spec, &why), Admission::kCorrupt);
+  EXPECT_THAT(why, HasSubstr("not a boundary frame of version 3 (magic 52465354, version 4"));
 }
 
 }  // namespace

@@ -94,7 +94,7 @@ TEST(MergeFailures, TheLastMergeIsNotTriedForEver) {
   ScriptedSwarm swarm(spec);
   swarm.start();
   swarm.at(0, 0).habits.uploads = false;
-  swarm.train(2);
+  swarm.train(static_cast<uint32_t>(spec.total_microbatches()));
   for (int ms = 0; ms < 5000 && swarm.world.state().phase != core::RunPhase::kCheckpointing; ms += 10) {
     swarm.world.pass(10);
     swarm.sync_all();

@@ -53,6 +53,7 @@ class StruckMerge {
         strike();
       }
       if (round % 4 == 3) swarm_.world.pass(100);  // what waits for somebody must end by itself
+      if (round % 16 == 15 && !stage().merge) train_more();  // after a pause who started anew must have work to be one of the quorum
       strike();
     }
     return is_at(epoch);

@@ -304,6 +304,7 @@ TEST(MinerAdmission, AFrameOlderThanTheAllowedStalenessIsRefused) {
   const auto arrive = [&](MicrobatchId id, Epoch epoch, MinerIndex sender) {
     core::Frame frame = middle.frame_of(id, 0, Direction::kForward, 0);
     frame.epoch = epoch;
+    middle.sign_lease(&frame);
     return middle.arrive(frame, sender);
   };
   EXPECT_EQ(arrive(1, allowed + 5, 0), Admission::kAccepted);

@@ -168,7 +168,9 @@ struct LopsidedSwarm {
     const core::Lease lease = miners[head]->leases.front();
     miners[head]->leases.erase(miners[head]->leases.begin());
     miners[head]->receipt(lease.microbatch, lease.attempt);
+    miners[head]->last_receipt().downstream = miners[3]->index();
     miners[3]->receipt(lease.microbatch, lease.attempt);
+    miners[3]->last_receipt().upstream = miners[head]->index();
     sync_all();
   }
   OrchestratorWorld world;

@@ -63,6 +63,7 @@ struct Result {
   uint64_t bytes_down_per_miner = 0;
   std::vector<uint32_t> accused;            // nodes with a verdict
   uint64_t falsely_accused = 0;             // of them those that do not cheat
+  uint64_t falsely_voided = 0;              // miners with a verdict that voids an epoch, who neither cheat nor were told to lie (sim.lies)
   uint64_t replica_mismatches = 0;
   bool replicas_identical = true;
   bool state_is_replay = true;  // also if there was nothing to replay
