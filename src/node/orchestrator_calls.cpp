@@ -136,20 +136,24 @@ Status OrchestratorControl::handle_sync(SyncCall& call) {
 }
 
 // A miner's word that the stage's state lies in the blob store lets the merges before it be forgotten: it is believed when
-// all of it was read. What is asked again in every report is looked at now and then.
+// all of it was read. One look a stage is under way: were there one for every claim, those of states that are old by now would
+// keep the newest waiting. What is said again in every report is looked at now and then.
 void OrchestratorControl::check_published(const core::StatePublished& claim) {
+  const StageIndex s = core_.state().miners[claim.miner].stage;
+  if (published_looks_.contains(s)) return;
   const auto [last, is_first] = published_checked_.try_emplace(claim.miner, 0);
   if (!is_first && monotonic() - last->second < kPublishedCheckMs) return;
   last->second = monotonic();
-  const core::StageRecord& stage = core_.state().stages[core_.state().miners[claim.miner].stage];
-  surroundings_.start(PublishedJob{claim, stage.values});
+  if (surroundings_.start(PublishedJob{claim, core_.state().stages[s].values})) published_looks_[s] = claim.miner;
 }
 
 Status OrchestratorControl::handle_published(const PublishedCall& call) {
-  if (call.status.ok()) {
-    published_checked_.erase(call.claim.miner);
-    return apply(call.claim);
-  }
+  std::erase_if(published_looks_, [&](const auto& look) { return look.second == call.claim.miner; });
+  const core::MinerRecord* miner = core_.state().miners.find(call.claim.miner);
+  const bool is_old = miner == nullptr || !miner->placed || core_.state().stages[miner->stage].state != call.claim.state;
+  if (call.status.ok() || is_old) published_checked_.erase(call.claim.miner);
+  if (is_old) return ok_status();
+  if (call.status.ok()) return apply(call.claim);
   spdlog::warn("miner {} says that the state of epoch {} is in the blob store, but it can't be read: {}", call.claim.miner,
                call.claim.epoch, message_of(call.status));
   return ok_status();

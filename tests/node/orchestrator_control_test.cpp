@@ -61,7 +61,10 @@ class OrchestratorControlTest : public testing::Test {
     registration.incarnation = 5;
     registration.address = "there:1";
     Status status;
-    TESSERA_CHECK(control_.handle(node::RegisterCall{{node, "", address}, registration, [&](auto answer) { status = answer.status(); }}).ok());
+    TESSERA_CHECK(control_.handle(node::RegisterCall{{node, "", address}, registration, [&](auto answer) {
+      status = answer.status();
+      if (answer.ok()) second_session_ = answer->session;
+    }}).ok());
     TESSERA_CHECK(control_.commit().ok());
     return status;
   }
@@ -94,6 +97,7 @@ class OrchestratorControlTest : public testing::Test {
   MemoryCheckpoints checkpoints_;
   std::deque<node::OrchestratorJob> started_;
   std::string session_;
+  std::string second_session_;  // of whoever registered last
   node::OrchestratorControl control_{options(), journal_, surroundings()};
 };
 
@@ -118,6 +122,29 @@ TEST_F(OrchestratorControlTest, AStateCountsAsPublishedWhenAllOfItCanBeRead) {
   report(request);
   work_off();
   EXPECT_TRUE(control_.state().stages[0].state_published);
+}
+
+TEST_F(OrchestratorControlTest, OneLookAStageIsUnderWay) {
+  ASSERT_TRUE(join(node_of(2), "elsewhere").ok());
+  const std::vector<float> values(core::stage_value_count(spec_, 0), 1.0f);
+  core::SyncRequest request;
+  request.applied = core::MergeApplied{};
+  request.applied->state = *node::name_stage_state(values, values);
+  const auto second_reports = [&] {
+    core::SyncRequest own = request;
+    own.incarnation = 5;
+    TESSERA_CHECK(control_.handle(node::SyncCall{{node_of(2), second_session_, "elsewhere"}, own, [](auto) {}}).ok());
+    TESSERA_CHECK(control_.commit().ok());
+  };
+  report(request);
+  second_reports();
+  request.published_state = request.applied->state;
+  report(request);
+  second_reports();
+  EXPECT_EQ(started_.size(), 1u);
+  work_off();  // there is nothing
+  second_reports();
+  EXPECT_EQ(started_.size(), 1u);  // the other's word is not held back by that
 }
 
 TEST_F(OrchestratorControlTest, SignaturesOfCommitmentsThatNobodyAskedForAreNotChecked) {

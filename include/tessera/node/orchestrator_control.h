@@ -157,6 +157,7 @@ class OrchestratorControl {
   std::map<MinerIndex, core::MinerStatus> statuses_;
   std::map<MinerIndex, bool> told_to_leave_;
   std::map<MinerIndex, TimeMs> published_checked_;  // when a miner's claim to have published was last given to a check
+  std::map<StageIndex, MinerIndex> published_looks_;  // under way: whose claim
   std::map<NodeId, TimeMs> validators_heard_;
   double loss_ = 0;                       // moving average of the tail's losses since this process began; 0: none yet
   TimeMs last_time_ = 0;
