@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <mutex>
 #include <numeric>
 
 #include "support/memory_ports.h"
@@ -15,13 +16,14 @@ namespace {
 
 constexpr uint64_t kValues = 3 * core::kMaxChunkBytes / sizeof(float) + 1000;  // momentum begins in the middle of a chunk
 
-// What a source does after so many chunks that it gave rightly.
+// What a source does after so many chunks that it gave rightly. Thread-safe: one may be there several times.
 class Source final : public ports::BlobLink {
  public:
   enum class End { kNone, kDies, kLies, kMisses };
   Source(std::function<StatusOr<std::string>(const Digest&)> give, End end, int right) : give_(std::move(give)), end_(end), right_(right) {}
   StatusOr<std::vector<Digest>> put(const std::vector<std::string>&) override { return failed_precondition("a source"); }
   StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) override {
+    std::lock_guard lock(mutex_);
     std::vector<std::string> contents;
     for (const Digest& digest : digests) {
       asked.push_back(digest);
@@ -40,6 +42,7 @@ class Source final : public ports::BlobLink {
  private:
   const std::function<StatusOr<std::string>(const Digest&)> give_;
   const End end_;
+  std::mutex mutex_;
   int right_;
 };
 
