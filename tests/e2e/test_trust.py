@@ -21,13 +21,11 @@ class Trust(unittest.TestCase):
                 self.assertNotEqual(failed[0]["evidence"], "0" * 64)
 
     def test_honest_miners_pass_every_audit(self):
-        with TrustSwarm() as swarm:
+        # How many audits a validator gets done before a run ends depends on the machine: the run is long, and they are waited for.
+        with TrustSwarm({"training": {"steps": 400}}) as swarm:
             swarm.start_with(None, [])
-            swarm.wait()
-            verdicts = swarm.verdicts()
-            self.assertGreater(len(verdicts), 20)
+            swarm.until(lambda: len(swarm.verdicts()) > 30 and swarm.judged() > 150, "thirty audits")
             self.assertEqual(swarm.failed(), [])
-            self.assertGreater(swarm.judged(), 100)
 
     def test_noise_is_named(self):
         self.named("noise", 1, "activation")
