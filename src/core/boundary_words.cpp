@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "tessera/core/receipt_pair.h"
+
 namespace tessera::core {
 namespace {
 
@@ -19,9 +21,10 @@ uint64_t beginning_of(const Digest& digest) {
 
 bool BoundaryWords::confirm(const Word& below, const Word& above) {
   if (below.attempt != above.attempt || below.stage + 1 != above.stage) return false;
-  if (below.above.neighbour != above.miner || above.below.neighbour != below.miner) return false;
-  const bool same = below.above.forward == above.below.forward && below.above.backward == above.below.backward;
-  return same || (below.repaired && above.repaired);
+  const auto side = [](const Word& word, const Side& of) {
+    return BoundarySide<uint64_t>{word.miner, of.neighbour, of.forward, of.backward, word.repaired};
+  };
+  return judge(side(below, below.above), side(above, above.below)) == PairWord::kConfirms;
 }
 
 bool BoundaryWords::is_confirmed(const Word& word, uint32_t stages) const {

@@ -5,14 +5,20 @@
 namespace tessera::core {
 
 PairFinding compare(const Receipt& below, const Receipt& above) {
-  const bool named = below.downstream == above.miner && above.upstream == below.miner;
-  const bool same_forward = below.output_hash == above.input_hash;
-  const bool same_backward = below.gradient_in_hash == above.gradient_out_hash;
-  if (!named) return {PairWord::kSilent, fmt::format("miners {} and {} don't name each other", below.miner, above.miner)};
-  if (same_forward && same_backward) return {PairWord::kConfirms, ""};
-  if (below.repaired && above.repaired) return {PairWord::kConfirms, "repaired on both sides of the boundary"};
-  return {PairWord::kContradicts, fmt::format("miners {} and {} signed different {}", below.miner, above.miner,
-                                              same_forward ? "gradients" : "activations")};
+  const BoundarySide<Digest> lower{below.miner, below.downstream, below.output_hash, below.gradient_in_hash, below.repaired};
+  const BoundarySide<Digest> upper{above.miner, above.upstream, above.input_hash, above.gradient_out_hash, above.repaired};
+  const PairWord word = judge(lower, upper);
+  const bool same_forward = lower.forward == upper.forward;
+  switch (word) {
+    case PairWord::kSilent:
+      return {word, fmt::format("miners {} and {} don't name each other", below.miner, above.miner)};
+    case PairWord::kConfirms:
+      return {word, same_forward && lower.backward == upper.backward ? "" : "repaired on both sides of the boundary"};
+    case PairWord::kContradicts:
+      break;
+  }
+  return {word, fmt::format("miners {} and {} signed different {}", below.miner, above.miner,
+                            same_forward ? "gradients" : "activations")};
 }
 
 }  // namespace tessera::core

@@ -114,20 +114,7 @@ class AgreedLie : public ::testing::Test {
     for (uint32_t m = 0; m < 4; ++m) swarm.at(0, m).habits.checks = true;
     swarm.train(4);
     ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
-    for (const auto& miner : swarm.miners) {
-      const core::MergeDirective directive = *miner->sync().merge;
-      for (const core::ShardTask& task : directive.tasks) {
-        const core::Merge& merge = *swarm.world.stage(0).merge;
-        const core::PlannedShard& plan = merge.shards[task.shard - merge.first_shard].plan;
-        core::ShardCommit commit = reduction(1, directive.uploads, task);
-        if (plan.owner_a == 0 && plan.owner_b == 1) {
-          commit.result = digest_of("their lie");
-          shard = task;
-        }
-        swarm.world.step(core::ShardCommitted{miner->index(), commit});
-        if (!swarm.world.stage(0).merge) break;
-      }
-    }
+    shard = reduce_with_a_pair(swarm, honest_commit, [](core::ShardCommit* commit) { commit->result = digest_of("their lie"); });
     ASSERT_EQ(swarm.world.stage(0).epoch, 1u);
   }
   core::ResultRechecked made() {
@@ -252,17 +239,9 @@ void measure_falsely(ScriptedSwarm& swarm, const core::UploadMeasure& lie, const
   for (const auto& miner : swarm.miners) miner->habits.reduces = false;
   swarm.train(4);
   ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
-  for (const auto& miner : swarm.miners) {
-    const core::MergeDirective directive = *miner->sync().merge;
-    for (const core::ShardTask& task : directive.tasks) {
-      const core::Merge& merge = *swarm.world.stage(0).merge;
-      const core::PlannedShard& plan = merge.shards[task.shard - merge.first_shard].plan;
-      core::ShardCommit commit = truth(1, directive.uploads, task);
-      if (plan.owner_a == 0 && plan.owner_b == 1) commit.measures[2] = lie;
-      swarm.world.step(core::ShardCommitted{miner->index(), commit});
-      if (!swarm.world.stage(0).merge) return;
-    }
-  }
+  reduce_with_a_pair(
+      swarm, [&](const core::MergeDirective& directive, const core::ShardTask& task) { return truth(1, directive.uploads, task); },
+      [&](core::ShardCommit* commit) { commit->measures[2] = lie; });
   while (!swarm.world.recomputations.empty()) {
     const core::RecomputeShard job = swarm.world.recomputations.front();
     swarm.world.recomputations.pop_front();

@@ -2,7 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "support/scripted_swarm.h"
+#include "support/merge_rounds.h"
 #include "tessera/core/stage_layout.h"
 
 namespace tessera::test {
@@ -85,18 +85,7 @@ TEST(MergeTrust, APairThatAgreesOnALieIsFoundInTheSample) {
     for (const auto& miner : swarm.miners) miner->habits.reduces = false;
     swarm.train(4);
     ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
-    std::vector<core::UploadRef> uploads;
-    for (const auto& miner : swarm.miners) {
-      const core::MergeDirective directive = *miner->sync().merge;
-      for (const core::ShardTask& task : directive.tasks) {
-        const core::Merge& merge = *swarm.world.stage(0).merge;
-        const core::PlannedShard& plan = merge.shards[task.shard - merge.first_shard].plan;
-        core::ShardCommit commit = reduction(1, directive.uploads, task);
-        if (plan.owner_a == 0 && plan.owner_b == 1) commit.result = digest_of("their lie");
-        swarm.world.step(core::ShardCommitted{miner->index(), commit});
-        if (!swarm.world.stage(0).merge) break;
-      }
-    }
+    reduce_with_a_pair(swarm, honest_commit, [](core::ShardCommit* commit) { commit->result = digest_of("their lie"); });
     recompute_all(swarm.world);
     EXPECT_EQ(swarm.world.stage(0).epoch, 1u);
     EXPECT_EQ(accused(swarm), share == 0 ? (std::set<MinerIndex>{}) : (std::set<MinerIndex>{0, 1}));

@@ -31,4 +31,29 @@ bool merge_until(ScriptedSwarm& swarm, Condition condition) {
   });
 }
 
+// Every participant of stage 0's merge to epoch 1 says what it reduced; participants 0 and 1 change what they say of the shard
+// that the two share. `commit_of(directive, task)` is what is said otherwise. Returns that shard.
+template <class CommitOf, class Change>
+core::ShardTask reduce_with_a_pair(ScriptedSwarm& swarm, const CommitOf& commit_of, const Change& change) {
+  core::ShardTask shared;
+  for (const auto& miner : swarm.miners) {
+    const core::MergeDirective directive = *miner->sync().merge;
+    for (const core::ShardTask& task : directive.tasks) {
+      const core::Merge& merge = *swarm.world.stage(0).merge;
+      const core::PlannedShard& plan = merge.shards[task.shard - merge.first_shard].plan;
+      core::ShardCommit commit = commit_of(directive, task);
+      if (plan.owner_a == 0 && plan.owner_b == 1) {
+        change(&commit);
+        shared = task;
+      }
+      swarm.world.step(core::ShardCommitted{miner->index(), commit});
+      if (!swarm.world.stage(0).merge) return shared;
+    }
+  }
+  return shared;
+}
+inline core::ShardCommit honest_commit(const core::MergeDirective& directive, const core::ShardTask& task) {
+  return reduction(1, directive.uploads, task);
+}
+
 }  // namespace tessera::test

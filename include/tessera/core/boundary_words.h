@@ -1,7 +1,5 @@
 // What the receipts of one open microbatch say of its boundaries, until each stage has a gradient that both neighbours
-// confirm. Neighbours confirm each other when, in one attempt, each names the other and both signed the same hashes for what
-// went over the boundary; on the two sides of a repair the weights differ, and both receipts must say `repaired` instead
-// (core/rewards.h judges in the same way). A miner's own word counts nothing for it.
+// confirm, in one attempt, by the rule of core/receipt_pair.h. A miner's own word counts nothing for it.
 //
 // Not thread-safe: part of the orchestrator's state.
 #pragma once
@@ -39,7 +37,6 @@ class BoundaryWords {
     MinerIndex neighbour = kNoMiner;
     uint64_t forward = 0;   // of the activation
     uint64_t backward = 0;  // of the gradient
-    bool operator==(const Side&) const = default;
     template <class A>
     void fields(A& a) {
       a("neighbour", neighbour)("forward", forward)("backward", backward);
