@@ -31,7 +31,7 @@ class Source final : public ports::BlobLink {
       if (end_ != End::kNone && right_-- <= 0) {
         if (end_ == End::kDies) return unavailable("it died");
         if (end_ == End::kMisses) return not_found("it moved on");
-        content[content.size() / 2] ^= 1;
+        return data_loss("a lie");  // what a link says of a content that is not the named one
       }
       contents.push_back(std::move(content));
     }

@@ -23,7 +23,7 @@ struct ObjectSource {
 // run() belongs to one thread.
 class ObjectFetch {
  public:
-  // The whole object; every byte was checked against its name. Refused before any chunk is fetched if it is not
+  // The whole object; links check every byte against its name. Refused before any chunk is fetched if it is not
   // `expected_bytes` long. Ends when it is whole, or no source is left: then the status is that of the first source. Each
   // source has a thread of its own if `parallel`; else they are asked one after the other.
   StatusOr<std::string> run(const Digest& object, uint64_t expected_bytes, const std::vector<ObjectSource>& sources, bool parallel);
@@ -36,7 +36,7 @@ class ObjectFetch {
   Status begin(const Digest& object, uint64_t expected_bytes, const std::vector<ObjectSource>& sources);
   void work(size_t source, const ObjectSource& from);
   std::vector<uint64_t> claim(size_t count);
-  Status fetch(size_t source, const ObjectSource& from, const std::vector<uint64_t>& chunks);
+  Status fetch(const ObjectSource& from, const std::vector<uint64_t>& chunks);
   uint64_t size_of(uint64_t chunk) const;
 
   Digest object_;
