@@ -66,7 +66,7 @@ void add_pipeline(core::PipelineSpec* pipeline, FieldTable* table) {
                 "form neighbourhoods"),
           field("pipeline.rebalance_gain", &pipeline->rebalance_gain, "0 to 100",
                 "a miner is moved to another stage only if the run's throughput rises by more than "
-                "this share; 0 moves nobody"),
+                "this share; 0 moves nobody once the run has begun"),
           field("pipeline.rebalance_patience", &pipeline->rebalance_patience, "1 to 10000",
                 "and only if that was so at this many epoch boundaries in a row, of any stage: times "
                 "are noisy, and a move costs the miner's steps since its last merge"),

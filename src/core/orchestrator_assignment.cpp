@@ -235,14 +235,13 @@ void Orchestrator::note_poorest() {
 // Whether any move may be due at all. Members come and go all the time, and what follows looks at everybody.
 bool Orchestrator::may_move_someone() const {
   const auto& pipeline = state_.spec.pipeline;
-  if (pipeline.rebalance_gain <= 0) return false;
   const std::vector<StageSummary>& stages = index_.stages();
-  if (state_.phase == RunPhase::kWaiting) {  // somebody has to be one too many
+  if (state_.phase == RunPhase::kWaiting) {  // somebody has to be one too many; without the move the run may never begin
     return std::any_of(stages.begin(), stages.end(), [&](const StageSummary& stage) {
       return stage.staying + index_.moving() > pipeline.miners_per_stage;
     });
   }
-  if (state_.phase != RunPhase::kRunning) return false;
+  if (state_.phase != RunPhase::kRunning || pipeline.rebalance_gain <= 0) return false;
   return !boundaries_.empty() || std::any_of(stages.begin(), stages.end(), [&](const StageSummary& stage) {
     return stage.staying == 0 || 2 * stage.staying < pipeline.miners_per_stage;
   });

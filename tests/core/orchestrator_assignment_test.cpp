@@ -269,5 +269,27 @@ TEST(Rebalancing, AResumedRunFillsTheStagesThatItWaitsFor) {
   EXPECT_EQ(swarm.world.state().moves, 1u);
 }
 
+// Who asks for a stage gets it, so that the stages fill unevenly; no later merge would mend what keeps a run from beginning.
+TEST(Rebalancing, ARunThatHasNotBegunFillsItsStagesEvenWithoutAGain) {
+  core::RunSpec spec = admin_spec(2, 2);
+  spec.pipeline.rebalance_gain = 0;
+  ScriptedSwarm swarm(spec);
+  std::vector<std::unique_ptr<ScriptedMiner>> miners;
+  for (uint64_t number : {1, 2, 3, 4}) {
+    const bool asks = number == 4;
+    miners.push_back(asks ? std::make_unique<ScriptedMiner>(swarm.world, number, 0)
+                          : std::make_unique<ScriptedMiner>(swarm.world, number));
+    for (int i = 0; i < 3; ++i) miners.back()->sync();
+  }
+  EXPECT_EQ(swarm.world.state().moves, 1u);
+  for (const auto& miner : miners) {
+    miner->sync();
+    if (miner->told_to_move) leave_and_join(*miner);
+    for (int i = 0; i < 3; ++i) miner->sync();
+  }
+  EXPECT_EQ(swarm.world.state().phase, RunPhase::kRunning);
+  EXPECT_EQ(miners.back()->record().stage, 0u);
+}
+
 }  // namespace
 }  // namespace tessera::test

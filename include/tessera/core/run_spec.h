@@ -41,7 +41,7 @@ struct PipelineSpec {
   uint32_t max_in_flight = 4;          // microbatches a head miner has under way
   double random_pathway_share = 0.1;   // leases whose proposed pathway is uniform random
   uint32_t peers_per_miner = 64;       // miners of a neighbouring stage that one is told of, about
-  double rebalance_gain = 0.15;        // a miner changes its stage only for a larger gain of throughput; 0: never
+  double rebalance_gain = 0.15;        // in a running run a miner is moved only for a larger gain of throughput; 0: never
   uint32_t rebalance_patience = 20;    // and only when so many epoch boundaries in a row wanted a miner for the same stage
   template <class A>
   void fields(A& a) {
