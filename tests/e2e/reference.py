@@ -228,18 +228,21 @@ class Replay:
         self.base = {(s, 0): w for s, w in enumerate(initial)}
         self.momentum = {(s, 0): torch.zeros_like(w) for s, w in enumerate(initial)}
         self.receipts = {}                       # (microbatch, attempt, stage) -> receipt
+        self.known_at = {}                       # the same -> its event's place in the ledger
+        self.frozen_at = {}                      # (stage, epoch) -> that of the last commitment to an upload
         self.sums = defaultdict(list)            # (miner, local step) -> receipts in order
         self.applied = {}                        # (miner, version) -> epoch
         self.snapshots = defaultdict(dict)       # (stage, epoch) -> miner -> commit
         self.optimizers = {}
-        for _, kind, event in events:
+        for place, kind, event in events:
             if kind == "receipts":
                 for r in event["receipts"]:
                     self.stage_of[r["miner"]] = r["stage"]
                     self.receipts[r["microbatch"], r["attempt"], r["stage"]] = r
+                    self.known_at[r["microbatch"], r["attempt"], r["stage"]] = place
                     if r["accumulated"]:
                         self.sums[r["miner"], r["local_step"]].append(r)
-        for _, kind, event in events:
+        for place, kind, event in events:
             if kind == "state_held":
                 applied, miner = event["applied"], event["miner"]
                 if applied["epoch"] == 0:
@@ -248,7 +251,10 @@ class Replay:
                     self.applied[miner, applied["version_after"]] = applied["epoch"]
             elif kind == "upload_committed":
                 commit = event["commit"]
-                self.snapshots[self.stage_of[event["miner"]], commit["target"]].setdefault(event["miner"], commit)
+                merge = self.stage_of[event["miner"]], commit["target"]
+                if event["miner"] not in self.snapshots[merge]:
+                    self.snapshots[merge][event["miner"]] = commit
+                    self.frozen_at[merge] = place
         for miner, stage in self.stage_of.items():
             self.optimizers[miner] = Optimizer(config, stage)
 
@@ -285,14 +291,21 @@ class Replay:
             weights.append(self.state(r["miner"], r["weight_version"])[0])
         return gradients(self.config, weights, self.data.microbatch(microbatch))
 
+    def confirmed_at(self, receipt):
+        """The place in the ledger by which it and both neighbours' receipts of the same attempt are there."""
+        stages = range(max(0, receipt["stage"] - 1), min(self.config["pipeline"]["stages"], receipt["stage"] + 2))
+        never = float("inf")
+        return max(self.known_at.get((receipt["microbatch"], receipt["attempt"], stage), never) for stage in stages)
+
     def counts(self, stage, epoch):
-        """B_m of each upload: counted gradients since the miner's last merge and before the snapshot."""
+        """B_m of each upload: gradients since the miner's last merge and before the snapshot that the receipts of both neighbours
+        confirm before all have committed; what is confirmed later has no weight."""
         result = {}
         for miner, commit in self.snapshots[stage, epoch].items():
             since = max([self.participants(stage, e)[miner]["snapshot_step"] for e in range(1, epoch)
                          if miner in self.participants(stage, e)], default=0)
-            result[miner] = sum(len(rs) for (m, step), rs in self.sums.items()
-                                if m == miner and since <= step < commit["snapshot_step"])
+            result[miner] = sum(self.confirmed_at(r) < self.frozen_at[stage, epoch] for (m, step), rs in self.sums.items()
+                                if m == miner and since <= step < commit["snapshot_step"] for r in rs)
         return {m: n for m, n in sorted(result.items()) if n > 0}
 
     @lru_cache(maxsize=None)

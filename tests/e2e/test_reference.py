@@ -4,6 +4,7 @@ Tolerances: losses 2e-5, weights 2e-4 absolute. Both sides are fp32 and sum in d
 AdamW divides by the root of small second moments, which enlarges those last bits.
 """
 
+import re
 import unittest
 
 import numpy as np
@@ -24,6 +25,13 @@ def checkpoint_weights(swarm, config, stage):
     root = swarm.out / "checkpoint"
     tensors = load_file(root / (root / "latest").read_text().strip() / f"stage-{stage}.safetensors")
     return torch.cat([torch.from_numpy(np.array(tensors[name])).flatten() for name, _ in reference.layout(config, stage)])
+
+
+def manifests(swarm):
+    """{(stage, epoch): (uploads, microbatches)} by the orchestrator's log."""
+    found = re.findall(r"stage (\d+) merge (\d+): manifest of (\d+) uploads, (\d+) microbatches",
+                       (swarm.out / "logs/orchestrator.log").read_text())
+    return {(int(stage), int(epoch)): (int(uploads), int(count)) for stage, epoch, uploads, count in found}
 
 
 class Reference(unittest.TestCase):
@@ -70,6 +78,9 @@ class Reference(unittest.TestCase):
             replay = reference.Replay(config, data, initial, events)
             epochs = [max(e for (m, _), e in replay.applied.items() if replay.stage_of[m] == s) for s in range(3)]
             self.assertGreaterEqual(min(epochs), 2)
+            for (stage, epoch), (uploads, microbatches) in manifests(swarm).items():
+                counts = replay.counts(stage, epoch)
+                self.assertEqual((len(counts), sum(counts.values())), (uploads, microbatches), f"stage {stage}, epoch {epoch}: {counts}")
             worst = 0
             for (microbatch, attempt, stage), receipt in replay.receipts.items():
                 if stage == 2:
