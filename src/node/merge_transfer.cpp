@@ -11,16 +11,9 @@
 #include "tessera/kernels/merge_wire.h"
 #include "tessera/node/merge_reduce.h"
 #include "tessera/node/objects.h"
+#include "transfer_window.h"
 
 namespace tessera::node {
-namespace {
-
-// Of an upload at once: a small part of what is up already, so that others soon see the first blocks, and then few calls do.
-constexpr uint64_t kLeastSliceBytes = uint64_t{128} << 10;
-constexpr uint64_t kMostSliceBytes = uint64_t{2} << 20;
-constexpr uint64_t kSliceShare = 12;
-
-}  // namespace
 
 // ---- KeptBlobs --------------------------------------------------------------------------------------------------------
 
@@ -225,26 +218,28 @@ double upload_rounding(const core::MergeSpec& merge, const std::vector<float>& d
 Status store_delta(KeptBlobs& blobs, const core::ObjectManifest& manifest, size_t threads, const std::function<bool()>& is_over) {
   const KeptBlobs::Upload upload(blobs);
   const std::vector<uint64_t> order = transfer_order(manifest.chunks.size());
+  TransferWindow window(threads);
   std::mutex mutex;
   size_t next = 0;
   Status failure;
-  const auto slice = [&] {
+  const auto slice = [&](uint64_t bytes) {
     std::lock_guard lock(mutex);
-    const uint64_t done_bytes = next * uint64_t{manifest.chunk_bytes};
-    const uint64_t bytes = std::clamp(done_bytes / kSliceShare, kLeastSliceBytes, kMostSliceBytes);
+    const size_t blocks = failure.ok() ? std::max<size_t>(1, bytes / manifest.chunk_bytes) : 0;
     std::vector<Digest> names;
-    if (!failure.ok()) return names;
-    for (uint64_t at = 0; at < bytes && next < order.size(); at += manifest.chunk_bytes) {
-      names.push_back(manifest.chunks[order[next++]]);
-    }
-    return names;
+    while (names.size() < blocks && next < order.size()) names.push_back(manifest.chunks[order[next++]]);
+    return std::pair(std::move(names), blocks);
+  };
+  const auto store_slice = [&](uint64_t bytes) {
+    const auto [names, blocks] = slice(bytes);
+    if (names.empty()) return false;
+    const Status status = is_over() ? absl::CancelledError("the merge went on without it") : blobs.store(names);
+    if (status.ok()) return names.size() == blocks;
+    std::lock_guard lock(mutex);
+    if (failure.ok()) failure = status;
+    return false;
   };
   run_together(threads, [&] {
-    for (std::vector<Digest> names = slice(); !names.empty(); names = slice()) {
-      const Status status = is_over() ? absl::CancelledError("the merge went on without it") : blobs.store(names);
-      if (status.ok()) continue;
-      std::lock_guard lock(mutex);
-      if (failure.ok()) failure = status;
+    while (window.run(store_slice)) {
     }
   });
   return failure;
