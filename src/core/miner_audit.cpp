@@ -22,6 +22,7 @@ void Miner::begin_segment(bool weights_replaced) {
 
 void Miner::on(miner_event::SegmentExported& event) {
   computing_ = false;
+  status_.segment_copy_us += static_cast<uint64_t>(event.milliseconds * 1000);
   SegmentCommit commit;
   commit.number = segment_number_ = event.number;
   commit.epoch = epoch_;

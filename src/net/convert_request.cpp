@@ -188,6 +188,7 @@ void to_proto(const core::MinerStatus& in, v1::MinerStatus* out) {
   out->set_steps_lost(in.steps_lost);
   out->set_payloads_stored(in.payloads_stored);
   out->set_payloads_dropped(in.payloads_dropped);
+  out->set_segment_copy_us(in.segment_copy_us);
 }
 
 Status from_proto(const v1::MinerStatus& in, core::MinerStatus* out) {
@@ -210,6 +211,7 @@ Status from_proto(const v1::MinerStatus& in, core::MinerStatus* out) {
   out->steps_lost = in.steps_lost();
   out->payloads_stored = in.payloads_stored();
   out->payloads_dropped = in.payloads_dropped();
+  out->segment_copy_us = in.segment_copy_us();
   return check.status();
 }
 

@@ -17,7 +17,7 @@ Status name_and_store(ports::BlobLink& blobs, const core::miner_effect::StoreSeg
     TESSERA_ASSIGN_OR_RETURN(const Digest object, put_object(blobs, bytes_of(older.values), core::kMaxChunkBytes, Novelty::kNew));
     commit->older.push_back({older.version, object});
   }
-  TESSERA_ASSIGN_OR_RETURN(commit->state, put_object(blobs, encode_local_state(*segment.state), core::kMaxChunkBytes, Novelty::kNew));
+  TESSERA_ASSIGN_OR_RETURN(commit->state, put_local_state(blobs, *segment.state, Novelty::kNew));
   return ok_status();
 }
 

@@ -1,9 +1,11 @@
 #include "audit_worker.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
 #include "tessera/base/log.h"
+#include "tessera/base/thread_name.h"
 #include "tessera/core/payload_name.h"
 #include "tessera/node/audit_store.h"
 
@@ -13,12 +15,13 @@ namespace {
 constexpr size_t kMaxItems = 8192;
 constexpr size_t kReserved = 8;  // places for commitments
 constexpr size_t kMaxQueuedBytes = size_t{256} << 20;
-constexpr size_t kBatch = 64;
+constexpr size_t kBatch = 128;  // payloads in one call, and their bytes
+constexpr size_t kBatchBytes = size_t{1} << 20;
 
 }  // namespace
 
-AuditWorker::AuditWorker(ports::BlobLink& blobs, std::function<void(core::MinerEvent)> post)
-    : blobs_(blobs), post_(std::move(post)), items_(kMaxItems) {
+AuditWorker::AuditWorker(ports::BlobLink& blobs, std::function<void(core::MinerEvent)> post, std::chrono::milliseconds linger)
+    : blobs_(blobs), post_(std::move(post)), linger_(linger), items_(kMaxItems) {
   thread_ = std::jthread([this] { loop(); });
 }
 
@@ -56,19 +59,31 @@ void AuditWorker::flush() {
   }
   for (const core::BoundaryPayload& payload : waiting_) queued_bytes_ -= payload.bytes.size();
   waiting_.clear();
+  waiting_bytes_ = 0;
+}
+
+// Few large calls cost less than many small ones. A payload that waits is in no commitment yet.
+void AuditWorker::wait(core::BoundaryPayload payload) {
+  if (waiting_.empty()) flush_at_ = std::chrono::steady_clock::now() + linger_;
+  waiting_bytes_ += payload.bytes.size();
+  waiting_.push_back(std::move(payload));
+  if (waiting_.size() >= kBatch || waiting_bytes_ >= kBatchBytes) flush();
 }
 
 void AuditWorker::loop() {
+  name_thread("audit");
   while (true) {
-    std::optional<Item> item = waiting_.empty() ? items_.pop(std::chrono::milliseconds(1000)) : items_.try_pop();
-    if (items_.closed()) return;
-    if (!item) {
-      flush();
-      continue;
+    auto longest = std::chrono::milliseconds(1000);
+    if (!waiting_.empty()) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(flush_at_ - std::chrono::steady_clock::now());
+      longest = std::clamp(left, std::chrono::milliseconds(0), longest);
+      if (left.count() <= 0) flush();
     }
+    std::optional<Item> item = items_.pop(longest);
+    if (items_.closed()) return;
+    if (!item) continue;
     if (auto* payload = std::get_if<core::BoundaryPayload>(&*item)) {
-      waiting_.push_back(std::move(*payload));
-      if (waiting_.size() >= kBatch) flush();
+      wait(std::move(*payload));
     } else if (const auto* name = std::get_if<Digest>(&*item)) {
       names_dropped_.push_back(*name);
     } else {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <thread>
 #include <variant>
@@ -18,7 +19,9 @@ namespace tessera::node {
 // Thread-safe.
 class AuditWorker {
  public:
-  AuditWorker(ports::BlobLink& blobs, std::function<void(core::MinerEvent)> post);
+  // `linger`: so long payloads wait for others that are stored with them, unless a commitment comes.
+  AuditWorker(ports::BlobLink& blobs, std::function<void(core::MinerEvent)> post,
+              std::chrono::milliseconds linger = std::chrono::milliseconds(2000));
   ~AuditWorker();
 
   void keep(const core::BoundaryPayload& payload);
@@ -31,10 +34,12 @@ class AuditWorker {
   using Item = std::variant<core::BoundaryPayload, Digest, core::miner_effect::StoreSegment>;
 
   void loop();
+  void wait(core::BoundaryPayload payload);
   void flush();
 
   ports::BlobLink& blobs_;
   const std::function<void(core::MinerEvent)> post_;
+  const std::chrono::milliseconds linger_;
   BoundedQueue<Item> items_;
   std::atomic<size_t> queued_bytes_{0};
   std::atomic<uint64_t> stored_{0};
@@ -42,6 +47,8 @@ class AuditWorker {
   std::atomic<int> unnamed_{0};  // commitments to come that can't name all that was dropped
   // The thread's own.
   std::vector<core::BoundaryPayload> waiting_;
+  size_t waiting_bytes_ = 0;
+  std::chrono::steady_clock::time_point flush_at_;  // if any wait
   std::vector<Digest> names_dropped_;  // since the last commitment
   std::jthread thread_;
 };

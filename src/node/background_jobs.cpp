@@ -10,6 +10,7 @@
 #include "merge_workers.h"
 #include "tessera/base/crypto.h"
 #include "tessera/base/log.h"
+#include "tessera/base/thread_name.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/kernels/merge.h"
 #include "tessera/kernels/merge_wire.h"
@@ -169,7 +170,10 @@ void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
   upload_is_over_ = false;
   if (!overlap_) return store(std::move(done), upload->manifest);
   post_(done);
-  uploader_ = std::jthread([this, done, manifest = std::move(upload->manifest)] { store(done, manifest); });
+  uploader_ = std::jthread([this, done, manifest = std::move(upload->manifest)] {
+    name_thread("upload");
+    store(done, manifest);
+  });
 }
 
 void BackgroundJobs::store(DeltaUploaded done, const core::ObjectManifest& manifest) {
@@ -292,7 +296,7 @@ void BackgroundJobs::work(core::miner_effect::PutOutState& job) {
 void BackgroundJobs::work(core::miner_effect::UploadLocalState& job) {
   core::LocalState state = *job.state;
   state.residual = residual_;
-  const StatusOr<Digest> object = put_object(blobs_, encode_local_state(state));
+  const StatusOr<Digest> object = put_local_state(blobs_, state);
   LocalStateUploaded done;
   done.id = job.id;
   done.ok = object.ok();

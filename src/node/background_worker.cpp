@@ -2,6 +2,8 @@
 
 #include <chrono>
 
+#include "tessera/base/thread_name.h"
+
 namespace tessera::node {
 
 BackgroundWorker::BackgroundWorker(const core::RunSpec& spec, ports::BlobLink& blobs, std::string directory,
@@ -18,6 +20,7 @@ void BackgroundWorker::run(core::BackgroundJob job) {
 }
 
 void BackgroundWorker::loop() {
+  name_thread("background");
   while (true) {
     std::optional<core::BackgroundJob> job = jobs_.pop(std::chrono::milliseconds(1000));
     if (!job) {

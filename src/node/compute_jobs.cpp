@@ -141,6 +141,7 @@ void ComputeJobs::work(core::miner_effect::ExportLocalState& job) {
 }
 
 void ComputeJobs::work(core::miner_effect::ExportSegment& job) {
+  const double began_ms = clock_ms_();
   core::miner_event::SegmentExported done;
   done.number = job.number;
   auto older = engine_->older_weights();
@@ -148,6 +149,7 @@ void ComputeJobs::work(core::miner_effect::ExportSegment& job) {
     done.state = std::make_shared<const core::LocalState>(engine_->export_state());
     done.older = *std::move(older);
   }
+  done.milliseconds = clock_ms_() - began_ms;
   post_(std::move(done));
 }
 

@@ -2,6 +2,8 @@
 
 #include <chrono>
 
+#include "tessera/base/thread_name.h"
+
 namespace tessera::node {
 namespace {
 
@@ -24,6 +26,7 @@ void ComputeWorker::run(core::ComputeJob job) {
 }
 
 void ComputeWorker::loop() {
+  name_thread("compute");
   while (true) {
     std::optional<core::ComputeJob> job = jobs_.pop(std::chrono::milliseconds(1000));
     if (!job) {

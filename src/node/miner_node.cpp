@@ -5,6 +5,7 @@
 #include "local_checkpoint.h"
 #include "miner_shell.h"
 #include "tessera/base/log.h"
+#include "tessera/base/thread_name.h"
 
 namespace tessera::node {
 namespace {
@@ -160,6 +161,7 @@ void MinerNode::Shell::say(const core::miner_effect::Say& effect) {
 }
 
 void MinerNode::Shell::data_loop() {
+  name_thread("data");
   while (true) {
     std::optional<core::MicrobatchKey> key = data_jobs_->pop(std::chrono::milliseconds(1000));
     if (key) {

@@ -1,7 +1,9 @@
 #include "tessera/node/objects.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "tessera/base/bytes.h"
 #include "tessera/base/crypto.h"
@@ -29,6 +31,17 @@ Status ObjectWriter::add(std::string chunk) {
   return batch_bytes_ >= kBatchBytes ? flush() : ok_status();
 }
 
+Status ObjectWriter::append(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const size_t taken = std::min<size_t>(bytes.size(), manifest_.chunk_bytes - partial_.size());
+    if (partial_.empty()) partial_.reserve(taken);
+    partial_ += bytes.substr(0, taken);
+    bytes.remove_prefix(taken);
+    if (partial_.size() == manifest_.chunk_bytes) TESSERA_RETURN_IF_ERROR(add(std::exchange(partial_, {})));
+  }
+  return ok_status();
+}
+
 Status ObjectWriter::flush() {
   if (!batch_.empty() && novelty_ == Novelty::kNew) {
     const auto first = manifest_.chunks.end() - static_cast<std::ptrdiff_t>(batch_.size());
@@ -42,6 +55,7 @@ Status ObjectWriter::flush() {
 }
 
 StatusOr<Digest> ObjectWriter::finish() {
+  if (!partial_.empty()) TESSERA_RETURN_IF_ERROR(add(std::exchange(partial_, {})));
   TESSERA_RETURN_IF_ERROR(flush());
   TESSERA_RETURN_IF_ERROR(blobs_.put({manifest_.encode()}).status());
   return manifest_.digest();
@@ -49,9 +63,7 @@ StatusOr<Digest> ObjectWriter::finish() {
 
 StatusOr<Digest> put_object(ports::BlobLink& blobs, std::string_view content, uint32_t chunk_bytes, Novelty novelty) {
   ObjectWriter writer(blobs, chunk_bytes, novelty);
-  for (size_t at = 0; at < content.size(); at += chunk_bytes) {
-    TESSERA_RETURN_IF_ERROR(writer.add(std::string(content.substr(at, chunk_bytes))));
-  }
+  TESSERA_RETURN_IF_ERROR(writer.append(content));
   return writer.finish();
 }
 
@@ -142,7 +154,9 @@ StatusOr<Digest> name_stage_state(const std::vector<float>& base, const std::vec
   return manifest.digest();
 }
 
-std::string encode_local_state(const core::LocalState& state) {
+namespace {
+
+std::string local_state_header(const core::LocalState& state) {
   ByteWriter writer;
   writer.number(kLocalStateMagic);
   writer.number(uint32_t{2});
@@ -151,10 +165,26 @@ std::string encode_local_state(const core::LocalState& state) {
   writer.number(static_cast<uint64_t>(state.residual.size()));
   writer.number(state.optimizer_steps);
   writer.number(state.gradient_microbatches);
-  for (const auto* values : {&state.masters, &state.first_moment, &state.second_moment, &state.gradient, &state.residual}) {
-    writer.raw(values->data(), values->size() * sizeof(float));
-  }
   return writer.take();
+}
+
+std::array<const std::vector<float>*, 5> local_state_values(const core::LocalState& state) {
+  return {&state.masters, &state.first_moment, &state.second_moment, &state.gradient, &state.residual};
+}
+
+}  // namespace
+
+std::string encode_local_state(const core::LocalState& state) {
+  std::string bytes = local_state_header(state);
+  for (const std::vector<float>* values : local_state_values(state)) bytes += bytes_of(*values);
+  return bytes;
+}
+
+StatusOr<Digest> put_local_state(ports::BlobLink& blobs, const core::LocalState& state, Novelty novelty) {
+  ObjectWriter writer(blobs, core::kMaxChunkBytes, novelty);
+  TESSERA_RETURN_IF_ERROR(writer.append(local_state_header(state)));
+  for (const std::vector<float>* values : local_state_values(state)) TESSERA_RETURN_IF_ERROR(writer.append(bytes_of(*values)));
+  return writer.finish();
 }
 
 StatusOr<core::LocalState> decode_local_state(std::string_view bytes) {

@@ -102,7 +102,7 @@ StatusOr<core::RunResumed> publish_checkpoint(ports::BlobLink& blobs, const port
     resumed.stages.push_back({stage.epoch, state, stage.merges});
   }
   for (const ports::CheckpointMiner& miner : checkpoint.miners) {
-    TESSERA_ASSIGN_OR_RETURN(const Digest object, put_object(blobs, encode_local_state(miner.state)));
+    TESSERA_ASSIGN_OR_RETURN(const Digest object, put_local_state(blobs, miner.state));
     resumed.miners.push_back({miner.node, miner.stage, object, miner.schedule_step, miner.fresh,
                               miner.state.gradient_microbatches});
   }

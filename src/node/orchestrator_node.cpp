@@ -5,6 +5,7 @@
 
 #include "orchestrator_shell.h"
 #include "tessera/base/log.h"
+#include "tessera/base/thread_name.h"
 
 namespace tessera::node {
 namespace {
@@ -86,6 +87,7 @@ void OrchestratorNode::Shell::sweep_if_due() {
 }
 
 void OrchestratorNode::Shell::background_loop() {
+  name_thread("background");
   while (true) {
     const std::optional<OrchestratorJob> job = jobs_.pop(std::chrono::milliseconds(1000));
     if (jobs_.closed()) return;  // what is left begins again after a restart

@@ -11,6 +11,7 @@
 #include "tessera/base/bounded_queue.h"
 #include "tessera/base/clock.h"
 #include "tessera/base/log.h"
+#include "tessera/base/thread_name.h"
 
 namespace tessera::node {
 namespace {
@@ -113,6 +114,7 @@ class ValidatorNode::Shell {
   }
 
   void work() {
+    name_thread("audit");
     while (true) {
       const std::optional<Job> job = jobs_.pop(std::chrono::milliseconds(1000));
       if (cancelled_) return;

@@ -67,6 +67,7 @@ TEST(MinerAudit, CommitsToItsStateAtTheBeginAndEverySoManySteps) {
   EXPECT_EQ(second.accumulated, 0u);
   EXPECT_TRUE(second.whole);
   ASSERT_EQ(second.steps.size(), 2u);
+  EXPECT_EQ(lone.miner->report().status.segment_copy_us, 3000u);
   for (uint64_t step = 0; step < 2; ++step) {
     EXPECT_EQ(second.steps[step].learning_rate, core::learning_rate_at(lone.spec.training, step));
     EXPECT_EQ(second.steps[step].microbatches, 2u);

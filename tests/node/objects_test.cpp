@@ -63,6 +63,17 @@ TEST(Objects, AreCheckedWithoutBeingKept) {
   EXPECT_TRUE(absl::IsNotFound(check_object(blobs, name, 12)));
 }
 
+TEST(LocalState, IsStoredUnderTheNameOfItsBytes) {
+  test::MemoryBlobs blobs;
+  core::LocalState state{.masters = std::vector<float>(core::kMaxChunkBytes / 4 + 3, 1.5f)};
+  state.first_moment = state.second_moment = state.gradient = state.masters;
+  state.gradient_microbatches = 2;
+  const StatusOr<Digest> name = put_local_state(blobs, state);
+  ASSERT_TRUE(name.ok());
+  EXPECT_EQ(*name, *put_object(blobs, encode_local_state(state)));
+  EXPECT_EQ(get_local_state(blobs, *name, state.masters.size())->gradient, state.gradient);
+}
+
 // One blob, named thirty thousand times, would be 29 GiB.
 TEST(LocalState, ALongerOneThanTheStageCanHaveIsNotFetched) {
   test::MemoryBlobs blobs;

@@ -317,6 +317,7 @@ class MinerHarness {
     event.number = job.number;
     event.state = std::make_shared<core::LocalState>();
     event.older = older_weights;
+    event.milliseconds = 1.5;
     step(std::move(event));
   }
   void done(const core::miner_effect::ExportLocalState& job) {

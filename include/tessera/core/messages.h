@@ -186,6 +186,7 @@ struct MinerStatus {
   uint64_t steps_lost = 0;             // local steps that died with the process before and were in no local checkpoint
   uint64_t payloads_stored = 0;        // boundary tensors in the blob store, for audits
   uint64_t payloads_dropped = 0;       // that had no room in the queue, or could not be stored
+  uint64_t segment_copy_us = 0;        // that computing stood still while the states of commitments were copied
   template <class A>
   void fields(A& a) {
     a("phase", phase)("epoch", epoch)("local_steps", local_steps)("schedule_step", schedule_step)(
@@ -193,7 +194,8 @@ struct MinerStatus {
         "forward_ms", forward_ms)("backward_ms", backward_ms)("gradient_norm", gradient_norm)(
         "boundary_tensors_sent", boundary_tensors_sent)("peer_bytes_sent", peer_bytes_sent)(
         "frames_refused", frames_refused)("forwards", forwards)("recomputed", recomputed)(
-        "steps_lost", steps_lost)("payloads_stored", payloads_stored)("payloads_dropped", payloads_dropped);
+        "steps_lost", steps_lost)("payloads_stored", payloads_stored)("payloads_dropped", payloads_dropped)(
+        "segment_copy_us", segment_copy_us);
   }
 };
 

@@ -144,6 +144,7 @@ struct SegmentExported {
   uint64_t number = 0;
   std::shared_ptr<const LocalState> state;  // null: the engine does not give all that a replay needs
   std::vector<WeightVersion> older;         // of microbatches in flight
+  double milliseconds = 0;                  // of computing
 };
 struct SegmentStored {  // or not: then its state is zero
   SegmentCommit commit;

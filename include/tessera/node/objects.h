@@ -25,6 +25,8 @@ class ObjectWriter {
     manifest_.chunk_bytes = chunk_bytes;
   }
   Status add(std::string chunk);
+  // Cuts bytes into chunks, across calls. Not to be mixed with add().
+  Status append(std::string_view bytes);
   // Stores the manifest and returns the object's name.
   StatusOr<Digest> finish();
 
@@ -34,6 +36,7 @@ class ObjectWriter {
   ports::BlobLink& blobs_;
   const Novelty novelty_;
   core::ObjectManifest manifest_;
+  std::string partial_;  // what append() has of the next chunk
   std::vector<std::string> batch_;
   uint64_t batch_bytes_ = 0;
 };
@@ -63,6 +66,8 @@ StatusOr<Digest> name_stage_state(const std::vector<float>& base, const std::vec
 // "TSLS", version, sizes, then masters, moments, gradient as raw fp32.
 std::string encode_local_state(const core::LocalState& state);
 StatusOr<core::LocalState> decode_local_state(std::string_view bytes);
+// The object of those bytes, of which no copy is made as a whole.
+StatusOr<Digest> put_local_state(ports::BlobLink& blobs, const core::LocalState& state, Novelty novelty = Novelty::kMayBeThere);
 // A miner's local state of a stage of `values` values: refused before its chunks are fetched if it is longer than that can be.
 StatusOr<core::LocalState> get_local_state(ports::BlobLink& blobs, const Digest& object, uint64_t values);
 
