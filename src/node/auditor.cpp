@@ -123,10 +123,9 @@ class Auditor::Case final : public ReplayInputs {
   Status judge(const ReplayedMicrobatch& microbatch) {
     if (cancelled_) return unavailable("the validator stops");
     const core::Receipt& receipt = task_.receipts[microbatch.receipt];
-    if (receipt.repaired) {
-      ++repaired_;
-      return ok_status();
-    }
+    // Who says that its work was repaired is judged like anybody else: a receipt names what this miner itself got and made of it,
+    // whoever had the microbatch before or after.
+    repaired_ += receipt.repaired;
     TESSERA_ASSIGN_OR_RETURN(const auto fault, judge_.microbatch(receipt, microbatch));
     return fault ? blame(fault->finding, fault->reason) : ok_status();
   }

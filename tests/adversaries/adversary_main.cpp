@@ -1,9 +1,10 @@
 // A miner that cheats: the miner's own program around an engine or a link that lies. Only built for tests; nothing in the
 // product knows of it. TESSERA_CHEAT names how (tests/adversaries/cheating_engine.h, or invented-receipts,
-// replayed-receipts, not-whole and wrong-epoch), TESSERA_CHEAT_SHARE in how much of its work, TESSERA_CHEAT_SEED in which.
+// replayed-receipts, not-whole and wrong-epoch; noise-called-repaired does two things), TESSERA_CHEAT_SHARE in how much of its work, TESSERA_CHEAT_SEED in which.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "adversaries/cheating_engine.h"
@@ -29,18 +30,22 @@ int main(int argc, char** argv) {
   const std::map<std::string, test::Lie> lies = {{"invented-receipts", test::Lie::kInventedReceipts},
                                                  {"replayed-receipts", test::Lie::kReplayedReceipts},
                                                  {"not-whole", test::Lie::kNotWhole},
-                                                 {"wrong-epoch", test::Lie::kWrongEpoch}};
-  if (const auto known = lies.find(name); known != lies.end()) {
+                                                 {"wrong-epoch", test::Lie::kWrongEpoch},
+                                                 {"noise-called-repaired", test::Lie::kCalledRepaired}};
+  const auto known = lies.find(name);
+  if (known != lies.end()) {
     const test::Lie lie = known->second;
     hooks.orchestrator = [=](ports::OrchestratorLink& link, const KeyPair& key) {
       return std::make_unique<test::LyingLink>(link, key, lie, options.share, options.seed);
     };
-  } else if (const auto cheat = test::cheat_named(name)) {
+  }
+  const auto cheat = name == "noise-called-repaired" ? std::optional(test::Cheat::kNoise) : test::cheat_named(name);
+  if (cheat) {
     options.cheat = *cheat;
     hooks.engine = [options](std::unique_ptr<ports::StageEngine> engine, const core::RunSpec& spec) {
       return test::cheating(std::move(engine), spec, options);
     };
-  } else {
+  } else if (known == lies.end()) {
     std::fprintf(stderr, "TESSERA_CHEAT: nobody cheats like '%s'\n", name.c_str());
     return 2;
   }

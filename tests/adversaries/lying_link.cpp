@@ -34,6 +34,7 @@ void LyingLink::append(Shared& shared, core::Receipt receipt, bool is_true) {
   }
   shared.true_number[number] = shared.last_true;
   receipt.sequence = number;
+  receipt.repaired |= lie_ == Lie::kCalledRepaired;
   receipt.signature = key_.sign(receipt.signed_bytes(shared.run_id));
   shared.unacknowledged.push_back(std::move(receipt));
 }
@@ -45,7 +46,8 @@ void LyingLink::sync(core::SyncRequest request, std::function<void(StatusOr<core
     for (const core::Receipt& receipt : request.receipts) {
       if (receipt.sequence <= shared.last_true) continue;
       append(shared, receipt, true);
-      if (lie_ == Lie::kNotWhole || lie_ == Lie::kWrongEpoch || !lies_about(receipt.microbatch)) continue;
+      const bool invents = lie_ == Lie::kInventedReceipts || lie_ == Lie::kReplayedReceipts;
+      if (!invents || !lies_about(receipt.microbatch)) continue;
       core::Receipt invented = receipt;
       if (lie_ == Lie::kInventedReceipts) {
         invented.microbatch = receipt.microbatch / 2;  // one of before, that others have done

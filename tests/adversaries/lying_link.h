@@ -18,6 +18,7 @@ enum class Lie {
   kReplayedReceipts,  // the same work twice, under another number
   kNotWhole,          // true receipts, but no segment can be run again
   kWrongEpoch,        // true receipts, but segments say that they are of epoch 99
+  kCalledRepaired,    // true receipts, but all of them say that the work was repaired
 };
 
 // After a share of the true receipts comes a false one, signed like them. Numbers are without gaps on either side.

@@ -30,6 +30,9 @@ class Trust(unittest.TestCase):
     def test_noise_is_named(self):
         self.named("noise", 1, "activation")
 
+    def test_noise_that_is_called_repaired_work_is_named(self):
+        self.named("noise-called-repaired", 1, "activation")
+
     def test_flipped_gradients_are_named(self):
         self.named("flipped-gradient", 1, "gradient")
 

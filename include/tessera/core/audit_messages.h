@@ -59,7 +59,7 @@ struct AuditResult {
   AuditFinding finding = AuditFinding::kNone;
   std::string reason;                 // figures and the microbatch, for people
   uint32_t judged = 0;                // microbatches
-  uint32_t repaired = 0;              // of the segment that were not judged
+  uint32_t repaired = 0;              // of the segment, as their receipts say; judged like the others
   Digest evidence;                    // blob of JSON with every figure; zero: it could not be stored
   template <class A>
   void fields(A& a) {

@@ -109,7 +109,7 @@ struct Receipt {
   Epoch epoch = 0;
   uint64_t weight_version = 0;  // of forward and backward: a microbatch keeps the weights it began with
   bool accumulated = false;
-  bool repaired = false;        // somewhere on its way another miner took over: not judged, and left out of attribution
+  bool repaired = false;        // somewhere on its way another miner took over: left out of attribution if its neighbours say so too
   // The optimizer step this gradient goes into, counted from 0 within the incarnation; from 1 in one that began with the
   // state of a checkpoint, whose steps are all together its step 0.
   uint64_t local_step = 0;

@@ -16,7 +16,7 @@ enum class VerdictKind : uint8_t {
   kMergeUpload = 2,    // an upload at the merge's gate: its numbers, norm and cosine
   kReceipt = 3,        // a receipt or a payload's hash that its neighbour's signature contradicts
   kCommitment = 4,     // a committed state that is missing, or is not what was committed
-  kInfrastructure = 5  // what could not be judged (missing payloads, a lost miner, a repaired segment): never held against it
+  kInfrastructure = 5  // what could not be judged (missing payloads, a lost miner): never held against it
 };
 const char* name_of(VerdictKind kind);
 
