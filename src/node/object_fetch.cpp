@@ -5,11 +5,16 @@
 #include <algorithm>
 #include <cstring>
 #include <thread>
+#include <utility>
 
+#include "partial_object.h"
 #include "tessera/base/log.h"
 #include "tessera/node/objects.h"
 
 namespace tessera::node {
+
+ObjectFetch::ObjectFetch(std::string folder) : partial_(std::make_unique<PartialObject>(std::move(folder))) {}
+ObjectFetch::~ObjectFetch() = default;
 
 uint64_t ObjectFetch::size_of(uint64_t chunk) const {
   return std::min<uint64_t>(manifest_.chunk_bytes, manifest_.total_bytes - chunk * manifest_.chunk_bytes);
@@ -34,7 +39,10 @@ Status ObjectFetch::begin(const Digest& object, uint64_t expected_bytes, const s
     manifest_ = *manifest;
     object_ = object;
     content_.resize(manifest_.total_bytes);
-    for (uint64_t chunk = manifest_.chunks.size(); chunk-- > 0;) open_.push_back(chunk);
+    const std::vector<uint64_t> here = partial_->open(manifest_, &content_);
+    for (uint64_t chunk = manifest_.chunks.size(); chunk-- > 0;) {
+      if (!std::binary_search(here.begin(), here.end(), chunk)) open_.push_back(chunk);
+    }
     return ok_status();
   }
   return failure;
@@ -56,6 +64,7 @@ StatusOr<std::string> ObjectFetch::run(const Digest& object, uint64_t expected_b
     return annotate(first, fmt::format("{} of {} chunks are missing", open_.size(), manifest_.chunks.size()));
   }
   object_ = Digest{};
+  partial_->finish();
   return std::exchange(content_, std::string());
 }
 
@@ -100,6 +109,7 @@ Status ObjectFetch::fetch(const ObjectSource& from, const std::vector<uint64_t>&
   // Nobody else writes there: the chunks are this worker's until it gives them back.
   for (size_t i = 0; i < chunks.size(); ++i) {
     std::memcpy(content_.data() + chunks[i] * manifest_.chunk_bytes, contents[i].data(), contents[i].size());
+    partial_->write(chunks[i] * manifest_.chunk_bytes, contents[i]);
   }
   return ok_status();
 }

@@ -4,10 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <mutex>
 #include <numeric>
 
+#include "base/temporary_folder.h"
 #include "support/memory_ports.h"
+#include "tessera/base/crypto.h"
+#include "tessera/base/files.h"
 #include "tessera/node/donated_state.h"
 #include "tessera/node/objects.h"
 
@@ -121,6 +125,38 @@ TEST_P(Fetch, GoesOnWhereItEndedAfterAFailure) {
   Source again = donor();
   EXPECT_TRUE(*run({&again}) == bytes);
   EXPECT_EQ(again.asked.size(), 4u);
+}
+
+// A process ends in the middle: the next one asks for what is missing only.
+TEST_P(Fetch, ANewProcessGoesOnWhereTheOneBeforeEnded) {
+  const test::TemporaryFolder folder;
+  const auto run_in_folder = [&](Source& source) {
+    return ObjectFetch(folder.path()).run(name, bytes.size(), {{&source, 1}}, GetParam());
+  };
+  Source dying = from_store(Source::End::kDies, 4);  // the list of chunks, and three of them
+  ASSERT_FALSE(run_in_folder(dying).ok());
+  const std::string file = folder.path() + "/" + name.hex() + ".part";
+  {  // one of them did not get to the disk as it was
+    std::fstream damaged(file, std::ios::in | std::ios::out | std::ios::binary);
+    damaged.seekp(10);
+    damaged << "other";
+  }
+  Source again = from_store();
+  EXPECT_TRUE(*run_in_folder(again) == bytes);
+  EXPECT_EQ(again.asked.size(), 1u + 5u);  // of seven chunks two were there
+  EXPECT_FALSE(file_exists(file));
+}
+
+TEST_P(Fetch, WhatIsThereOfAnotherObjectIsDeleted) {
+  const test::TemporaryFolder folder;
+  ASSERT_TRUE(write_file_atomic(folder.path() + "/" + digest_of("another").hex() + ".part", "abc").ok());
+  ASSERT_TRUE(write_file_atomic(folder.path() + "/miner.json", "{}").ok());
+  Source source = from_store(), missing = from_store(Source::End::kDies, 2);
+  EXPECT_FALSE(ObjectFetch(folder.path()).run(name, bytes.size(), {{&missing, 1}}, GetParam()).ok());
+  EXPECT_FALSE(file_exists(folder.path() + "/" + digest_of("another").hex() + ".part"));
+  EXPECT_TRUE(file_exists(folder.path() + "/miner.json"));
+  // Where nothing can be kept it comes all the same.
+  EXPECT_TRUE(*ObjectFetch(folder.path() + "/none").run(name, bytes.size(), {{&source, 1}}, GetParam()) == bytes);
 }
 
 TEST_P(Fetch, AnotherObjectBeginsAnew) {

@@ -38,6 +38,7 @@ class BackgroundJobs {
         merge_blobs_(blobs),
         overlap_(overlap),
         donations_(donations),
+        fetch_(directory),
         directory_(std::move(directory)),
         run_id_(std::move(run_id)),
         post_(std::move(post)) {}
@@ -82,7 +83,7 @@ class BackgroundJobs {
   KeptBlobs merge_blobs_;  // the running merge's transfers go through it
   const bool overlap_;
   const Donations donations_;
-  ObjectFetch fetch_;  // keeps what came of a state, for the next try
+  ObjectFetch fetch_;  // keeps what came of a state, for the next try and the next process
   const std::string directory_;
   const std::string run_id_;
   const std::function<void(core::MinerEvent)> post_;  // from any thread if `overlap`

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -20,9 +21,14 @@ struct ObjectSource {
   size_t chunks_at_once = 1;  // asked for in one call, and lost with it
 };
 
+class PartialObject;
+
 // run() belongs to one thread.
 class ObjectFetch {
  public:
+  // `folder`: what has come is kept there too, for a process after this one, until the object is whole. Empty: it is not.
+  explicit ObjectFetch(std::string folder = "");
+  ~ObjectFetch();
   // The whole object; links check every byte against its name. Refused before any chunk is fetched if it is not
   // `expected_bytes` long. Ends when it is whole, or no source is left: then the status is that of the first source. Each
   // source has a thread of its own if `parallel`; else they are asked one after the other.
@@ -41,6 +47,7 @@ class ObjectFetch {
 
   Digest object_;
   core::ObjectManifest manifest_;
+  const std::unique_ptr<PartialObject> partial_;
   std::string content_;  // of the object under way; the chunks that are missing are not written yet
   std::mutex mutex_;
   std::vector<uint64_t> open_;  // chunks that nobody fetches, the next one last; under mutex_, like what follows
