@@ -38,14 +38,14 @@ TEST(MinerLoading, FromAPublishedState) {
   EXPECT_EQ(report.status.local_steps, 0u);
 }
 
+core::Assignment with_own_state() {
+  return {.stage = 0, .epoch = 4, .state = digest_of("state"), .local_state = digest_of("own"), .schedule_step = 9};
+}
+
 // All that was trained before the checkpoint is step 0 of the new process.
 TEST(MinerLoading, WithAStateOfItsOwnCountsItsStepsFromOne) {
   MinerHarness lone(small_spec(1, 1), 0);
-  lone.assign({.stage = 0,
-               .epoch = 4,
-               .state = digest_of("state"),
-               .local_state = digest_of("own"),
-               .schedule_step = 9});
+  lone.assign(with_own_state());
   const auto fetch = std::get<FetchState>(lone.background.front());
   EXPECT_EQ(fetch.assignment.local_state, digest_of("own"));
   lone.load();
@@ -56,11 +56,7 @@ TEST(MinerLoading, WithAStateOfItsOwnCountsItsStepsFromOne) {
 
 TEST(MinerLoading, APartialGradientThatCameWithItIsGoneOnWith) {
   MinerHarness lone(small_spec(1, 1), 0);
-  lone.assign({.stage = 0,
-               .epoch = 4,
-               .state = digest_of("state"),
-               .local_state = digest_of("own"),
-               .schedule_step = 9});
+  lone.assign(with_own_state());
   lone.take_background<FetchState>();
   lone.step(core::miner_event::StateFetched{
       true, "", lone.values(), std::make_shared<core::LocalState>(), digest_of("state"), {}});
