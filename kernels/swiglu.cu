@@ -3,22 +3,13 @@
 #include "flat_items.cuh"
 #include "real_chunk.cuh"
 #include "stage_math.h"
+#include "swiglu_sigmoid.cuh"
 #include "tessera/kernels/swiglu.h"
 
 namespace tessera::kernels {
 namespace {
 
 constexpr int kItems = 2;
-
-// What bf16 can show is exact to the hardware's quick functions; fp32 gets the accurate ones.
-template <class T>
-__device__ __forceinline__ float sigmoid(float value) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    return 1.0f / (1.0f + expf(-value));
-  } else {
-    return __fdividef(1.0f, 1.0f + __expf(-value));
-  }
-}
 
 // Where an item lies.
 struct ItemPlace {
