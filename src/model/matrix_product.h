@@ -52,6 +52,15 @@ class MatrixProduct {
   void input_gradient(const at::Tensor& out, const Factor& y, const Factor& weight);
   void weight_gradient(const at::Tensor& out, const Factor& y, const Factor& x, bool accumulate);
 
+  // With SwiGLU (stage_ops.h) at the end: in one kernel where the device has it and it is the
+  // faster way, else one after the other, to the same numbers.
+  // gate_up [N, 2f] = x [N, d] weight^T; returns swiglu_forward(gate_up) [N, f].
+  at::Tensor forward_swiglu(const at::Tensor& gate_up, const Factor& x, const Factor& weight);
+  // SwiGLU's gradient, from y [N, d] weight [d, f], over gate_up [N, 2f]. Returns
+  // swiglu_forward(gate_up) [N, f], or, if it is not wanted `again`, nothing.
+  at::Tensor input_gradient_swiglu(const at::Tensor& gate_up, const Factor& y,
+                                   const Factor& weight, bool again);
+
  private:
   struct Shape;
   struct Plan;

@@ -68,11 +68,12 @@ at::Tensor Trunk::layer_forward(const StageWeights& stage, const LayerWeights& w
   kept.post_norm = norm_forward(kept.middle, weights.post_norm, epsilon_);
   kept.middle_input = activation(std::exchange(kept.post_norm.y, {}), keep);
   kept.gate_up = make(weights.gate_up.size(0));
-  product_.forward(kept.gate_up, kept.middle_input, factor_of(stage, weights.gate_up));
+  at::Tensor fed =
+      product_.forward_swiglu(kept.gate_up, kept.middle_input, factor_of(stage, weights.gate_up));
   kept.middle_input.rows.reset();
   if (!keep) kept.middle_input = {};
   const bool keep_fed = keep && product_.takes_codes();  // a byte a number
-  kept.fed = activation(swiglu_forward(kept.gate_up), keep_fed);
+  kept.fed = activation(std::exchange(fed, {}), keep_fed);
   if (!keep) kept.gate_up.reset();
   at::Tensor out = at::empty_like(x);
   product_.forward(out, kept.fed, factor_of(stage, weights.down), kept.middle);
@@ -118,17 +119,16 @@ at::Tensor Trunk::layer_backward(const StageWeights& stage, const LayerWeights& 
     return factor;
   };
   // SwiGLU's output is the widest thing after its input: unless there are codes of it, it is made
-  // again on the way, in the place of its gradient, and used at once, which frees it before the
-  // next layer.
-  at::Tensor fed = at::empty({dy.size(0), weights.down.size(1)}, dy.options());
+  // again on the way, and used at once, which frees it before the next layer.
   {
-    const Factor factor = products(fed, dy, weights.down);
+    Factor factor = gradient(dy, *sink);
     const bool has_codes = product_.takes_codes();
-    swiglu_backward(fed, state.gate_up, /*again=*/!has_codes);
+    const at::Tensor fed = product_.input_gradient_swiglu(
+        state.gate_up, factor, factor_of(stage, weights.down), /*again=*/!has_codes && sink->wanted());
+    factor.rows.reset();
     weight_gradient(weights.down, factor,
                     has_codes ? std::exchange(state.fed, {}) : Factor{fed, {}, {}, {}},
                     /*defer=*/false, sink);
-    fed.reset();
   }
   const at::Tensor dmiddle = at::empty_like(dy);
   weight_gradient(weights.gate_up, products(dmiddle, state.gate_up, weights.gate_up),

@@ -109,6 +109,16 @@ RunSpec medium_spec(BoundaryKind kind) {
   return spec;
 }
 
+// Wide enough for products that end in SwiGLU, on the GPUs that have them.
+RunSpec wide_spec(BoundaryKind kind) {
+  RunSpec spec = medium_spec(kind);
+  spec.model.layers = 2;
+  spec.model.width = 512;
+  spec.model.ffn_width = 16'896;
+  EXPECT_TRUE(core::validate(&spec).ok());
+  return spec;
+}
+
 std::vector<std::vector<float>> gradients_of(Pipeline* pipeline) {
   std::vector<std::vector<float>> gradients;
   for (size_t i = 0; i < pipeline->size(); ++i) {
@@ -126,35 +136,43 @@ double relative_distance(const std::vector<float>& a, const std::vector<float>& 
   return std::sqrt(difference / scale);
 }
 
+void expect_the_cpus_gradients(const RunSpec& spec) {
+  Pipeline cpu(spec), gpu(spec, "cuda:0");
+  for (uint64_t microbatch = 0; microbatch < 2; ++microbatch) {
+    const std::vector<uint32_t> tokens = random_tokens(spec, microbatch);
+    EXPECT_NEAR(gpu.train({microbatch, 0}, tokens), cpu.train({microbatch, 0}, tokens), kLossBound);
+  }
+  const auto expected = gradients_of(&cpu), measured = gradients_of(&gpu);
+  for (size_t stage = 0; stage < expected.size(); ++stage) {
+    const double distance = relative_distance(measured[stage], expected[stage]);
+    // A wrong term changes a gradient by tenths; bf16 by its rounding, added up over layers.
+    EXPECT_LT(distance, 0.03) << core::name_of(spec.boundary.kind) << " stage " << stage;
+    std::printf("%s width %d recompute %d stage %zu: gradients %.4f apart\n",
+                core::name_of(spec.boundary.kind), static_cast<int>(spec.model.width),
+                static_cast<int>(spec.training.recompute), stage, distance);
+  }
+}
+
 TEST(Gpu, GradientsAreTheCpusWithinBfloat16) {
   if (!has_gpu()) GTEST_SKIP() << message_of(choose_device("cuda").status());
-  for (BoundaryKind kind : {BoundaryKind::kNone, BoundaryKind::kResidual, BoundaryKind::kAnchored}) {
-    for (core::Recompute recompute :
-         {core::Recompute::kOff, core::Recompute::kBlock, core::Recompute::kFull}) {
+  for (core::Recompute recompute :
+       {core::Recompute::kOff, core::Recompute::kBlock, core::Recompute::kFull}) {
+    for (BoundaryKind kind :
+         {BoundaryKind::kNone, BoundaryKind::kResidual, BoundaryKind::kAnchored}) {
       RunSpec spec = medium_spec(kind);
       spec.training.recompute = recompute;
-      Pipeline cpu(spec), gpu(spec, "cuda:0");
-      for (uint64_t microbatch = 0; microbatch < 2; ++microbatch) {
-        const std::vector<uint32_t> tokens = random_tokens(spec, microbatch);
-        EXPECT_NEAR(gpu.train({microbatch, 0}, tokens), cpu.train({microbatch, 0}, tokens),
-                    kLossBound);
-      }
-      const auto expected = gradients_of(&cpu), measured = gradients_of(&gpu);
-      for (size_t stage = 0; stage < expected.size(); ++stage) {
-        const double distance = relative_distance(measured[stage], expected[stage]);
-        // A wrong term changes a gradient by tenths; bf16 by its rounding, added up over layers.
-        EXPECT_LT(distance, 0.03) << core::name_of(kind) << " stage " << stage;
-        std::printf("%s recompute %d stage %zu: gradients %.4f apart\n", core::name_of(kind),
-                    static_cast<int>(recompute), stage, distance);
-      }
+      expect_the_cpus_gradients(spec);
     }
+    RunSpec spec = wide_spec(BoundaryKind::kAnchored);
+    spec.training.recompute = recompute;
+    expect_the_cpus_gradients(spec);
   }
 }
 
 TEST(Gpu, DeterministicModeRepeatsBitForBit) {
   if (!has_gpu()) GTEST_SKIP() << message_of(choose_device("cuda").status());
-  for (BoundaryKind kind : {BoundaryKind::kNone, BoundaryKind::kResidual, BoundaryKind::kAnchored}) {
-    RunSpec spec = medium_spec(kind);
+  for (RunSpec spec : {medium_spec(BoundaryKind::kNone), medium_spec(BoundaryKind::kResidual),
+                       medium_spec(BoundaryKind::kAnchored), wide_spec(BoundaryKind::kAnchored)}) {
     spec.training.deterministic = true;
     std::vector<std::vector<std::vector<float>>> runs;
     for (int run = 0; run < 3; ++run) {
@@ -165,8 +183,8 @@ TEST(Gpu, DeterministicModeRepeatsBitForBit) {
       }
       runs.push_back(gpu.masters());
     }
-    EXPECT_EQ(runs[0], runs[1]) << core::name_of(kind);
-    EXPECT_EQ(runs[0], runs[2]) << core::name_of(kind);
+    EXPECT_EQ(runs[0], runs[1]) << core::name_of(spec.boundary.kind);
+    EXPECT_EQ(runs[0], runs[2]) << core::name_of(spec.boundary.kind);
   }
 }
 
