@@ -113,6 +113,7 @@ RunSpec medium_spec(BoundaryKind kind) {
 RunSpec wide_spec(BoundaryKind kind) {
   RunSpec spec = medium_spec(kind);
   spec.model.layers = 2;
+  spec.pipeline.stage_layers = {1, 1};
   spec.model.width = 512;
   spec.model.ffn_width = 16'896;
   EXPECT_TRUE(core::validate(&spec).ok());
