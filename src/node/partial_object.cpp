@@ -49,9 +49,11 @@ std::vector<uint64_t> PartialObject::open(const core::ObjectManifest& manifest, 
   if (folder_.empty()) return {};
   path_ = path(manifest.digest().hex());
   std::error_code failed;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_, failed)) {
-    if (entry.path().extension() == kEnding && entry.path() != path_) std::filesystem::remove(entry.path(), failed);
+  std::vector<std::filesystem::path> others;
+  for (std::filesystem::directory_iterator entry(folder_, failed), end; !failed && entry != end; entry.increment(failed)) {
+    if (entry->path().extension() == kEnding && entry->path() != path_) others.push_back(entry->path());
   }
+  for (const std::filesystem::path& other : others) std::filesystem::remove(other, failed);
   file_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (file_ < 0) {
     spdlog::warn("{}: {}; if this process ends before the state is whole, the next one fetches all of it", path_, std::strerror(errno));
