@@ -65,6 +65,7 @@ SyncRequest Miner::report() {
   if (receipts_.size() <= kMaxReceiptsPerSync) request.upload = upload_;
   request.unreadable_results = unreadable_results_;
   request.shards = shards_;
+  request.sealed_heard = sealed_heard_;
   request.applied = applied_;
   request.published_state = published_state_;
   request.checkpoint = checkpoint_;

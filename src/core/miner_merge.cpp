@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "tessera/base/crypto.h"
 #include "tessera/core/miner.h"
@@ -27,10 +28,14 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
       }
       snapshot_target_ = merge.target;
       snapshot_again_ = merge.again;
+      upload_rounds_ = merge.rounds;
       upload_.reset();
       enqueue(miner_effect::TakeSnapshot{merge.target});
       break;
     case MergePhase::kReduce: {
+      if (!merge.sealed.empty() && std::exchange(sealed_heard_, merge.sealed_heard) != merge.sealed_heard) {
+        emit(BackgroundJob(miner_effect::FetchSealed{merge.target, merge.sealed}));
+      }
       if (reduce_target_ != merge.target) {
         reduce_target_ = merge.target;
         reducing_.clear();
@@ -41,7 +46,7 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
         if (reducing_.insert(task.shard).second) tasks.push_back(task);
       }
       if (tasks.empty()) break;
-      emit(BackgroundJob(miner_effect::ReduceShards{merge.target, std::move(tasks), merge.uploads, merge.uploads_whole}));
+      emit(BackgroundJob(miner_effect::ReduceShards{merge.target, std::move(tasks), merge.uploads, merge.rounds, merge.uploads_whole}));
       break;
     }
     case MergePhase::kApply:
@@ -68,7 +73,7 @@ void Miner::on(miner_event::SnapshotTaken& event) {
   if (event.target != snapshot_target_) return;
   snapshot_steps_ = earlier_steps_ + local_steps_;
   emit(BackgroundJob(
-      miner_effect::UploadDelta{event.target, event.masters, local_steps_, event.weight_version, snapshot_again_}));
+      miner_effect::UploadDelta{event.target, event.masters, local_steps_, event.weight_version, snapshot_again_, upload_rounds_}));
 }
 
 void Miner::on(miner_event::DeltaUploaded& event) {

@@ -8,8 +8,29 @@
 namespace tessera::core {
 namespace {
 
+// The attempt at the merge, and how many of its rounds a miner was told of.
+uint64_t heard_of(const Merge& merge, size_t rounds) { return uint64_t{merge.first_shard} << 32 | rounds; }
+
+// The next rounds of which every shard is accepted.
+void name_sealed(const Merge& merge, const MinerRecord& miner, uint64_t heard, MergeDirective* directive) {
+  const size_t each = std::max<size_t>(1, merge.participants.size() / 2);
+  size_t round = heard >> 32 == merge.first_shard ? static_cast<uint32_t>(heard) : 0;
+  for (; (round + 1) * each <= merge.shards.size() && directive->sealed.size() < kEnoughSealedResults; ++round) {
+    const auto first = merge.shards.begin() + static_cast<int64_t>(round * each);
+    const auto is_accepted = [](const MergeShard& shard) { return shard.accepted.has_value(); };
+    if (!std::all_of(first, first + static_cast<int64_t>(each), is_accepted)) break;
+    for (auto shard = first; shard != first + static_cast<int64_t>(each); ++shard) {
+      const auto is_own = [&](const std::optional<ShardCopy>& copy) { return copy && copy->miner == miner.index; };
+      if (shard->copies.empty() || is_own(shard->copy_a) || is_own(shard->copy_b)) continue;
+      const ResultCopy& copy = shard->copies[miner.index % shard->copies.size()];
+      directive->sealed.push_back({shard->plan.first_block, shard->plan.block_count, copy.object});
+    }
+  }
+  directive->sealed_heard = heard_of(merge, round);
+}
+
 std::optional<MergeDirective> merge_directive(const OrchestratorState& state, const StageSummary& summary,
-                                              const MinerRecord& miner) {
+                                              const MinerRecord& miner, uint64_t sealed_heard) {
   const StageRecord& stage = state.stages[miner.stage];
   if (miner.epoch < stage.epoch) {
     if (stage.disputants.count(miner.index) > 0) return std::nullopt;  // it has applied it, and not as the first to say so
@@ -34,13 +55,18 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
   MergeDirective directive;
   directive.target = merge.target;
   directive.phase = merge.phase;
+  directive.rounds = butterfly_rounds(static_cast<uint32_t>(merge.invited.size()));
   if (merge.phase == MergePhase::kSnapshot) {
     if (merge.invited.count(miner.index) == 0) return std::nullopt;
     directive.again = miner.upload_again;
     return directive;
   }
   directive.tasks = open_tasks(state, summary, miner);
-  if (directive.tasks.empty()) return std::nullopt;
+  if (summary.owned.count(miner.index) > 0) name_sealed(merge, miner, sealed_heard, &directive);
+  if (directive.tasks.empty()) {
+    if (directive.sealed.empty()) return std::nullopt;
+    return directive;
+  }
   for (size_t p = 0; p < merge.participants.size(); ++p) {
     directive.uploads.push_back({merge.uploads.at(merge.participants[p]).object, merge.weights[p]});
   }
@@ -247,7 +273,7 @@ SyncAnswer Orchestrator::answer_for(const SyncRequest& request) const {
     answer.lease_request = miner.lease_request;
   }
   if (request.leases_wanted > 0 && answer.leases.empty()) answer.reason = lease_refusal(miner);
-  answer.merge = merge_directive(state_, index_.stage(miner.stage), miner);
+  answer.merge = merge_directive(state_, index_.stage(miner.stage), miner, request.sealed_heard);
   if (request.upload && answer.reason.empty() && stage.merge && stage.merge->phase == MergePhase::kReduce &&
       stage.merge->target == request.upload->target && stage.merge->uploads.count(miner.index) == 0) {
     answer.reason = fmt::format("the upload for merge {} came after its grace; go on training: the work is in your masters and "

@@ -63,7 +63,7 @@ class BlobClient final : public GrpcBlobLink {
 
   StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) override {
     Contents contents(digests.size());
-    TESSERA_RETURN_IF_ERROR(fetch_all(digests, false, &contents));
+    TESSERA_RETURN_IF_ERROR(fetch_all(digests, std::nullopt, &contents));
     std::vector<std::string> all;
     all.reserve(contents.size());
     for (std::optional<std::string>& content : contents) all.push_back(*std::move(content));
@@ -71,9 +71,9 @@ class BlobClient final : public GrpcBlobLink {
   }
 
   StatusOr<std::vector<std::optional<std::string>>> get_present(
-      const std::vector<Digest>& digests) override {
+      const std::vector<Digest>& digests, uint32_t wait_ms) override {
     Contents contents(digests.size());
-    TESSERA_RETURN_IF_ERROR(fetch_all(digests, true, &contents));
+    TESSERA_RETURN_IF_ERROR(fetch_all(digests, wait_ms, &contents));
     return contents;
   }
 
@@ -212,16 +212,17 @@ class BlobClient final : public GrpcBlobLink {
     }
   };
 
-  Status fetch_all(const std::vector<Digest>& digests, bool may_miss, Contents* contents) {
+  // `wait_ms`: if some may be missing.
+  Status fetch_all(const std::vector<Digest>& digests, std::optional<uint32_t> wait_ms, Contents* contents) {
     std::deque<size_t> wanted;
     for (size_t i = 0; i < digests.size(); ++i) wanted.push_back(i);
     return with_server([&](const Operation& operation) {
-      return fetch(operation, digests, wanted, may_miss, contents);
+      return fetch(operation, digests, wanted, wait_ms, contents);
     });
   }
 
   Status fetch(const Operation& operation, const std::vector<Digest>& digests,
-               std::deque<size_t> wanted, bool may_miss, Contents* contents) {
+               std::deque<size_t> wanted, std::optional<uint32_t> wait_ms, Contents* contents) {
     SizeEstimate sizes{mean_bytes_ == 0 ? size_t{0} : size_t{1}, mean_bytes_};
     const Status status = run_batch(policy_, operation.deadline_ms, [&]() -> std::optional<BatchCall> {
       if (wanted.empty()) return std::nullopt;
@@ -232,12 +233,13 @@ class BlobClient final : public GrpcBlobLink {
         asked.push_back(wanted.front());
         wanted.pop_front();
       }
+      request.set_wait_ms(wait_ms.value_or(0));
       // Read where its signature is checked, on the way in; one answer of an attempt at a time.
       const auto answer = std::make_shared<v1::GetBlobsAnswer>();
       const auto read = [answer](const grpc::ByteBuffer& buffer) { return read_blobs_answer(buffer, answer.get()); };
       return make_call(
           operation, kGetBlobsMethod, serialize(request),
-          [this, answer, asked = std::move(asked), &digests, &wanted, &sizes, may_miss, contents](const grpc::ByteBuffer&) {
+          [this, answer, asked = std::move(asked), &digests, &wanted, &sizes, may_miss = wait_ms.has_value(), contents](const grpc::ByteBuffer&) {
             return take_contents(answer.get(), asked, digests, may_miss, &wanted, &sizes, contents);
           },
           {std::nullopt, read});

@@ -1,17 +1,21 @@
 #include "net/blob_service.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "net/blob_bodies.h"
 #include "net/proto_fields.h"
+#include "tessera/base/clock.h"
 #include "tessera/base/log.h"
 
 namespace tessera::net {
 namespace {
 
-constexpr std::chrono::milliseconds kIdleWait(1000);
+constexpr TimeMs kIdleWaitMs = 1000;
+constexpr uint32_t kLongestWaitMs = 1000;  // of a call for what is not there; a caller may ask again
+constexpr size_t kMaxParked = 1024;
 
 template <class Repeated>
 StatusOr<std::vector<Digest>> checked_digests(const Repeated& digests) {
@@ -46,7 +50,7 @@ Status check_contents(const v1::PutBlobsRequest& request) {
 
 BlobService::BlobService(std::shared_ptr<ServerCore> core, BlobBackend* backend, size_t threads,
                          size_t max_queued)
-    : core_(std::move(core)), backend_(backend), jobs_(max_queued) {
+    : core_(std::move(core)), backend_(backend), jobs_(max_queued), parked_(kMaxParked) {
   for (size_t i = 0; backend_ != nullptr && i < threads; ++i) {
     threads_.emplace_back([this] { serve(); });
   }
@@ -63,7 +67,11 @@ void BlobService::stop() {
 
 void BlobService::serve() {
   while (true) {
-    std::optional<Job> job = jobs_.pop(kIdleWait);
+    const TimeMs now = monotonic_now_ms();
+    hurry(parked_.expired(now));
+    // Who parks a call looks again itself, so the next to expire is always somebody's.
+    const TimeMs wait = std::clamp<TimeMs>(parked_.next_expiry().value_or(now + kIdleWaitMs) - now, 0, kIdleWaitMs);
+    std::optional<Job> job = jobs_.pop(std::chrono::milliseconds(wait));
     if (!job) {
       if (stopping_) return;
       continue;
@@ -146,12 +154,46 @@ void BlobService::put(const Job& job) {
   for (size_t i = 0; i < names.size(); ++i) {
     status = backend_->put(job.caller, names[i], std::move(*request.mutable_contents(static_cast<int>(i))));
     if (!status.ok()) return job.call->fail(status);
+    hurry(parked_.arrived(names[i]));
     answer.add_digests(bytes_of(names[i]));
   }
   job.call->answer(answer);
 }
 
+void BlobService::hurry(std::vector<Job> jobs) {
+  for (Job& job : jobs) {
+    const ServerCallPtr call = job.call;
+    if (jobs_.push(std::move(job)) == PushResult::kFull) {
+      call->fail(error(absl::StatusCode::kResourceExhausted, "the blob server's queue is full; try again later"));
+    }
+  }
+}
+
+bool BlobService::waits(const Job& job, const std::vector<Digest>& digests, uint32_t wait_ms) {
+  std::vector<Digest> missing;
+  for (const Digest& digest : digests) {
+    if (!backend_->has(digest)) missing.push_back(digest);
+  }
+  if (missing.empty()) return false;
+  Job parked = job;
+  parked.work = &BlobService::get_now;
+  if (!parked_.park(std::move(parked), missing, monotonic_now_ms() + std::min(wait_ms, kLongestWaitMs))) return false;
+  // What came in between told nobody.
+  for (const Digest& digest : missing) {
+    if (backend_->has(digest)) hurry(parked_.arrived(digest));
+  }
+  return true;
+}
+
 void BlobService::get(const Job& job) {
+  v1::GetBlobsRequest request;
+  if (Status status = parse(job.request, &request); !status.ok()) return job.call->fail(status);
+  const auto digests = checked_digests(request.digests());
+  if (!digests.ok()) return job.call->fail(digests.status());
+  if (request.wait_ms() == 0 || !waits(job, *digests, request.wait_ms())) get_now(job);
+}
+
+void BlobService::get_now(const Job& job) {
   v1::GetBlobsRequest request;
   if (Status status = parse(job.request, &request); !status.ok()) return job.call->fail(status);
   const auto digests = checked_digests(request.digests());

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "net/parked_calls.h"
 #include "net/server_call.h"
 #include "tessera/base/bounded_queue.h"
 #include "tessera/net/server.h"
@@ -56,11 +57,16 @@ class BlobService final : public RawBlobStore {
   void has(const Job& job);
   void put(const Job& job);
   void get(const Job& job);
+  void get_now(const Job& job);
+  // Whether the call waits now for what it asks and is not there.
+  bool waits(const Job& job, const std::vector<Digest>& digests, uint32_t wait_ms);
+  void hurry(std::vector<Job> jobs);
   void read_ledger(const Job& job);
 
   const std::shared_ptr<ServerCore> core_;
   BlobBackend* const backend_;
   BoundedQueue<Job> jobs_;
+  ParkedCalls<Job> parked_;
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> threads_;
 };

@@ -112,6 +112,20 @@ Status from_proto(const v1::ShardResult& in, core::ShardResult* out) {
   return check.status();
 }
 
+void to_proto(const core::SealedResult& in, v1::SealedResult* out) {
+  out->set_first_block(in.first_block);
+  out->set_block_count(in.block_count);
+  out->set_object(bytes_of(in.object));
+}
+
+Status from_proto(const v1::SealedResult& in, core::SealedResult* out) {
+  FieldCheck check;
+  out->first_block = in.first_block();
+  out->block_count = in.block_count();
+  check.bytes32("object", in.object(), &out->object);
+  return check.status();
+}
+
 void to_proto(const core::MergeDirective& in, v1::MergeDirective* out) {
   out->set_target(in.target);
   out->set_phase(static_cast<v1::MergePhase>(in.phase));
@@ -124,6 +138,9 @@ void to_proto(const core::MergeDirective& in, v1::MergeDirective* out) {
   out->set_drop_carry(in.drop_carry);
   out->set_uploads_whole(in.uploads_whole);
   out->set_again(in.again);
+  out->set_rounds(in.rounds);
+  for (const core::SealedResult& result : in.sealed) to_proto(result, out->add_sealed());
+  out->set_sealed_heard(in.sealed_heard);
 }
 
 Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
@@ -139,6 +156,9 @@ Status from_proto(const v1::MergeDirective& in, core::MergeDirective* out) {
   out->drop_carry = in.drop_carry();
   out->uploads_whole = in.uploads_whole();
   out->again = in.again();
+  check.number("rounds", in.rounds(), core::kMaxUploads, &out->rounds);
+  check.list("sealed", in.sealed(), core::kMaxSealedResults, &out->sealed);
+  out->sealed_heard = in.sealed_heard();
   return check.status();
 }
 

@@ -244,6 +244,7 @@ void to_proto(const core::SyncRequest& in, v1::SyncRequest* out) {
   out->set_leases_wanted(in.leases_wanted);
   if (in.upload) to_proto(*in.upload, out->mutable_upload());
   for (const core::ShardCommit& shard : in.shards) to_proto(shard, out->add_shards());
+  out->set_sealed_heard(in.sealed_heard);
   if (in.applied) to_proto(*in.applied, out->mutable_applied());
   if (in.published_state) out->set_published_state(bytes_of(*in.published_state));
   if (in.checkpoint) to_proto(*in.checkpoint, out->mutable_checkpoint());
@@ -265,6 +266,7 @@ Status from_proto(const v1::SyncRequest& in, core::SyncRequest* out) {
   check.number("leases_wanted", in.leases_wanted(), kMaxLeases, &out->leases_wanted);
   if (in.has_upload()) check.nested("upload", in.upload(), &out->upload.emplace());
   check.list("shards", in.shards(), kMaxShards, &out->shards);
+  out->sealed_heard = in.sealed_heard();
   if (in.has_applied()) check.nested("applied", in.applied(), &out->applied.emplace());
   if (in.has_published_state()) {
     check.bytes32("published_state", in.published_state(), &out->published_state.emplace());

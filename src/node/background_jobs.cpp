@@ -33,6 +33,7 @@ namespace {
 // Of a merge's phase: so long may nothing come of the uploads before a reduction ends, to be begun again if it is still asked
 // for.
 constexpr TimeMs kIdleShare = 4;
+constexpr size_t kPrefetchers = 2;  // so that one fetches blocks while the other waits for a list of them
 constexpr size_t kStoreChunks = 4;  // of a state, in one call to the blob store
 
 }  // namespace
@@ -43,7 +44,7 @@ void BackgroundJobs::run(core::BackgroundJob& job) {
 
 Status BackgroundJobs::fetch(const core::miner_effect::FetchState& job, StateFetched* done) {
   const core::Assignment& assignment = job.assignment;
-  stop_upload();
+  stop_transfers();
   withdraw();
   stage_ = assignment.stage;
   epoch_ = assignment.epoch;
@@ -130,6 +131,12 @@ void BackgroundJobs::work(core::miner_effect::AdoptBase& job) {
 }
 
 void BackgroundJobs::announce(const core::BackgroundJob& job) {
+  if (const auto* sealed = std::get_if<core::miner_effect::FetchSealed>(&job)) {
+    // At once: the queue's thread may be in a reduction.
+    std::lock_guard lock(wanted_mutex_);
+    if (prefetch_ && prefetch_target_ == sealed->target) prefetch_->add(sealed->results);
+    return;
+  }
   const auto* reduction = std::get_if<core::miner_effect::ReduceShards>(&job);
   const bool ends_merge = std::holds_alternative<core::miner_effect::FetchState>(job) ||
                           std::holds_alternative<core::miner_effect::UploadDelta>(job) ||
@@ -139,20 +146,40 @@ void BackgroundJobs::announce(const core::BackgroundJob& job) {
   // More shards of the same manifest make none of the others pointless.
   const Digest manifest = reduction == nullptr ? Digest{} : digest_of(encode(reduction->uploads));
   if (std::exchange(wanted_manifest_, manifest) != manifest) ++reductions_wanted_;
-  if (ends_merge) upload_is_over_ = true;
+  if (!ends_merge) return;
+  upload_is_over_ = true;
+  if (prefetch_) prefetch_->close();
 }
 
-void BackgroundJobs::stop_upload() {
+void BackgroundJobs::stop_transfers() {
   upload_is_over_ = true;
+  {
+    std::lock_guard lock(wanted_mutex_);
+    if (prefetch_) prefetch_->close();
+  }
   if (uploader_.joinable()) uploader_.join();
+  prefetchers_.clear();
 }
 
 void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
-  stop_upload();
+  stop_transfers();
   snapshot_ = job.snapshot;
   snapshot_target_ = job.target;
   const uint64_t wire = kernels::merge_run_bytes(spec_.merge.upload_format, base_->size(), spec_.merge.block_values);
-  merge_blobs_.begin(3 * wire);  // the upload and, with two participants, as much of results
+  merge_blobs_.begin(3 * wire);  // the upload, its own results, and others' that are fetched before they can be read
+  if (overlap_) {
+    {
+      std::lock_guard lock(wanted_mutex_);
+      prefetch_ = std::make_shared<ResultPrefetch>(merge_blobs_, spec_.merge, base_->size());
+      prefetch_target_ = job.target;
+    }
+    for (size_t i = 0; i < kPrefetchers; ++i) {
+      prefetchers_.emplace_back([prefetch = prefetch_] {
+        name_thread("prefetch");
+        prefetch->run();
+      });
+    }
+  }
   StatusOr<DeltaUpload> upload =
       commit_delta(merge_blobs_, spec_.merge, *base_, *job.snapshot, residual_, overlap_ ? kMergeWorkers : 1);
   DeltaUploaded done;
@@ -168,17 +195,17 @@ void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
   done.commit.object = upload->object;
   snapshot_residual_ = std::move(upload->residual);
   upload_is_over_ = false;
-  if (!overlap_) return store(std::move(done), upload->manifest);
+  if (!overlap_) return store(std::move(done), upload->manifest, job.rounds);
   post_(done);
-  uploader_ = std::jthread([this, done, manifest = std::move(upload->manifest)] {
+  uploader_ = std::jthread([this, done, rounds = job.rounds, manifest = std::move(upload->manifest)] {
     name_thread("upload");
-    store(done, manifest);
+    store(done, manifest, rounds);
   });
 }
 
-void BackgroundJobs::store(DeltaUploaded done, const core::ObjectManifest& manifest) {
+void BackgroundJobs::store(DeltaUploaded done, const core::ObjectManifest& manifest, uint32_t rounds) {
   const Status status =
-      store_delta(merge_blobs_, manifest, overlap_ ? kMergeTransfers : 1, [this] { return upload_is_over_.load(); });
+      store_delta(merge_blobs_, manifest, rounds, overlap_ ? kMergeTransfers : 1, [this] { return upload_is_over_.load(); });
   if (absl::IsCancelled(status)) return;
   done.ok = done.commit.whole = status.ok();
   done.why = message_of(status);
@@ -193,8 +220,12 @@ ReduceInputs BackgroundJobs::reduction_of(Epoch target, const std::vector<core::
           .overlap = overlap_};
 }
 
+// What announce() did not take: without other threads a result is fetched when it is needed.
+void BackgroundJobs::work(core::miner_effect::FetchSealed&) {}
+
 void BackgroundJobs::work(core::miner_effect::ReduceShards& job) {
   ReduceInputs inputs = reduction_of(job.target, job.uploads);
+  inputs.rounds = job.rounds;
   if (overlap_ && !job.uploads_whole) {
     const TimeMs longest = std::max<TimeMs>(1, spec_.timeouts.merge_phase_ms / kIdleShare);
     const uint64_t wanted = reductions_wanted_;
@@ -229,7 +260,7 @@ void BackgroundJobs::work(core::miner_effect::ReduceShards& job) {
 
 Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BasePrepared* done) {
   if (job.target != epoch_ + 1) return failed_precondition("base is at epoch {}", epoch_);
-  stop_upload();
+  stop_transfers();
   const uint64_t values = base_->size();
   // Both owners may have stored something else than they committed: whoever needs the shard makes it itself. The name of what
   // it stores is as good as any: it is nobody's secret any more.

@@ -5,6 +5,7 @@
 
 #include "merge_workers.h"
 #include "tessera/base/crypto.h"
+#include "tessera/base/log.h"
 #include "tessera/core/merge_messages.h"
 #include "tessera/kernels/merge_wire.h"
 #include "tessera/node/merge_reduce.h"
@@ -15,10 +16,25 @@ namespace tessera::node {
 namespace {
 
 constexpr uint64_t kFetchBytes = uint64_t{512} << 10;  // of a copy, in one call
+constexpr uint64_t kPrefetchBytes = uint64_t{128} << 10;  // little: what others wait for goes before
 
 bool is_bad_copy(const Status& status) {
   // Or what its name leads to is no list of chunks, or too short a one.
   return absl::IsDataLoss(status) || absl::IsNotFound(status) || absl::IsInvalidArgument(status) || absl::IsOutOfRange(status);
+}
+
+// The list of a copy's blocks. DATA_LOSS if it is not one of a shard of so many values.
+StatusOr<core::ObjectManifest> read_copy_list(const core::MergeSpec& merge, uint64_t values, const Digest& object,
+                                              std::string_view bytes) {
+  auto manifest = core::ObjectManifest::decode(bytes);
+  if (!manifest.ok()) return annotate(manifest.status(), "object " + object.brief());
+  const uint64_t chunk = kernels::merge_block_bytes(merge.result_format, merge.block_values);
+  const uint64_t total = kernels::merge_run_bytes(merge.result_format, values, merge.block_values);
+  if (manifest->total_bytes != total || manifest->chunk_bytes != chunk) {
+    return data_loss("a copy of a shard has {} bytes in chunks of {}, not {} in chunks of {}", manifest->total_bytes,
+                     manifest->chunk_bytes, total, chunk);
+  }
+  return manifest;
 }
 
 // A shard that is fetched from one of its copies.
@@ -26,7 +42,7 @@ struct OpenResult {
   const core::ShardResult* result = nullptr;
   core::ResultCopy copy;
   size_t tried = 0;               // the first of them
-  bool is_kept = false;           // here, not fetched
+  bool is_kept = false;           // here, or on its way already
   core::ObjectManifest manifest;
   std::vector<Digest> blocks;     // as opened
   uint64_t left = 0;              // blocks
@@ -143,15 +159,7 @@ class MeanFetch {
   }
 
   Status read_manifest(const std::string& bytes, OpenResult* shard) {
-    auto manifest = core::ObjectManifest::decode(bytes);
-    if (!manifest.ok()) return annotate(manifest.status(), "object " + shard->copy.object.brief());
-    const uint64_t chunk = kernels::merge_block_bytes(merge_.result_format, merge_.block_values);
-    const uint64_t total = kernels::merge_run_bytes(merge_.result_format, value_count(*shard->result), merge_.block_values);
-    if (manifest->total_bytes != total || manifest->chunk_bytes != chunk) {
-      return data_loss("a copy of a shard has {} bytes in chunks of {}, not {} in chunks of {}", manifest->total_bytes,
-                       manifest->chunk_bytes, total, chunk);
-    }
-    shard->manifest = *std::move(manifest);
+    TESSERA_ASSIGN_OR_RETURN(shard->manifest, read_copy_list(merge_, value_count(*shard->result), shard->copy.object, bytes));
     return ok_status();
   }
 
@@ -221,6 +229,56 @@ class MeanFetch {
 };
 
 }  // namespace
+
+void ResultPrefetch::add(const std::vector<core::SealedResult>& results) {
+  std::lock_guard lock(mutex_);
+  waiting_.insert(waiting_.end(), results.begin(), results.end());
+  changed_.notify_all();
+}
+
+void ResultPrefetch::close() {
+  std::lock_guard lock(mutex_);
+  closed_ = true;
+  changed_.notify_all();
+}
+
+std::optional<core::SealedResult> ResultPrefetch::next() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return closed_ || !waiting_.empty(); });
+  if (closed_) return std::nullopt;
+  const core::SealedResult result = waiting_.front();
+  waiting_.pop_front();
+  return result;
+}
+
+void ResultPrefetch::run() {
+  while (const auto result = next()) {
+    if (const Status status = fetch(*result); !status.ok()) {
+      spdlog::debug("a sealed copy of blocks {} to {} can't be fetched ahead: {}", result->first_block,
+                    result->first_block + result->block_count - 1, message_of(status));
+    }
+  }
+}
+
+Status ResultPrefetch::fetch(const core::SealedResult& result) {
+  const uint64_t first_value = result.first_block * merge_.block_values;
+  if (first_value >= stage_values_) return data_loss("a shard begins behind the end of its stage");
+  const uint64_t values = std::min(stage_values_ - first_value, result.block_count * merge_.block_values);
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<std::string> list, blobs_.get({result.object}));
+  TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, read_copy_list(merge_, values, result.object, list.at(0)));
+  blobs_.remember(result.object, list.at(0));  // so that fetch_mean() goes on with this copy
+  const uint64_t step = std::max<uint64_t>(1, kPrefetchBytes / manifest.chunk_bytes);
+  for (uint64_t at = 0; at < manifest.chunks.size(); at += step) {
+    {
+      std::lock_guard lock(mutex_);
+      if (closed_) return ok_status();
+    }
+    const auto first = manifest.chunks.begin() + static_cast<int64_t>(at);
+    const auto count = static_cast<int64_t>(std::min<uint64_t>(step, manifest.chunks.size() - at));
+    TESSERA_RETURN_IF_ERROR(blobs_.fetch({first, first + count}));
+  }
+  return ok_status();
+}
 
 StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
                                         const std::vector<core::ShardResult>& results, const RemakeShard& remake,

@@ -26,7 +26,9 @@ constexpr uint64_t kGroupBytes = uint64_t{512} << 10;
 // Threads that store what is reduced: a slow way up must not stop the fetching.
 constexpr size_t kStorers = 2;
 constexpr uint64_t kMostWaitingBytes = uint64_t{64} << 20;
-// Blocks that are not there yet are asked for again after so long; longer while nothing comes.
+// Blocks that are not there yet are waited for in the store for so long at a time. One that doesn't wait is asked again after a
+// pause, longer while nothing comes.
+constexpr uint32_t kStoreWaitMs = 200;
 constexpr std::chrono::milliseconds kFirstPause(4);
 constexpr std::chrono::milliseconds kLongestPause(32);
 
@@ -80,7 +82,9 @@ struct OpenShard {
   std::vector<Digest> blocks;  // as reduced
   std::vector<Digest> sealed;  // under the token, as stored
   std::vector<std::vector<core::UploadMeasure>> measures;
-  uint64_t left = 0;           // blocks
+  Digest object = {};          // of the list of the sealed ones
+  uint64_t unsent = 0;         // blocks
+  uint64_t left = 0;           // blocks that are not stored
 };
 
 struct Place {
@@ -115,6 +119,7 @@ class ShardReduction {
   Status reduce(BlockReducer& reducer, const std::vector<Place>& group);
   void store_later(Group group);
   void store_all();
+  void note(Group* group);
   void store(Group group);
   void finish(OpenShard& shard);
   void fail(const Status& status);
@@ -143,7 +148,7 @@ ShardReduction::ShardReduction(ports::BlobLink& blobs, const ReduceInputs& input
   for (const core::ShardTask& task : tasks) {
     OpenShard& shard = shards_.emplace_back();
     shard.task = task;
-    shard.left = task.block_count;
+    shard.unsent = shard.left = task.block_count;
   }
 }
 
@@ -162,7 +167,7 @@ void ShardReduction::run() {
     shard.measures.resize(shard.task.block_count);
     for (uint64_t b = 0; b < shard.task.block_count; ++b) owner[shard.task.first_block + b] = i;
   }
-  for (const uint64_t number : transfer_order(blocks)) {
+  for (const uint64_t number : transfer_order(blocks, inputs_.rounds)) {
     if (owner[number]) order_.push_back({*owner[number], number});
   }
   const uint64_t each = sizeof(float) * inputs_.merge.block_values * (inputs_.uploads.size() + 2) + 2 * kGroupBytes;
@@ -216,7 +221,8 @@ StatusOr<std::vector<std::string>> ShardReduction::await(const std::vector<Diges
   for (auto pause = kFirstPause; !missing.empty();) {
     std::vector<Digest> asked;
     for (const size_t i : missing) asked.push_back(names[i]);
-    TESSERA_ASSIGN_OR_RETURN(auto found, blobs_.get_present(asked));
+    const auto began = Clock::now();
+    TESSERA_ASSIGN_OR_RETURN(auto found, blobs_.get_present(asked, kStoreWaitMs));
     std::vector<size_t> still;
     for (size_t i = 0; i < asked.size(); ++i) {
       if (found.at(i)) {
@@ -238,7 +244,7 @@ StatusOr<std::vector<std::string>> ShardReduction::await(const std::vector<Diges
     }
     if (!inputs_.keep_waiting(idle_ms)) return unavailable("{} blocks of uploads have not come yet", missing.size());
     pause = came ? kFirstPause : std::min(2 * pause, kLongestPause);
-    std::this_thread::sleep_for(pause);
+    std::this_thread::sleep_until(began + pause);
   }
   return contents;
 }
@@ -311,19 +317,40 @@ void ShardReduction::store_all() {
   }
 }
 
+// What is known of its blocks when they are about to be stored. The last ones of a shard take the list of all of them along: it
+// names what others store at the same time, and nobody is told of it before they have.
+void ShardReduction::note(Group* group) {
+  std::lock_guard lock(mutex_);
+  for (size_t i = 0, blocks = group->blocks.size(); i < blocks; ++i) {
+    Finished& block = group->blocks[i];
+    OpenShard& shard = shards_[block.place.shard];
+    const uint64_t at = block.place.number - shard.task.first_block;
+    shard.blocks[at] = block.block;
+    shard.sealed[at] = group->names[i];
+    shard.measures[at] = std::move(block.measures);
+    if (--shard.unsent > 0) continue;
+    const core::MergeSpec& merge = inputs_.merge;
+    const uint64_t first = shard.task.first_block * merge.block_values;
+    const uint64_t values = std::min(inputs_.stage_values - first, shard.task.block_count * merge.block_values);
+    core::ObjectManifest manifest;
+    manifest.chunk_bytes = static_cast<uint32_t>(kernels::merge_block_bytes(merge.result_format, merge.block_values));
+    manifest.total_bytes = kernels::merge_run_bytes(merge.result_format, values, merge.block_values);
+    manifest.chunks = std::move(shard.sealed);
+    shard.object = manifest.digest();
+    group->names.push_back(shard.object);
+    group->sealed.push_back(manifest.encode());
+  }
+}
+
 void ShardReduction::store(Group group) {
+  note(&group);
   if (const Status status = blobs_.put_new(group.names, group.sealed); !status.ok()) return fail(status);
   std::vector<OpenShard*> complete;
   {
     std::lock_guard lock(mutex_);
     if (!failure_.ok()) return;  // these shards have failed already
-    for (size_t i = 0; i < group.blocks.size(); ++i) {
-      Finished& block = group.blocks[i];
+    for (const Finished& block : group.blocks) {
       OpenShard& shard = shards_[block.place.shard];
-      const uint64_t at = block.place.number - shard.task.first_block;
-      shard.blocks[at] = block.block;
-      shard.sealed[at] = group.names[i];
-      shard.measures[at] = std::move(block.measures);
       if (--shard.left == 0) complete.push_back(&shard);
     }
   }
@@ -331,24 +358,12 @@ void ShardReduction::store(Group group) {
 }
 
 void ShardReduction::finish(OpenShard& shard) {
-  const core::MergeSpec& merge = inputs_.merge;
-  const uint64_t first = shard.task.first_block * merge.block_values;
-  const uint64_t values = std::min(inputs_.stage_values - first, shard.task.block_count * merge.block_values);
-  core::ObjectManifest manifest;
-  manifest.chunk_bytes = static_cast<uint32_t>(kernels::merge_block_bytes(merge.result_format, merge.block_values));
-  manifest.total_bytes = kernels::merge_run_bytes(merge.result_format, values, merge.block_values);
-  manifest.chunks = std::move(shard.sealed);
-  Reduction reduction{shard_digest(shard.blocks), manifest.digest(), {}};
+  Reduction reduction{shard_digest(shard.blocks), shard.object, {}};
   reduction.measures.resize(inputs_.uploads.size());
   for (const auto& block : shard.measures) {
     for (size_t k = 0; k < block.size(); ++k) reduction.measures[k].add(block[k]);
   }
-  const Status stored = blobs_.put_new({reduction.object}, {manifest.encode()});
-  if (stored.ok()) {
-    done_(shard.task, std::move(reduction));
-  } else {
-    done_(shard.task, stored);
-  }
+  done_(shard.task, std::move(reduction));
 }
 
 // The first failure is that of every shard that is not complete.

@@ -24,19 +24,9 @@ StatusOr<std::vector<Digest>> KeptBlobs::put(const std::vector<std::string>& blo
 }
 
 Status KeptBlobs::put_new(const std::vector<Digest>& names, const std::vector<std::string>& blobs) {
-  {
-    std::unique_lock lock(mutex_);
-    upload_ended_.wait(lock, [&] { return uploads_ == 0; });
-  }
   TESSERA_RETURN_IF_ERROR(link_.put_new(names, blobs));
   keep(names, blobs);
   return ok_status();
-}
-
-void KeptBlobs::count_uploads(int change) {
-  std::lock_guard lock(mutex_);
-  uploads_ += change;
-  upload_ended_.notify_all();
 }
 
 void KeptBlobs::keep(const std::vector<Digest>& names, const std::vector<std::string>& blobs) {
@@ -75,13 +65,14 @@ StatusOr<std::vector<std::string>> KeptBlobs::get(const std::vector<Digest>& dig
   return all;
 }
 
-StatusOr<std::vector<std::optional<std::string>>> KeptBlobs::get_present(const std::vector<Digest>& digests) {
+StatusOr<std::vector<std::optional<std::string>>> KeptBlobs::get_present(const std::vector<Digest>& digests,
+                                                                                 uint32_t wait_ms) {
   std::vector<size_t> missing;
   std::vector<std::optional<std::string>> contents = kept(digests, &missing);
   if (missing.empty()) return contents;
   std::vector<Digest> asked;
   for (const size_t i : missing) asked.push_back(digests[i]);
-  TESSERA_ASSIGN_OR_RETURN(auto fetched, link_.get_present(asked));
+  TESSERA_ASSIGN_OR_RETURN(auto fetched, link_.get_present(asked, wait_ms));
   for (size_t i = 0; i < missing.size(); ++i) contents[missing[i]] = std::move(fetched.at(i));
   return contents;
 }
@@ -89,6 +80,21 @@ StatusOr<std::vector<std::optional<std::string>>> KeptBlobs::get_present(const s
 bool KeptBlobs::has(const Digest& digest) const {
   std::lock_guard lock(mutex_);
   return kept_.count(digest) > 0;
+}
+
+Status KeptBlobs::fetch(const std::vector<Digest>& names) {
+  std::vector<size_t> missing;
+  kept(names, &missing);
+  if (missing.empty()) return ok_status();
+  {
+    std::lock_guard lock(mutex_);
+    if (bytes_ >= limit_bytes_) return error(absl::StatusCode::kResourceExhausted, "{} bytes are kept already", bytes_);
+  }
+  std::vector<Digest> asked;
+  for (const size_t i : missing) asked.push_back(names[i]);
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<std::string> contents, link_.get(asked));
+  keep(asked, contents);
+  return ok_status();
 }
 
 void KeptBlobs::remember(const Digest& name, std::string blob) {
@@ -116,17 +122,24 @@ void KeptBlobs::begin(uint64_t limit_bytes) {
 
 // ---- up ---------------------------------------------------------------------------------------------------------------
 
-std::vector<uint64_t> transfer_order(uint64_t blocks) {
-  // Multiples of the golden ratio spread evenly over a circle, however many there are: the k-th block is the place of the k-th
-  // multiple among all of them.
-  std::vector<std::pair<double, uint64_t>> points(blocks);
-  for (uint64_t k = 0; k < blocks; ++k) {
-    const double turns = static_cast<double>(k) * 0.6180339887498949;
-    points[k] = {turns - std::floor(turns), k};
-  }
-  std::sort(points.begin(), points.end());
+std::vector<uint64_t> transfer_order(uint64_t blocks, uint32_t rounds) {
+  // Multiples of the golden ratio spread evenly over a circle, however many there are: the k-th block of a round is the place of
+  // the k-th multiple among all of them.
   std::vector<uint64_t> order(blocks);
-  for (uint64_t block = 0; block < blocks; ++block) order[points[block].second] = block;
+  std::vector<std::pair<double, uint64_t>> points;
+  const uint64_t parts = std::clamp<uint64_t>(rounds, 1, std::max<uint64_t>(1, blocks));
+  uint64_t first = 0;
+  for (uint64_t round = 0; round < parts; ++round) {
+    const uint64_t count = blocks / parts + (round < blocks % parts ? 1 : 0);
+    points.resize(count);
+    for (uint64_t k = 0; k < count; ++k) {
+      const double turns = static_cast<double>(k) * 0.6180339887498949;
+      points[k] = {turns - std::floor(turns), k};
+    }
+    std::sort(points.begin(), points.end());
+    for (uint64_t i = 0; i < count; ++i) order[first + points[i].second] = first + i;
+    first += count;
+  }
   return order;
 }
 
@@ -215,9 +228,9 @@ double upload_rounding(const core::MergeSpec& merge, const std::vector<float>& d
   return energy > 0 && std::isfinite(error) ? std::sqrt(error / energy) : 0;
 }
 
-Status store_delta(KeptBlobs& blobs, const core::ObjectManifest& manifest, size_t threads, const std::function<bool()>& is_over) {
-  const KeptBlobs::Upload upload(blobs);
-  const std::vector<uint64_t> order = transfer_order(manifest.chunks.size());
+Status store_delta(KeptBlobs& blobs, const core::ObjectManifest& manifest, uint32_t rounds, size_t threads,
+                   const std::function<bool()>& is_over) {
+  const std::vector<uint64_t> order = transfer_order(manifest.chunks.size(), rounds);
   TransferWindow window(threads);
   std::mutex mutex;
   size_t next = 0;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 namespace tessera::core {
@@ -87,6 +88,46 @@ TEST(Butterfly, ThePairingIsASecretOfTheSeed) {
   }
   EXPECT_EQ(orders.size(), 300u);
   EXPECT_GT(first.size(), 60u);  // nearly every one of the 66 pairs had the first shard once
+}
+
+// What lets whole shards be ready early: everyone has one shard in each round, or one fewer with an odd number of them.
+TEST(Butterfly, NobodyHasTwoShardsInARound) {
+  for (uint32_t participants = 2; participants <= 33; ++participants) {
+    const uint32_t rounds = butterfly_rounds(participants);
+    EXPECT_EQ(rounds, participants % 2 == 0 ? participants - 1 : participants);
+    for (const uint64_t seed : {0, 1, 2}) {
+      const auto owners = owners_in_order(butterfly_plan(participants, 100000, seed));
+      const size_t each = participants / 2;
+      ASSERT_EQ(owners.size(), rounds * each);
+      for (uint32_t round = 0; round < rounds; ++round) {
+        std::set<uint32_t> busy;
+        for (size_t i = 0; i < each; ++i) {
+          busy.insert(owners[round * each + i].first);
+          busy.insert(owners[round * each + i].second);
+        }
+        ASSERT_EQ(busy.size(), 2 * each) << participants << " participants, round " << round;
+      }
+    }
+  }
+  EXPECT_EQ(butterfly_rounds(1), 1u);
+}
+
+// What participant 0 sees, which of the shards are its own, says nothing about who has one of the others, nor whom it shares with.
+TEST(Butterfly, OnesOwnShardsSayNothingOfTheOtherPairs) {
+  std::map<Pair, int> of_another, of_its_own;
+  int others = 0, own = 0;
+  for (uint64_t seed = 0; seed < 6000; ++seed) {
+    const Pair pair = owners_in_order(butterfly_plan(6, 30, seed))[4];
+    if (pair.first == 0) {
+      of_its_own[pair]++, own++;
+    } else {
+      of_another[pair]++, others++;
+    }
+  }
+  ASSERT_EQ(of_another.size(), 10u);
+  ASSERT_EQ(of_its_own.size(), 5u);
+  for (const auto& [pair, count] : of_another) EXPECT_NEAR(count, others / 10.0, 100) << pair.first << " " << pair.second;
+  for (const auto& [pair, count] : of_its_own) EXPECT_NEAR(count, own / 5.0, 100) << pair.second;
 }
 
 TEST(ButterflyDeathTest, NobodyIsABug) {

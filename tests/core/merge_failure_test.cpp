@@ -15,7 +15,7 @@ using core::MergeFault;
 core::RunSpec wide_stage(uint32_t miners) {
   core::RunSpec spec = one_stage(miners);
   spec.merge.quorum = 1;
-  spec.model.ffn_width = 128;  // more blocks than shards
+  spec.model.ffn_width = 256;  // more blocks than shards
   return spec;
 }
 

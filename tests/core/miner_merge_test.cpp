@@ -63,6 +63,33 @@ TEST(MinerMerge, FromSnapshotToTheNextEpochWhileItTrains) {
   EXPECT_TRUE(report.shards.empty());
 }
 
+TEST(MinerMerge, SealedResultsAreFetchedOnceAndAcknowledged) {
+  MinerHarness lone(small_spec(1, 1), 0);
+  lone.start();
+  core::MergeDirective snapshot = directive(MergePhase::kSnapshot, 1);
+  snapshot.rounds = 5;
+  lone.direct(snapshot);
+  lone.finish_job();
+  EXPECT_EQ(lone.take_background<UploadDelta>().rounds, 5u);
+  core::MergeDirective reduce = directive(MergePhase::kReduce, 1);
+  reduce.uploads = {{digest_of("delta"), 1.0f}};
+  reduce.tasks = {{70, 0, 4}};
+  reduce.rounds = 5;
+  lone.direct(reduce);
+  EXPECT_EQ(lone.take_background<ReduceShards>().rounds, 5u);
+  EXPECT_EQ(lone.miner->report().sealed_heard, 0u);
+  reduce.sealed = {{8, 4, digest_of("sealed")}};
+  reduce.sealed_heard = 17;
+  lone.direct(reduce);
+  lone.direct(reduce);  // the answer to a report from before
+  const auto fetch = lone.take_background<FetchSealed>();
+  EXPECT_EQ(fetch.target, 1u);
+  ASSERT_EQ(fetch.results.size(), 1u);
+  EXPECT_EQ(fetch.results[0].object, digest_of("sealed"));
+  EXPECT_TRUE(lone.background.empty());
+  EXPECT_EQ(lone.miner->report().sealed_heard, 17u);
+}
+
 TEST(MinerMerge, AnUploadThatCouldNotBeReadIsMadeOnceMoreForEachNumber) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();

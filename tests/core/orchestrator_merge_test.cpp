@@ -82,6 +82,59 @@ TEST(Merge, AnOwnerSeesOnlyItsOwnShards) {
   EXPECT_EQ(owners, (std::map<uint32_t, int>{{first, 2}, {first + 1, 2}, {first + 2, 2}}));
 }
 
+// Others' results may be fetched before anyone can read them. What is named, and when, says nothing about who shares with whom: only
+// rounds in which everyone is done are, each once.
+TEST(Merge, SealedResultsAreNamedInWholeRounds) {
+  core::RunSpec spec = one_stage(4);
+  spec.model.ffn_width = 256;  // more blocks than shards
+  spec.merge.sample_share = 0;
+  ScriptedSwarm swarm(spec);
+  swarm.start();
+  for (const auto& miner : swarm.miners) miner->habits.reduces = false;
+  swarm.train(4);
+  ASSERT_TRUE(swarm.sync_until([&] { return swarm.reducing(); }));
+  const core::Merge merge = *swarm.world.stage(0).merge;
+  ASSERT_EQ(merge.shards.size(), 6u);  // three rounds of two
+  const auto told = [&](size_t p, uint64_t heard) {
+    core::SyncRequest request = swarm.at(0, p).report();
+    request.sealed_heard = heard;
+    return swarm.world.core().answer_for(request).merge.value_or(core::MergeDirective{});
+  };
+  const auto commit = [&](size_t p, size_t shard) {
+    const core::MergeDirective directive = told(p, 0);
+    for (const core::ShardTask& task : directive.tasks) {
+      if (task.shard == merge.first_shard + shard) {
+        swarm.world.step(core::ShardCommitted{swarm.at(0, p).index(), honest_commit(directive, task)});
+      }
+    }
+  };
+  const auto named = [&](size_t p, uint64_t heard) {
+    std::vector<uint64_t> blocks;
+    for (const core::SealedResult& result : told(p, heard).sealed) blocks.push_back(result.first_block);
+    return blocks;
+  };
+  EXPECT_EQ(told(0, 0).rounds, 3u);
+  // Whole shards of every round, but one owner is late in the first: nothing is named.
+  for (size_t shard = 0; shard < 5; ++shard) {
+    commit(merge.shards[shard].owner_a, shard);
+    if (shard > 0) commit(merge.shards[shard].owner_b, shard);
+  }
+  for (size_t p = 0; p < 4; ++p) EXPECT_TRUE(named(p, 0).empty());
+  commit(merge.shards[0].owner_b, 0);
+  for (size_t p = 0; p < 4; ++p) {
+    std::vector<uint64_t> others;
+    for (size_t shard = 0; shard < 4; ++shard) {  // the third round is not whole
+      const core::MergeShard& known = merge.shards[shard];
+      if (known.owner_a != p && known.owner_b != p && known.plan.block_count > 0) others.push_back(known.plan.first_block);
+    }
+    EXPECT_EQ(named(p, 0), others);
+    const uint64_t heard = told(p, 0).sealed_heard;
+    EXPECT_TRUE(named(p, heard).empty());
+    EXPECT_EQ(named(p, 1), others);  // heard of another attempt
+    EXPECT_TRUE(named(p, ~uint64_t{0}).size() == others.size());
+  }
+}
+
 TEST(Merge, OnlyOwedCommitmentsAreNewsAndEachOnce) {
   ScriptedSwarm swarm(one_stage(3));
   swarm.start();

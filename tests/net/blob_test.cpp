@@ -2,10 +2,13 @@
 #include <gmock/gmock.h>
 
 #include <atomic>
+#include <optional>
+#include <thread>
 
 #include "net/blob_bodies.h"
 #include "net/client_channel.h"
 #include "net/net_fixture.h"
+#include "net/parked_calls.h"
 #include "net/wire.h"
 
 namespace tessera::net {
@@ -131,6 +134,49 @@ TEST_F(Blobs, MissingOnesAreNamed) {
   const Status status = link->get({digest_of("there"), missing}).status();
   EXPECT_TRUE(absl::IsNotFound(status)) << status;
   EXPECT_THAT(message_of(status), HasSubstr(missing.hex()));
+}
+
+TEST_F(Blobs, WhatIsNotThereYetIsWaitedFor) {
+  ASSERT_TRUE(link->put({"there"}).ok());
+  const std::vector<Digest> names = digests_of({"there", "late"});
+  const auto short_wait = link->get_present(names, 1);
+  ASSERT_TRUE(short_wait.ok()) << short_wait.status();
+  EXPECT_EQ(*short_wait, (std::vector<std::optional<std::string>>{"there", std::nullopt}));
+  StatusOr<std::vector<std::optional<std::string>>> waited = unavailable("not begun");
+  {
+    std::jthread reader([&] { waited = link->get_present(names, 1000); });
+    EXPECT_TRUE(linked(20000)->put({"late"}).ok());
+  }
+  ASSERT_TRUE(waited.ok()) << waited.status();
+  EXPECT_EQ(*waited, (std::vector<std::optional<std::string>>{"there", "late"}));
+}
+
+TEST_F(Blobs, WaitingCallsEndWithTheServer) {
+  StatusOr<std::vector<std::optional<std::string>>> waited = unavailable("not begun");
+  const auto other = linked(50);
+  std::jthread reader([&] { waited = other->get_present(digests_of({"never"}), 1000); });
+  server->shutdown(100);
+  reader.join();
+  EXPECT_FALSE(waited.ok());
+}
+
+TEST(ParkedCalls, WaitForAllOrTheirTime) {
+  ParkedCalls<int> parked(3);
+  const Digest a = digest_of("a"), b = digest_of("b");
+  EXPECT_EQ(parked.next_expiry(), std::nullopt);
+  EXPECT_TRUE(parked.park(1, {a, b}, 100));
+  EXPECT_TRUE(parked.park(2, {b}, 50));
+  EXPECT_TRUE(parked.park(3, {a, a}, 200));
+  EXPECT_FALSE(parked.park(4, {a}, 10));
+  EXPECT_EQ(parked.next_expiry(), 50);
+  EXPECT_EQ(parked.arrived(a), (std::vector<int>{3}));
+  EXPECT_TRUE(parked.arrived(a).empty());
+  EXPECT_TRUE(parked.expired(49).empty());
+  EXPECT_EQ(parked.expired(50), (std::vector<int>{2}));
+  EXPECT_EQ(parked.arrived(b), (std::vector<int>{1}));
+  EXPECT_TRUE(parked.park(5, {a, b}, 100));
+  EXPECT_EQ(parked.expired(100), (std::vector<int>{5}));
+  EXPECT_TRUE(parked.arrived(a).empty() && parked.arrived(b).empty());
 }
 
 TEST_F(Blobs, WrongContentIsNoticed) {

@@ -170,7 +170,7 @@ inline core::SyncRequest filled_sync_request() {
   filler("", request.miner)("", request.incarnation)("", request.status)("", request.receipts)(
       "", request.lease_request)("", request.leases_wanted)("", request.upload)("", request.shards)(
       "", request.applied)("", request.published_state)("", request.checkpoint)(
-      "", request.peers_version)("", request.spec_version)("", request.unreadable_results);
+      "", request.peers_version)("", request.spec_version)("", request.unreadable_results)("", request.sealed_heard);
   return request;
 }
 inline std::string bytes_of_request(const core::SyncRequest& request) {
@@ -178,7 +178,7 @@ inline std::string bytes_of_request(const core::SyncRequest& request) {
   encoder("", request.miner)("", request.incarnation)("", request.status)("", request.receipts)(
       "", request.lease_request)("", request.leases_wanted)("", request.upload)("", request.shards)(
       "", request.applied)("", request.published_state)("", request.checkpoint)(
-      "", request.peers_version)("", request.spec_version)("", request.unreadable_results);
+      "", request.peers_version)("", request.spec_version)("", request.unreadable_results)("", request.sealed_heard);
   return encoder.take();
 }
 inline core::SyncAnswer filled_sync_answer() {
@@ -189,7 +189,8 @@ inline core::SyncAnswer filled_sync_answer() {
       "", answer.lease_request)("", answer.leases)("", answer.peers_version)("", answer.peers)(
       "", answer.assignment)("", merge.target)("", merge.phase)("", merge.uploads)("", merge.tasks)(
       "", merge.results)("", merge.participant)("", merge.outer_learning_rate)(
-      "", merge.outer_momentum)("", merge.drop_carry)("", merge.again)("", answer.publish_state)("", answer.checkpoint)("", answer.leave)(
+      "", merge.outer_momentum)("", merge.drop_carry)("", merge.again)("", merge.rounds)("", merge.sealed)(
+      "", merge.sealed_heard)("", answer.publish_state)("", answer.checkpoint)("", answer.leave)(
       "", answer.drain)("", answer.spec_version)("", answer.run_spec);
   return answer;
 }
@@ -204,7 +205,8 @@ inline std::string bytes_of_answer(const core::SyncAnswer& answer) {
     const core::MergeDirective& merge = *answer.merge;
     encoder("", merge.target)("", merge.phase)("", merge.uploads)("", merge.tasks)(
         "", merge.results)("", merge.participant)("", merge.outer_learning_rate)(
-        "", merge.outer_momentum)("", merge.drop_carry)("", merge.again);
+        "", merge.outer_momentum)("", merge.drop_carry)("", merge.again)("", merge.rounds)("", merge.sealed)(
+      "", merge.sealed_heard);
   }
   return encoder.take();
 }

@@ -12,7 +12,7 @@ inline StatusOr<node::DeltaUpload> upload_delta(ports::BlobLink& blobs, const co
                                    const std::vector<float>& snapshot, const std::vector<float>& residual) {
   node::KeptBlobs kept(blobs);
   TESSERA_ASSIGN_OR_RETURN(node::DeltaUpload upload, node::commit_delta(kept, merge, base, snapshot, residual, 1));
-  TESSERA_RETURN_IF_ERROR(node::store_delta(kept, upload.manifest, 2, [] { return false; }));
+  TESSERA_RETURN_IF_ERROR(node::store_delta(kept, upload.manifest, 1, 2, [] { return false; }));
   return upload;
 }
 

@@ -146,11 +146,24 @@ struct ShardResult {
 };
 inline constexpr size_t kMaxResultCopies = 3;
 
+// A shard on which its owners agree, in a merge that is not complete: a copy of it can be fetched and not be read.
+struct SealedResult {
+  uint64_t first_block = 0;
+  uint64_t block_count = 0;
+  Digest object = {};
+  template <class A>
+  void fields(A& a) {
+    a("first_block", first_block)("block_count", block_count)("object", object);
+  }
+};
+
 // Of a merge: the list of them must fit an answer. A stage of more blocks merges at most kMaxUploadsOfLargeStages uploads, which
 // is the most whose pairs are no more than that; one of fewer has no more shards than blocks.
 inline constexpr uint32_t kMaxUploads = 4096;  // of a manifest
 inline constexpr uint64_t kMaxResults = 12288;
 inline constexpr uint32_t kMaxUploadsOfLargeStages = 157;
+inline constexpr size_t kEnoughSealedResults = 256;  // of an answer; it ends with a whole round
+inline constexpr size_t kMaxSealedResults = kEnoughSealedResults + kMaxUploads / 2;
 static_assert(uint64_t{kMaxUploadsOfLargeStages} * (kMaxUploadsOfLargeStages - 1) / 2 <= kMaxResults);
 
 // A trimmed mean sorts every value of all uploads.
@@ -165,6 +178,11 @@ struct MergeDirective {
   std::vector<ShardTask> tasks = {};      // kReduce: this miner's shards only
   uint64_t again = 0;                     // kSnapshot: not 0: this miner's upload before could not be read; one more is made
                                           // for each number
+  uint32_t rounds = 1;                    // kSnapshot, kReduce: in how many parts uploads go up, one after the other
+  // kReduce: others' shards of whole rounds, whichever this miner has not heard of. Who is late holds up a whole round: what is
+  // named, and when, says nothing about who shares a shard with whom.
+  std::vector<SealedResult> sealed = {};
+  uint64_t sealed_heard = 0;              // kReduce: goes into the next report
   bool uploads_whole = false;             // kReduce: nothing of them is on its way any more
   std::vector<ShardResult> results = {};  // kApply: all shards
   bool participant = false;          // kApply: this miner's upload was in the manifest

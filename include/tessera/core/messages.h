@@ -210,6 +210,7 @@ struct SyncRequest {
   uint32_t leases_wanted = 0;
   std::optional<UploadCommit> upload;
   std::vector<ShardCommit> shards;
+  uint64_t sealed_heard = 0;           // of the newest directive
   std::vector<UnreadableResult> unreadable_results;  // at most kMaxUnreadableResults
   std::optional<MergeApplied> applied;
   std::optional<Digest> published_state;  // stage state of `status.epoch` that now lies in the blob store

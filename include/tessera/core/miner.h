@@ -289,6 +289,8 @@ class Miner {
   std::optional<MergeApplied> applied_;
   Epoch snapshot_target_ = 0;                  // of the snapshot taken or being taken; 0: none
   uint64_t snapshot_again_ = 0;                // the directive's that asked for it
+  uint32_t upload_rounds_ = 1;                 // the same
+  uint64_t sealed_heard_ = 0;
   std::optional<UploadCommit> upload_;
   std::vector<UnreadableResult> unreadable_results_;  // of the last try to apply a merge
   Digest unreadable_among_;                    // of the results that they are among

@@ -235,12 +235,19 @@ struct UploadDelta {
   Values snapshot;
   uint64_t snapshot_step = 0;
   uint64_t snapshot_version = 0;
-  uint64_t again = 0;  // the directive's
+  uint64_t again = 0;   // the directive's
+  uint32_t rounds = 1;  // in so many parts, one after the other
+};
+// Of others, to be fetched while there is nothing else to do.
+struct FetchSealed {
+  Epoch target = 0;
+  std::vector<SealedResult> results;
 };
 struct ReduceShards {
   Epoch target = 0;
   std::vector<ShardTask> tasks;  // each is answered by itself
   std::vector<UploadRef> uploads;
+  uint32_t rounds = 1;           // of the uploads
   bool uploads_whole = false;    // else blocks that are not there yet are waited for
 };
 struct PrepareBase {
@@ -284,7 +291,7 @@ using ComputeJob = std::variant<miner_effect::Forward, miner_effect::Backward, m
                                 miner_effect::TakeSnapshot, miner_effect::ApplyBase,
                                 miner_effect::ExportLocalState, miner_effect::ExportSegment>;
 using BackgroundJob = std::variant<miner_effect::FetchState, miner_effect::AdoptBase, miner_effect::UploadDelta,
-                                   miner_effect::ReduceShards, miner_effect::PrepareBase,
+                                   miner_effect::ReduceShards, miner_effect::FetchSealed, miner_effect::PrepareBase,
                                    miner_effect::PutOutState, miner_effect::UploadLocalState,
                                    miner_effect::SaveLocalState, miner_effect::StoreSegment>;
 using MinerEffect = std::variant<miner_effect::ReplyAdmission, miner_effect::SendFrame, miner_effect::Probe,

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -43,7 +44,7 @@ class BackgroundJobs {
         run_id_(std::move(run_id)),
         post_(std::move(post)) {}
   ~BackgroundJobs() {
-    stop_upload();
+    stop_transfers();
     withdraw();
   }
 
@@ -60,6 +61,7 @@ class BackgroundJobs {
   void work(core::miner_effect::AdoptBase& job);
   void work(core::miner_effect::UploadDelta& job);
   void work(core::miner_effect::ReduceShards& job);
+  void work(core::miner_effect::FetchSealed& job);
   void work(core::miner_effect::PrepareBase& job);
   void work(core::miner_effect::PutOutState& job);
   void work(core::miner_effect::UploadLocalState& job);
@@ -71,9 +73,9 @@ class BackgroundJobs {
   // Base and momentum are as they will stay for a while. Their object's name.
   StatusOr<Digest> offer();
   ReduceInputs reduction_of(Epoch target, const std::vector<core::UploadRef>& uploads) const;
-  void store(core::miner_event::DeltaUploaded done, const core::ObjectManifest& manifest);
-  // Ends what still goes up for a merge that is over.
-  void stop_upload();
+  void store(core::miner_event::DeltaUploaded done, const core::ObjectManifest& manifest, uint32_t rounds);
+  // Ends what still goes up and comes down for a merge that is over.
+  void stop_transfers();
   Status prepare(const core::miner_effect::PrepareBase& job, core::miner_event::BasePrepared* done);
   // The base this replica holds, as a file that others can read and compare.
   void write_copy();
@@ -102,6 +104,9 @@ class BackgroundJobs {
   std::vector<float> snapshot_residual_;  // what it becomes if the snapshot's upload is in the manifest
   core::Values recovered_;  // masters of a process before this one, until the next merge
   std::jthread uploader_;                 // of the blocks of what is committed
+  std::shared_ptr<ResultPrefetch> prefetch_;  // of the merge to prefetch_target_; under wanted_mutex_, like the next
+  Epoch prefetch_target_ = 0;
+  std::vector<std::jthread> prefetchers_;
 };
 
 }  // namespace tessera::node

@@ -23,6 +23,7 @@ struct ReduceInputs {
   uint64_t stage_values = 0;             // of the whole upload
   core::MergeSpec merge;
   uint64_t rounding_key = 0;
+  uint32_t rounds = 1;   // of transfer_order(), as the uploads come
   bool overlap = false;  // several threads; `blobs` must allow it
   // Whether to go on waiting for blocks that are not there, when nothing came for so many milliseconds. Empty: they are
   // missing.

@@ -3,6 +3,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -24,33 +25,22 @@ class KeptBlobs final : public ports::BlobLink {
  public:
   explicit KeptBlobs(ports::BlobLink& link) : link_(link) {}
   StatusOr<std::vector<Digest>> put(const std::vector<std::string>& blobs) override;
-  // Waits while an upload is under way.
   Status put_new(const std::vector<Digest>& names, const std::vector<std::string>& blobs) override;
   StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) override;
-  StatusOr<std::vector<std::optional<std::string>>> get_present(const std::vector<Digest>& digests) override;
+  StatusOr<std::vector<std::optional<std::string>>> get_present(const std::vector<Digest>& digests, uint32_t wait_ms) override;
   bool has(const Digest& digest) const;
+  // What is not here yet, to be kept. RESOURCE_EXHAUSTED at the limit.
+  Status fetch(const std::vector<Digest>& names);
   // Keeps a blob that is not stored yet, whatever the limit.
   void remember(const Digest& name, std::string blob);
   // Stores what is remembered.
   Status store(const std::vector<Digest>& names);
-  // While one of these lives, an upload is under way: others wait for its blocks, nobody yet for results.
-  class Upload {
-   public:
-    explicit Upload(KeptBlobs& blobs) : blobs_(blobs) { blobs_.count_uploads(1); }
-    ~Upload() { blobs_.count_uploads(-1); }
-    Upload(const Upload&) = delete;
-    Upload& operator=(const Upload&) = delete;
-
-   private:
-    KeptBlobs& blobs_;
-  };
   // Forgets everything and keeps what is put from now on.
   void begin(uint64_t limit_bytes);
   void clear() { begin(0); }
 
  private:
   void keep(const std::vector<Digest>& names, const std::vector<std::string>& blobs);
-  void count_uploads(int change);
   // What is kept of them, and the places of those that are not.
   std::vector<std::optional<std::string>> kept(const std::vector<Digest>& digests, std::vector<size_t>* missing) const;
 
@@ -59,13 +49,11 @@ class KeptBlobs final : public ports::BlobLink {
   std::map<Digest, std::string> kept_;
   uint64_t bytes_ = 0;
   uint64_t limit_bytes_ = 0;
-  int uploads_ = 0;
-  std::condition_variable upload_ended_;
 };
 
-// The order in which the blocks of a stage go up, and are reduced: any run of blocks grows evenly, so that every owner of a
-// shard has something to do from the first moment on.
-std::vector<uint64_t> transfer_order(uint64_t blocks);
+// The order in which the blocks of a stage go up, and are reduced: one part of `rounds` after the other (core/butterfly.h), and
+// within one any run of blocks grows evenly, so that every owner of a shard has something to do from the first moment on.
+std::vector<uint64_t> transfer_order(uint64_t blocks, uint32_t rounds);
 
 struct DeltaUpload {
   Digest object;
@@ -78,7 +66,34 @@ struct DeltaUpload {
 StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merge, const std::vector<float>& base,
                                    const std::vector<float>& snapshot, const std::vector<float>& residual, size_t threads);
 // Stores the blocks of what was committed, in transfer_order(), until `is_over`.
-Status store_delta(KeptBlobs& blobs, const core::ObjectManifest& manifest, size_t threads, const std::function<bool()>& is_over);
+Status store_delta(KeptBlobs& blobs, const core::ObjectManifest& manifest, uint32_t rounds, size_t threads,
+                   const std::function<bool()>& is_over);
+
+// Fetches results that can't be read yet, for fetch_mean(): their copies are sealed until the merge's gate has decided. Any
+// number of threads may add and fetch; what is wrong with a copy is left to fetch_mean(), which has others.
+class ResultPrefetch {
+ public:
+  // `blobs` must outlive it.
+  ResultPrefetch(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values)
+      : blobs_(blobs), merge_(merge), stage_values_(stage_values) {}
+  void add(const std::vector<core::SealedResult>& results);
+  // Until close(), whatever is added.
+  void run();
+  // run() ends after the call it is in; what is left is not fetched.
+  void close();
+
+ private:
+  std::optional<core::SealedResult> next();
+  Status fetch(const core::SealedResult& result);
+
+  KeptBlobs& blobs_;
+  const core::MergeSpec merge_;
+  const uint64_t stage_values_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<core::SealedResult> waiting_;
+  bool closed_ = false;
+};
 
 // What an upload says: the pseudo-gradient of a whole stage. DATA_LOSS if it is not one.
 StatusOr<std::vector<float>> fetch_upload(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values,

@@ -55,8 +55,8 @@ class BlobLink {
   virtual Status put_new(const std::vector<Digest>& names, const std::vector<std::string>& blobs) { return put(blobs).status(); }
   // All of them in order, each checked against its digest, or the error of the first that could not be had.
   virtual StatusOr<std::vector<std::string>> get(const std::vector<Digest>& digests) = 0;
-  // The same, but what is not there is no error: it is left out.
-  virtual StatusOr<std::vector<std::optional<std::string>>> get_present(const std::vector<Digest>& digests) {
+  // The same, but what is not there is no error: it is left out. Waits up to `wait_ms` for all of them to be there, if it can.
+  virtual StatusOr<std::vector<std::optional<std::string>>> get_present(const std::vector<Digest>& digests, uint32_t /*wait_ms*/) {
     std::vector<std::optional<std::string>> contents;
     for (const Digest& digest : digests) {
       StatusOr<std::vector<std::string>> content = get({digest});

@@ -102,7 +102,8 @@ Status MergeBench::upload() {
     times_.upload += seconds_of([&] {
       uploaded = node::commit_delta(*participants_[p].kept, merge_, base_, snapshot, {}, kThreads);
       if (!uploaded.ok()) return;
-      const Status stored = node::store_delta(*participants_[p].kept, uploaded->manifest, kTransfers, [] { return false; });
+      const Status stored = node::store_delta(*participants_[p].kept, uploaded->manifest,
+                                              core::butterfly_rounds(options_.participants), kTransfers, [] { return false; });
       if (!stored.ok()) uploaded = stored;
     });
     if (!uploaded.ok()) return uploaded.status();

@@ -71,7 +71,9 @@ class MergePeer {
   Status barrier(const std::string& what);
   StatusOr<std::vector<core::UploadRef>> commit(node::KeptBlobs& blobs, core::ObjectManifest* manifest);
   Status reduce(node::KeptBlobs& blobs, const std::vector<core::UploadRef>& uploads);
+  StatusOr<core::ShardResult> result_of(size_t shard) const;
   StatusOr<std::vector<core::ShardResult>> results() const;
+  void fetch_ahead(node::ResultPrefetch& prefetch) const;
 
   const PeerOptions options_;
   const uint64_t values_;
@@ -112,6 +114,7 @@ Status MergePeer::reduce(node::KeptBlobs& blobs, const std::vector<core::UploadR
                                   .stage_values = values_,
                                   .merge = merge_,
                                   .rounding_key = 1,
+                                  .rounds = core::butterfly_rounds(options_.participants),
                                   .overlap = true,
                                   .keep_waiting = [](int64_t idle_ms) { return idle_ms < kPatience / std::chrono::milliseconds(1); }};
   std::mutex mutex;
@@ -126,24 +129,41 @@ Status MergePeer::reduce(node::KeptBlobs& blobs, const std::vector<core::UploadR
   return failure;
 }
 
+// When both of its owners have told.
+StatusOr<core::ShardResult> MergePeer::result_of(size_t shard) const {
+  core::ShardResult result{plan_[shard].first_block, plan_[shard].block_count, {}, {}};
+  for (const uint32_t owner : {plan_[shard].owner_a, plan_[shard].owner_b}) {
+    TESSERA_ASSIGN_OR_RETURN(const std::string text, hear(path("shard", shard, owner)));
+    if (text.size() != 192) return data_loss("'{}' names no copy", text);
+    TESSERA_ASSIGN_OR_RETURN(const Digest named, digest_from(text.substr(0, 64)));
+    TESSERA_ASSIGN_OR_RETURN(const Digest object, digest_from(text.substr(64, 64)));
+    TESSERA_ASSIGN_OR_RETURN(const Digest token, digest_from(text.substr(128, 64)));
+    if (!result.copies.empty() && named != result.result) return internal_error("the owners of shard {} differ", shard);
+    result.result = named;
+    result.copies.push_back({object, token});
+  }
+  return result;
+}
+
 StatusOr<std::vector<core::ShardResult>> MergePeer::results() const {
   std::vector<core::ShardResult> results;
   for (size_t i = 0; i < plan_.size(); ++i) {
-    core::ShardResult& result = results.emplace_back();
-    result.first_block = plan_[i].first_block;
-    result.block_count = plan_[i].block_count;
-    for (const uint32_t owner : {plan_[i].owner_a, plan_[i].owner_b}) {
-      TESSERA_ASSIGN_OR_RETURN(const std::string text, hear(path("shard", i, owner)));
-      if (text.size() != 192) return data_loss("'{}' names no copy", text);
-      TESSERA_ASSIGN_OR_RETURN(const Digest named, digest_from(text.substr(0, 64)));
-      TESSERA_ASSIGN_OR_RETURN(const Digest object, digest_from(text.substr(64, 64)));
-      TESSERA_ASSIGN_OR_RETURN(const Digest token, digest_from(text.substr(128, 64)));
-      if (!result.copies.empty() && named != result.result) return internal_error("the owners of shard {} differ", i);
-      result.result = named;
-      result.copies.push_back({object, token});
-    }
+    TESSERA_ASSIGN_OR_RETURN(results.emplace_back(), result_of(i));
   }
   return results;
+}
+
+// As an orchestrator names them: others' shards, as soon as their owners agree.
+void MergePeer::fetch_ahead(node::ResultPrefetch& prefetch) const {
+  std::vector<std::jthread> others;
+  for (size_t i = 0; i < plan_.size(); ++i) {
+    if (plan_[i].owner_a == options_.participant || plan_[i].owner_b == options_.participant) continue;
+    others.emplace_back([this, i, &prefetch] {
+      const auto result = result_of(i);
+      if (!result.ok()) return;  // run() meets it too
+      prefetch.add({{result->first_block, result->block_count, result->copies.front().object}});
+    });
+  }
 }
 
 StatusOr<nlohmann::json> MergePeer::run() {
@@ -170,15 +190,21 @@ StatusOr<nlohmann::json> MergePeer::run() {
   Status stored;
   double uploaded = 0;
   std::jthread uploader([&] {
-    stored = node::store_delta(kept, manifest, kTransfers, [] { return false; });
+    stored = node::store_delta(kept, manifest, core::butterfly_rounds(options_.participants), kTransfers, [] { return false; });
     uploaded = so_far();
   });
+  node::ResultPrefetch prefetch(kept, merge_, values_);
+  std::vector<std::jthread> prefetchers;
+  for (int i = 0; i < 2; ++i) prefetchers.emplace_back([&] { prefetch.run(); });
+  std::jthread listener([&] { fetch_ahead(prefetch); });
   TESSERA_RETURN_IF_ERROR(reduce(kept, uploads));
   uploader.join();
   TESSERA_RETURN_IF_ERROR(stored);
   const double finished = so_far();
   TESSERA_ASSIGN_OR_RETURN(const auto shards, results());
   const double reduced = so_far();
+  prefetch.close();
+  prefetchers.clear();
   TESSERA_ASSIGN_OR_RETURN(const std::vector<float> mean, node::fetch_mean(kept, merge_, values_, shards, {}, kTransfers));
   kernels::outer_step_cpu(base.data(), momentum.data(), mean.data(), values_, 0.7f, 0.9f);
   const double applied = so_far();

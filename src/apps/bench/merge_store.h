@@ -59,8 +59,8 @@ class CountingBlobs final : public ports::BlobLink {
     }
     return contents;
   }
-  StatusOr<std::vector<std::optional<std::string>>> get_present(const std::vector<Digest>& digests) override {
-    auto contents = link_.get_present(digests);
+  StatusOr<std::vector<std::optional<std::string>>> get_present(const std::vector<Digest>& digests, uint32_t wait_ms) override {
+    auto contents = link_.get_present(digests, wait_ms);
     if (contents.ok()) {
       for (const auto& content : *contents) down += content ? content->size() : 0;
     }
