@@ -228,8 +228,12 @@ void add_merge(core::MergeSpec* merge, FieldTable* table) {
                 "share of the uploads left out at either end of every single value; 0 takes the weighted mean of all"),
           field("merge.optimizer_moments",
                 Choice<core::MergeMoments>{&merge->optimizer_moments,
-                                           {{"local", core::MergeMoments::kLocal}, {"reset", core::MergeMoments::kReset}}},
-                "", "what becomes of a miner's optimizer moments when it takes a merge over"),
+                                           {{"local", core::MergeMoments::kLocal},
+                                            {"reset", core::MergeMoments::kReset},
+                                            {"average", core::MergeMoments::kAverage}}},
+                "",
+                "what becomes of a miner's optimizer moments when it takes a merge over; average merges them like the weights, "
+                "for three times the bytes"),
       });
 }
 

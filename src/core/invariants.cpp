@@ -6,6 +6,8 @@
 #include <cmath>
 #include <map>
 
+#include "tessera/core/merge_planes.h"
+
 namespace tessera::core {
 namespace {
 
@@ -63,8 +65,7 @@ std::string broken_merge(const OrchestratorState& state, const StageRecord& stag
     if (shard.plan.first_block != next) return "the shards do not tile the stage";
     next += shard.plan.block_count;
   }
-  const uint64_t block = state.spec.merge.block_values;
-  return next == (stage.values + block - 1) / block ? "" : "the shards do not cover the stage";
+  return next == merged_blocks(state.spec.merge, stage.values) ? "" : "the shards do not cover the stage";
 }
 
 std::string broken_stage(const OrchestratorState& state, const StageRecord& stage) {

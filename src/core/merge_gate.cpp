@@ -66,7 +66,7 @@ std::set<size_t> dominant_shards(const std::vector<MeasuredShard>& shards) {
   for (const MeasuredShard& shard : shards) {
     energies.push_back(middle_energy(shard.measures));
     total += energies.back();
-    count += !shard.measures.empty();
+    count += !shard.measures.empty() && !shard.only_moments;
   }
   std::set<size_t> dominant;
   if (total == 0) return dominant;
@@ -91,7 +91,7 @@ std::vector<size_t> shards_to_verify(const std::vector<MeasuredShard>& shards, s
       open.push_back(i);
       continue;
     }
-    ++verified;
+    verified += !shards[i].only_moments;
     for (size_t u = 0; u < uploads; ++u) certain[u].add(shards[i].measures[u]);
   }
   std::set<size_t> wanted = dominant_shards(shards);
@@ -106,7 +106,7 @@ std::vector<size_t> shards_to_verify(const std::vector<MeasuredShard>& shards, s
     add_most_telling(shards, open, verdict, spec, &wanted);
   }
   Prng random(draw ^ verified);
-  std::erase_if(open, [&](size_t i) { return wanted.count(i) > 0; });
+  std::erase_if(open, [&](size_t i) { return wanted.count(i) > 0 || shards[i].only_moments; });
   while (needs_more && !open.empty() && (wanted.empty() || verified + wanted.size() < kGateChecks)) {
     const size_t pick = random.below(open.size());
     wanted.insert(open[pick]);

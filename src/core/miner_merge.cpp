@@ -13,6 +13,12 @@ namespace {
 
 constexpr uint32_t kResultWaits = 64;  // answers that name the same results again, before they are tried again
 
+// Every merge's participants have trained for so long on the moments of the one before. A newcomer that took them with a step
+// count of its own, 0, would correct a bias that they do not have.
+uint64_t moments_age(const RunSpec& spec, Epoch target) {
+  return target * std::max<uint64_t>(1, spec.merge.min_microbatches / std::max(1u, spec.training.microbatches_per_step));
+}
+
 }  // namespace
 
 void Miner::take_merge_directive(const std::optional<MergeDirective>& directive) {
@@ -30,7 +36,7 @@ void Miner::take_merge_directive(const std::optional<MergeDirective>& directive)
       snapshot_again_ = merge.again;
       upload_rounds_ = merge.rounds;
       upload_.reset();
-      enqueue(miner_effect::TakeSnapshot{merge.target});
+      enqueue(miner_effect::TakeSnapshot{merge.target, spec_.merge.optimizer_moments == MergeMoments::kAverage});
       break;
     case MergePhase::kReduce: {
       if (!merge.sealed.empty() && std::exchange(sealed_heard_, merge.sealed_heard) != merge.sealed_heard) {
@@ -72,8 +78,8 @@ void Miner::on(miner_event::SnapshotTaken& event) {
   computing_ = false;
   if (event.target != snapshot_target_) return;
   snapshot_steps_ = earlier_steps_ + local_steps_;
-  emit(BackgroundJob(
-      miner_effect::UploadDelta{event.target, event.masters, local_steps_, event.weight_version, snapshot_again_, upload_rounds_}));
+  emit(BackgroundJob(miner_effect::UploadDelta{event.target, event.masters, local_steps_, event.weight_version, snapshot_again_,
+                                               upload_rounds_, std::move(event.moments)}));
 }
 
 void Miner::on(miner_event::DeltaUploaded& event) {
@@ -112,7 +118,8 @@ void Miner::on(miner_event::BasePrepared& event) {
   }
   pending_state_ = event.state;
   enqueue(miner_effect::ApplyBase{event.target, event.base, event.reference,
-                                  spec_.merge.optimizer_moments == MergeMoments::kReset});
+                                  spec_.merge.optimizer_moments == MergeMoments::kReset, std::move(event.moments),
+                                  moments_age(spec_, event.target)});
 }
 
 void Miner::on(miner_event::BaseApplied& event) {

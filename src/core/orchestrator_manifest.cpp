@@ -6,6 +6,7 @@
 
 #include "tessera/base/prng.h"
 #include "tessera/core/merge_gate.h"
+#include "tessera/core/merge_planes.h"
 #include "tessera/core/orchestrator.h"
 
 namespace tessera::core {
@@ -43,8 +44,7 @@ std::map<MinerIndex, uint32_t> Orchestrator::manifest_counts(StageIndex stage) {
 
 // A trimmed mean sorts every value of all uploads, and a large stage has as many shards as there are pairs.
 size_t Orchestrator::most_uploads(StageIndex s) const {
-  const uint64_t block = state_.spec.merge.block_values;
-  const uint64_t blocks = (state_.stages[s].values + block - 1) / block;
+  const uint64_t blocks = merged_blocks(state_.spec.merge, state_.stages[s].values);
   size_t most = kMaxUploads;
   if (blocks > kMaxResults) most = kMaxUploadsOfLargeStages;
   if (state_.spec.merge.trim_share > 0) most = std::min<size_t>(most, kMaxTrimmedUploads);
@@ -82,8 +82,7 @@ void Orchestrator::freeze(StageIndex s) {
 void Orchestrator::plan_shards(StageIndex s) {
   StageRecord& stage = state_.stages[s];
   Merge& merge = *stage.merge;
-  const uint64_t block = state_.spec.merge.block_values;
-  const uint64_t blocks = (stage.values + block - 1) / block;
+  const uint64_t blocks = merged_blocks(state_.spec.merge, stage.values);
   const uint64_t seed = mix64(state_.draw_seed() ^ mix64(uint64_t{s} << 48 ^ merge.target)) ^ mix64(merge.round);
   merge.first_shard = static_cast<uint32_t>(mix64(seed ^ mix64(stage.merges_aborted + 1)));
   merge.shards.clear();
@@ -107,7 +106,10 @@ void Orchestrator::plan_shards(StageIndex s) {
 bool Orchestrator::verify_for_gate(StageIndex s) {
   Merge& merge = *state_.stages[s].merge;
   std::vector<MeasuredShard> shards;
-  for (const MergeShard& shard : merge.shards) shards.push_back({shard.measures, shard.recomputing});
+  const uint64_t gated_blocks = plane_blocks(state_.spec.merge, state_.stages[s].values);
+  for (const MergeShard& shard : merge.shards) {
+    shards.push_back({shard.measures, shard.recomputing, shard.plan.first_block >= gated_blocks});
+  }
   const uint64_t draw = mix64(state_.draw_seed() ^ mix64(uint64_t{merge.first_shard} << 32 | merge.target));
   const std::vector<size_t> doubtful = shards_to_verify(shards, merge.participants.size(), state_.spec.merge, draw);
   if (doubtful.empty()) return false;

@@ -14,8 +14,8 @@ struct Changeable {
 };
 
 // Every one of these is read anew whenever it is used, by the orchestrator or by core::Miner. What is built into an engine
-// (model, boundary, optimizer constants), into the tiling of merges (block_values) or into the count of microbatches
-// (microbatch sizes, miners_per_stage) is not here.
+// (model, boundary, optimizer constants), into the tiling of merges (block_values, optimizer_moments) or into the count of
+// microbatches (microbatch sizes, miners_per_stage) is not here.
 std::vector<Changeable> changeable(RunSpec* spec) {
   return {{"pipeline.max_in_flight", &spec->pipeline.max_in_flight},
           {"pipeline.random_pathway_share", &spec->pipeline.random_pathway_share},
@@ -149,6 +149,7 @@ bool same_layout(const RunSpec& a, const RunSpec& b) {
     encoder.write(spec.training.weight_decay);
     encoder.write(spec.training.clip_norm);
     encoder.write(spec.merge.block_values);
+    encoder.write(spec.merge.optimizer_moments);
     return encoder.take();
   };
   return layout(a) == layout(b);

@@ -152,7 +152,7 @@ Status check_merge(const MergeSpec& merge) {
   if (merge.block_values % 256 != 0) return invalid_argument("merge.block_values: {} is no multiple of 256", merge.block_values);
   TESSERA_RETURN_IF_ERROR(check_enum("merge.upload_format", merge.upload_format, Codec::kInt4));
   TESSERA_RETURN_IF_ERROR(check_enum("merge.result_format", merge.result_format, Codec::kInt4));
-  TESSERA_RETURN_IF_ERROR(check_enum("merge.optimizer_moments", merge.optimizer_moments, MergeMoments::kReset));
+  TESSERA_RETURN_IF_ERROR(check_enum("merge.optimizer_moments", merge.optimizer_moments, MergeMoments::kAverage));
   return check_real({{"merge.quorum", merge.quorum, 0, 1, Ends::kOpenLow},
                      {"merge.outer_learning_rate", merge.outer_learning_rate, 0, 10, Ends::kOpenLow},
                      {"merge.outer_momentum", merge.outer_momentum, 0, 1, Ends::kOpenHigh},

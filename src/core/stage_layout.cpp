@@ -10,6 +10,8 @@
 namespace tessera::core {
 namespace {
 
+constexpr std::string_view kLayers = "model.layers.";
+
 class LayoutBuilder {
  public:
   void add(std::string name, std::vector<int64_t> shape) {
@@ -118,8 +120,9 @@ uint64_t stage_value_count(const RunSpec& spec, StageIndex stage) {
   return layout.empty() ? 0 : layout.back().offset + layout.back().count;
 }
 
+bool is_for_muon(const TensorLayout& tensor) { return tensor.shape.size() > 1 && tensor.name.starts_with(kLayers); }
+
 std::string unit_of(const TensorLayout& tensor) {
-  constexpr std::string_view kLayers = "model.layers.";
   if (tensor.name.starts_with(kLayers)) {
     return "layer " + tensor.name.substr(kLayers.size(), tensor.name.find('.', kLayers.size()) - kLayers.size());
   }

@@ -13,12 +13,6 @@ namespace tessera::model {
 // Weight decay is for matrices.
 inline bool is_matrix(const ports::TensorLayout& tensor) { return tensor.shape.size() > 1; }
 
-// Muon is for hidden weights: the matrices of the layers. Embedding, head, anchors and boundary
-// matrices turn ids and codes into hidden states and back, and get AdamW, as vectors do.
-inline bool is_for_muon(const ports::TensorLayout& tensor) {
-  return is_matrix(tensor) && tensor.name.starts_with("model.layers.");
-}
-
 inline kernels::AdamSettings adam_settings(const core::TrainingSpec& training) {
   kernels::AdamSettings settings;
   settings.beta1 = training.beta1;

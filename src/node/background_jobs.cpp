@@ -11,6 +11,7 @@
 #include "tessera/base/crypto.h"
 #include "tessera/base/log.h"
 #include "tessera/base/thread_name.h"
+#include "tessera/core/merge_planes.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/kernels/merge.h"
 #include "tessera/kernels/merge_wire.h"
@@ -165,12 +166,13 @@ void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
   stop_transfers();
   snapshot_ = job.snapshot;
   snapshot_target_ = job.target;
-  const uint64_t wire = kernels::merge_run_bytes(spec_.merge.upload_format, base_->size(), spec_.merge.block_values);
+  const uint64_t values = core::merged_values(spec_.merge, base_->size());
+  const uint64_t wire = kernels::merge_run_bytes(spec_.merge.upload_format, values, spec_.merge.block_values);
   merge_blobs_.begin(3 * wire);  // the upload, its own results, and others' that are fetched before they can be read
   if (overlap_) {
     {
       std::lock_guard lock(wanted_mutex_);
-      prefetch_ = std::make_shared<ResultPrefetch>(merge_blobs_, spec_.merge, base_->size());
+      prefetch_ = std::make_shared<ResultPrefetch>(merge_blobs_, spec_.merge, values);
       prefetch_target_ = job.target;
     }
     for (size_t i = 0; i < kPrefetchers; ++i) {
@@ -180,8 +182,8 @@ void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
       });
     }
   }
-  StatusOr<DeltaUpload> upload =
-      commit_delta(merge_blobs_, spec_.merge, *base_, *job.snapshot, residual_, overlap_ ? kMergeWorkers : 1);
+  StatusOr<DeltaUpload> upload = commit_delta(merge_blobs_, spec_.merge, *base_, *job.snapshot, residual_,
+                                              overlap_ ? kMergeWorkers : 1, job.moments.get());
   DeltaUploaded done;
   done.commit.target = job.target;
   done.commit.snapshot_step = job.snapshot_step;
@@ -271,13 +273,16 @@ Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BaseP
                                           {.first_block = shard.first_block, .block_count = shard.block_count, .token = token}));
     return core::ResultCopy{made.object, token};
   };
-  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> delta,
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> merged,
                            fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake, overlap_ ? kMergeTransfers : 1,
                                       &done->unreadable));
+  if (core::merge_planes(spec_.merge) > 1) {
+    done->moments = std::make_shared<const core::Moments>(merged_moments(spec_, core::stage_layout(spec_, stage_), merged));
+  }
   withdraw();
   const core::Values old_base = base_;
   std::vector<float> base = *base_;
-  kernels::outer_step_cpu(base.data(), momentum_.data(), delta.data(), values,
+  kernels::outer_step_cpu(base.data(), momentum_.data(), merged.data(), values,
                           static_cast<float>(job.outer_learning_rate),
                           static_cast<float>(job.outer_momentum));
   base_ = std::make_shared<const std::vector<float>>(std::move(base));

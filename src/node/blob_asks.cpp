@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tessera/core/merge_planes.h"
 #include "tessera/core/stage_layout.h"
 
 namespace tessera::node {
@@ -33,7 +34,8 @@ BlobShare blob_share(const core::OrchestratorState& state, uint64_t share_bytes)
   for (const core::StageRecord& stage : state.stages) values = std::max(values, stage.values);
   BlobShare share{.base_bytes = share_bytes, .most_bytes = 0};
   if (state.spec.audit.enabled) share.base_bytes += 2 * kMicrobatchesHeld * kTensorsOfMicrobatch * tensor_bytes(state.spec);
-  const uint64_t asked_at_once = 2 * kUploadBytes + kStateBytes + kLocalStateBytes + segment_bytes(state.spec);
+  const uint64_t asked_at_once = 2 * kUploadBytes * core::merge_planes(state.spec.merge) + kStateBytes + kLocalStateBytes +
+                                 segment_bytes(state.spec);
   share.most_bytes = 2 * share.base_bytes + 2 * asked_at_once * values;
   return share;
 }
@@ -46,7 +48,7 @@ uint64_t BlobAsks::news_in(const core::OrchestratorState& state, const core::Min
   uint64_t bytes = 0;
   if (answer.merge && answer.merge->phase == core::MergePhase::kSnapshot && asked.upload < answer.merge->target) {
     asked.upload = answer.merge->target;
-    bytes += kUploadBytes * values + kObjectBytes;
+    bytes += kUploadBytes * core::merged_values(state.spec.merge, values) + kObjectBytes;
   }
   if (answer.merge && !answer.merge->tasks.empty()) {
     if (asked.reduced != answer.merge->target) asked.shards.clear();

@@ -20,7 +20,7 @@ constexpr double kSmallestEnergy = 1e-60;
 
 std::string BlockReducer::reduce(const std::vector<std::string>& contents, uint64_t number) {
   const uint64_t block = inputs_.merge.block_values;
-  const uint64_t values = std::min(block, inputs_.stage_values - number * block);
+  const uint64_t values = std::min(block, inputs_.values() - number * block);
   mean_.resize(values);
   for (size_t k = 0; k < contents.size(); ++k) {
     values_[k].resize(values);
@@ -29,7 +29,11 @@ std::string BlockReducer::reduce(const std::vector<std::string>& contents, uint6
                                .assign = true,
                                .sum = values_[k].data()});
   }
-  measure();
+  if (number < core::plane_blocks(inputs_.merge, inputs_.stage_values)) {
+    measure();
+  } else {
+    measure_moments();
+  }
   take_mean();
   std::string bytes(kernels::merge_block_bytes(inputs_.merge.result_format, values), '\0');
   kernels::merge_encode_cpu({.run = {inputs_.merge.result_format, values, block},
@@ -72,6 +76,12 @@ void BlockReducer::measure() {
       if (others > kNothingLeft * total) measure.alignment = energies[k] * (own - weight) / std::sqrt(others);
     }
   }
+}
+
+// Moments have no say in the norm and the cosine that the gate judges; that they are numbers it must know.
+void BlockReducer::measure_moments() {
+  measures_.clear();
+  for (const std::vector<float>& values : values_) measures_.push_back({std::isfinite(dot(values, values)) ? 0.0 : -1.0, 0});
 }
 
 void BlockReducer::take_mean() {

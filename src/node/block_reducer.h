@@ -19,6 +19,7 @@ class BlockReducer {
 
  private:
   void measure();
+  void measure_moments();
   void take_mean();
   double dot(const std::vector<float>& a, const std::vector<float>& b) const;
 

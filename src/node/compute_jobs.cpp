@@ -1,5 +1,7 @@
 #include "tessera/node/compute_jobs.h"
 
+#include <algorithm>
+
 #include "tessera/core/payload_name.h"
 #include "tessera/kernels/merge.h"
 
@@ -109,8 +111,16 @@ void ComputeJobs::work(core::miner_effect::InstallState& job) {
 }
 
 void ComputeJobs::work(core::miner_effect::TakeSnapshot& job) {
-  post_(SnapshotTaken{job.target, std::make_shared<const std::vector<float>>(engine_->masters()),
-                      engine_->weight_version()});
+  SnapshotTaken done{.target = job.target, .masters = {}, .weight_version = engine_->weight_version(), .moments = {}};
+  if (job.with_moments) {
+    core::LocalState state = engine_->export_state();
+    done.masters = std::make_shared<const std::vector<float>>(std::move(state.masters));
+    done.moments = std::make_shared<const core::Moments>(
+        core::Moments{std::move(state.first_moment), std::move(state.second_moment)});
+  } else {
+    done.masters = std::make_shared<const std::vector<float>>(engine_->masters());
+  }
+  post_(std::move(done));
 }
 
 void ComputeJobs::work(core::miner_effect::ApplyBase& job) {
@@ -119,12 +129,18 @@ void ComputeJobs::work(core::miner_effect::ApplyBase& job) {
     kernels::carry_over_cpu(masters.data(), job.reference->data(), job.base->data(), masters.size());
   }
   Status status = ok_status();
-  if (job.reset_moments) {
+  if (job.reset_moments || job.moments) {
     core::LocalState state = engine_->export_state();
     state.masters = std::move(masters);
-    state.first_moment.assign(state.first_moment.size(), 0.0f);
-    state.second_moment.assign(state.second_moment.size(), 0.0f);
-    state.optimizer_steps = 0;
+    if (job.moments) {
+      state.first_moment = job.moments->first;
+      state.second_moment = job.moments->second;
+      state.optimizer_steps = std::max(state.optimizer_steps, job.moments_age);
+    } else {
+      state.first_moment.assign(state.first_moment.size(), 0.0f);
+      state.second_moment.assign(state.second_moment.size(), 0.0f);
+      state.optimizer_steps = 0;
+    }
     status = engine_->import_state(state);
   } else {
     status = engine_->set_masters(masters);

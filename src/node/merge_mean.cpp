@@ -7,6 +7,7 @@
 #include "tessera/base/crypto.h"
 #include "tessera/base/log.h"
 #include "tessera/core/merge_messages.h"
+#include "tessera/core/merge_planes.h"
 #include "tessera/kernels/merge_wire.h"
 #include "tessera/node/merge_reduce.h"
 #include "tessera/node/merge_transfer.h"
@@ -65,7 +66,7 @@ class MeanFetch {
             std::vector<float>* mean)
       : blobs_(blobs),
         merge_(merge),
-        stage_values_(stage_values),
+        values_(core::merged_values(merge, stage_values)),
         origin_(results.front().first_block * merge.block_values),
         mean_(*mean),
         shards_(results.size()) {
@@ -99,7 +100,7 @@ class MeanFetch {
  private:
   uint64_t first_value(const core::ShardResult& result) const { return result.first_block * merge_.block_values; }
   uint64_t value_count(const core::ShardResult& result) const {
-    return std::min(stage_values_ - first_value(result), result.block_count * merge_.block_values);
+    return std::min(values_ - first_value(result), result.block_count * merge_.block_values);
   }
 
   // The copies that were not tried yet, then one that is made anew. An error is one of the link; what is wrong with the copies is
@@ -218,7 +219,7 @@ class MeanFetch {
 
   KeptBlobs& blobs_;
   const core::MergeSpec& merge_;
-  const uint64_t stage_values_;
+  const uint64_t values_;  // of all planes
   const uint64_t origin_;  // of mean_, in the stage
   std::vector<float>& mean_;  // each part is one worker's
   std::vector<OpenResult> shards_;
@@ -283,7 +284,7 @@ Status ResultPrefetch::fetch(const core::SealedResult& result) {
 StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
                                         const std::vector<core::ShardResult>& results, const RemakeShard& remake,
                                         size_t threads, std::vector<uint64_t>* unreadable) {
-  const uint64_t blocks = (stage_values + merge.block_values - 1) / merge.block_values;
+  const uint64_t blocks = core::merged_blocks(merge, stage_values);
   uint64_t covered = 0;
   for (const core::ShardResult& result : results) {
     if (result.first_block != covered || result.block_count == 0 || result.block_count > blocks - covered) {
@@ -292,7 +293,7 @@ StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec&
     covered += result.block_count;
   }
   if (covered != blocks) return data_loss("the merge's shards cover {} of {} blocks", covered, blocks);
-  std::vector<float> mean(stage_values);
+  std::vector<float> mean(core::merged_values(merge, stage_values));
   if (results.empty()) return mean;
   TESSERA_RETURN_IF_ERROR(MeanFetch(blobs, merge, stage_values, results, &mean).run(remake, threads, unreadable));
   return mean;
@@ -300,9 +301,10 @@ StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec&
 
 Status check_result(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values, const core::ShardResult& result) {
   const uint64_t first = result.first_block * merge.block_values;
-  if (first >= stage_values) return data_loss("a shard begins behind the end of its stage");
+  const uint64_t all = core::merged_values(merge, stage_values);
+  if (first >= all) return data_loss("a shard begins behind the end of its stage");
   KeptBlobs kept(blobs);
-  std::vector<float> values(std::min(stage_values - first, result.block_count * merge.block_values));
+  std::vector<float> values(std::min(all - first, result.block_count * merge.block_values));
   return MeanFetch(kept, merge, stage_values, {&result, 1}, &values).run({}, 1, nullptr);
 }
 

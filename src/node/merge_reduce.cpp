@@ -36,7 +36,7 @@ StatusOr<core::ObjectManifest> checked_upload(const ReduceInputs& inputs, const 
   auto manifest = core::ObjectManifest::decode(bytes);
   if (!manifest.ok()) return annotate(manifest.status(), "upload " + object.brief());
   const Codec format = inputs.merge.upload_format;
-  const uint64_t total = kernels::merge_run_bytes(format, inputs.stage_values, inputs.merge.block_values);
+  const uint64_t total = kernels::merge_run_bytes(format, inputs.values(), inputs.merge.block_values);
   const uint64_t chunk = kernels::merge_block_bytes(format, inputs.merge.block_values);
   if (manifest->total_bytes != total || manifest->chunk_bytes != chunk) {
     return data_loss("upload {} has {} bytes in chunks of {}; this stage has {} in chunks of {}", object.brief(),
@@ -61,7 +61,7 @@ Status check(const ReduceInputs& inputs, const std::vector<core::ShardTask>& tas
   if (inputs.merge.trim_share > 0 && inputs.uploads.size() > core::kMaxTrimmedUploads) {
     return invalid_argument("a trimmed mean of {} uploads; the limit is {}", inputs.uploads.size(), core::kMaxTrimmedUploads);
   }
-  const uint64_t blocks = (inputs.stage_values + inputs.merge.block_values - 1) / inputs.merge.block_values;
+  const uint64_t blocks = inputs.blocks();
   for (const core::ShardTask& task : tasks) {
     if (task.block_count > 0 && task.first_block < blocks && task.block_count <= blocks - task.first_block) continue;
     return error(absl::StatusCode::kOutOfRange, "blocks {} to {} of a stage with {}", task.first_block,
@@ -158,7 +158,7 @@ void ShardReduction::run() {
   Status status = check(inputs_, tasks);
   if (status.ok()) status = read_manifests();
   if (!status.ok()) return fail(status);
-  const uint64_t blocks = (inputs_.stage_values + inputs_.merge.block_values - 1) / inputs_.merge.block_values;
+  const uint64_t blocks = inputs_.blocks();
   std::vector<std::optional<size_t>> owner(blocks);
   for (size_t i = 0; i < shards_.size(); ++i) {
     OpenShard& shard = shards_[i];
@@ -264,7 +264,7 @@ Status ShardReduction::check_sizes(const std::vector<Place>& group,
                                    const std::vector<std::vector<std::string>>& blocks) const {
   for (size_t i = 0; i < group.size(); ++i) {
     const core::MergeSpec& merge = inputs_.merge;
-    const uint64_t values = std::min<uint64_t>(merge.block_values, inputs_.stage_values - group[i].number * merge.block_values);
+    const uint64_t values = std::min<uint64_t>(merge.block_values, inputs_.values() - group[i].number * merge.block_values);
     const uint64_t want = kernels::merge_block_bytes(merge.upload_format, values);
     for (const std::string& content : blocks[i]) {
       if (content.size() != want) {
@@ -331,7 +331,7 @@ void ShardReduction::note(Group* group) {
     if (--shard.unsent > 0) continue;
     const core::MergeSpec& merge = inputs_.merge;
     const uint64_t first = shard.task.first_block * merge.block_values;
-    const uint64_t values = std::min(inputs_.stage_values - first, shard.task.block_count * merge.block_values);
+    const uint64_t values = std::min(inputs_.values() - first, shard.task.block_count * merge.block_values);
     core::ObjectManifest manifest;
     manifest.chunk_bytes = static_cast<uint32_t>(kernels::merge_block_bytes(merge.result_format, merge.block_values));
     manifest.total_bytes = kernels::merge_run_bytes(merge.result_format, values, merge.block_values);

@@ -8,6 +8,7 @@
 
 #include "merge_workers.h"
 #include "tessera/base/crypto.h"
+#include "tessera/core/merge_planes.h"
 #include "tessera/kernels/merge_wire.h"
 #include "tessera/node/merge_reduce.h"
 #include "tessera/node/objects.h"
@@ -163,38 +164,54 @@ std::string encode_block(const core::MergeSpec& merge, uint64_t number, const st
   return bytes;
 }
 
+// Some values of the plane of the first moments or, as roots, of the second.
+void put_moments(const core::Moments& moments, uint64_t plane, uint64_t first, uint64_t count, float* values) {
+  const float* from = (plane == 1 ? moments.first : moments.second).data() + first;
+  for (uint64_t i = 0; i < count; ++i) values[i] = plane == 1 ? from[i] : std::sqrt(from[i]);
+}
+
 }  // namespace
 
 StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merge, const std::vector<float>& base,
-                                   const std::vector<float>& snapshot, const std::vector<float>& residual, size_t threads) {
-  const uint64_t block = merge.block_values;
-  const uint64_t count = (base.size() + block - 1) / block;
+                                   const std::vector<float>& snapshot, const std::vector<float>& residual, size_t threads,
+                                   const core::Moments* moments) {
+  TESSERA_CHECK(moments != nullptr || core::merge_planes(merge) == 1);
+  const uint64_t block = merge.block_values, values = core::merged_values(merge, base.size());
+  const uint64_t count = core::merged_blocks(merge, base.size());
   if (count > core::kMaxChunks) {
     return error(absl::StatusCode::kResourceExhausted,
-                 "a stage of {} values has {} blocks, at most {} are possible; raise merge.block_values", base.size(), count,
-                 core::kMaxChunks);
+                 "a merge of a stage of {} values has {} blocks, at most {} are possible; raise merge.block_values", base.size(),
+                 count, core::kMaxChunks);
   }
   DeltaUpload upload;
-  if (merge.upload_format != Codec::kFp32) upload.residual.resize(base.size());
+  if (merge.upload_format != Codec::kFp32) upload.residual.resize(core::plane_blocks(merge, base.size()) * block);
   upload.manifest.chunk_bytes = static_cast<uint32_t>(kernels::merge_block_bytes(merge.upload_format, block));
-  upload.manifest.total_bytes = kernels::merge_run_bytes(merge.upload_format, base.size(), block);
+  upload.manifest.total_bytes = kernels::merge_run_bytes(merge.upload_format, values, block);
   upload.manifest.chunks.resize(count);
   std::atomic<uint64_t> next{0};
   run_together(threads, [&] {
     std::vector<float> delta;
     for (uint64_t number = next++; number < count; number = next++) {
-      const uint64_t first = number * block;
-      delta.resize(std::min<uint64_t>(block, base.size() - first));
-      for (uint64_t i = 0; i < delta.size(); ++i) {
-        delta[i] = base[first + i] - snapshot[first + i];
-        if (!residual.empty()) delta[i] += residual[first + i];
+      delta.assign(std::min<uint64_t>(block, values - number * block), 0.0f);
+      const uint64_t plane = number / core::plane_blocks(merge, base.size());
+      const uint64_t first = number * block - core::plane_begin(merge, base.size(), plane);
+      const uint64_t present = std::min<uint64_t>(block, base.size() - first);
+      float* left = nullptr;
+      if (plane == 0) {
+        for (uint64_t i = 0; i < present; ++i) {
+          delta[i] = base[first + i] - snapshot[first + i];
+          if (!residual.empty()) delta[i] += residual[first + i];
+        }
+        if (!upload.residual.empty()) left = upload.residual.data() + first;
+      } else {
+        put_moments(*moments, plane, first, present, delta.data());
       }
-      float* left = upload.residual.empty() ? nullptr : upload.residual.data() + first;
       std::string bytes = encode_block(merge, number, delta, left);
       upload.manifest.chunks[number] = digest_of(bytes);
       blobs.remember(upload.manifest.chunks[number], std::move(bytes));
     }
   });
+  if (!upload.residual.empty()) upload.residual.resize(base.size());  // without what fills the last block
   upload.object = upload.manifest.digest();
   TESSERA_RETURN_IF_ERROR(blobs.put_new({upload.object}, {upload.manifest.encode()}));
   return upload;
@@ -202,10 +219,10 @@ StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merg
 
 StatusOr<std::vector<float>> fetch_upload(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values,
                                           const Digest& object) {
-  const kernels::MergeRun run{merge.upload_format, stage_values, merge.block_values};
+  const kernels::MergeRun run{merge.upload_format, core::merged_values(merge, stage_values), merge.block_values};
   const uint64_t bytes = kernels::merge_run_bytes(run.format, run.values, run.block_values);
   TESSERA_ASSIGN_OR_RETURN(const std::string payload, get_object(blobs, object, bytes));
-  std::vector<float> delta(stage_values);
+  std::vector<float> delta(run.values);
   kernels::merge_decode_cpu(
       {.run = run, .payload = reinterpret_cast<const uint8_t*>(payload.data()), .assign = true, .sum = delta.data()});
   return delta;

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "tessera/base/log.h"
+#include "tessera/core/merge_planes.h"
 #include "tessera/core/object.h"
 #include "tessera/core/run_changes.h"
 #include "tessera/core/stage_layout.h"
@@ -25,7 +26,8 @@ Status check_block_count(const core::RunSpec& spec) {
       return invalid_argument("stage {} has {} values, and a miner's state of at most {} fits into an object: the run needs more "
                               "stages", s, values, most);
     }
-    const uint64_t needed = (values + core::kMaxChunks - 1) / core::kMaxChunks;
+    const uint64_t most_blocks = core::kMaxChunks / core::merge_planes(spec.merge);
+    const uint64_t needed = (values + most_blocks - 1) / most_blocks;
     if (needed > spec.merge.block_values) {
       return invalid_argument("stage {} has {} values: merge.block_values must be at least {}, or the run needs more stages",
                               s, values, needed);

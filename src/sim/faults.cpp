@@ -4,6 +4,8 @@
 #include <cmath>
 #include <set>
 
+#include "tessera/core/merge_planes.h"
+
 namespace tessera::sim {
 namespace {
 
@@ -228,7 +230,7 @@ void Faults::watch(StageIndex s, StruckMerge* struck) const {
   struck->over = true;
   for (const core::PastMerge& past : stage.past) {
     if (past.target != struck->target) continue;
-    uint64_t blocks = (stage.values + world_.spec.merge.block_values - 1) / world_.spec.merge.block_values;
+    uint64_t blocks = core::merged_blocks(world_.spec.merge, stage.values);
     for (const auto& result : past.results) blocks -= result.copies.empty() ? 0 : result.block_count;
     struck->lost = blocks == 0 ? 0 : struck->shards - std::min<uint64_t>(struck->shards, past.results.size());
   }

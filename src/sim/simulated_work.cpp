@@ -201,7 +201,14 @@ void SimulatedMiner::take_background_event(core::MinerEvent event) {
   } else if (auto* base = std::get_if<core::miner_event::BasePrepared>(&event);
              base != nullptr && base->ok) {
     world_.trace.line("base {} {} {}", node_, base->target, base->state.brief());
-    world_.measures.base_computed(*stage_, base->target, base->state);
+    Digest merged = base->state;
+    if (base->moments) {
+      std::string all(merged.view());
+      all += node::bytes_of(base->moments->first);
+      all += node::bytes_of(base->moments->second);
+      merged = digest_of(all);
+    }
+    world_.measures.base_computed(*stage_, base->target, merged);
   }
   background_events_.push_back(std::move(event));
 }

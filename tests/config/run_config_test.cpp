@@ -27,6 +27,7 @@ training:
   seed: 18446744073709551615
   decay: linear
 boundary: {kind: residual, codec: bf16, compression: 32x}
+merge: {optimizer_moments: average}
 data:
   text: [a.txt, "b c.jsonl"]
   validation_share: 0.25
@@ -42,6 +43,7 @@ data:
   EXPECT_EQ(config->spec.boundary.kind, core::BoundaryKind::kResidual);
   EXPECT_EQ(config->spec.boundary.compression, 32);
   EXPECT_EQ(config->spec.boundary.rank, 8u);
+  EXPECT_EQ(config->spec.merge.optimizer_moments, core::MergeMoments::kAverage);
   EXPECT_THAT(config->data.text, ElementsAre("a.txt", "b c.jsonl"));
   EXPECT_EQ(config->data.validation_share, 0.25);
 }

@@ -47,5 +47,22 @@ TEST(MergeGate, SumsKeepThatAShardWasNotFinite) {
   EXPECT_FALSE(sum.is_finite());
 }
 
+// Shards of nothing but moments have no norms or cosines to tell: what is verified for those is the pseudo-gradients'.
+TEST(MergeGate, OnlyShardsOfPseudoGradientsAreVerifiedForNormsAndCosines) {
+  std::vector<MeasuredShard> shards;
+  for (size_t i = 0; i < 12; ++i) shards.push_back({{of(1, 0.4), of(1, 0.4), of(1, -0.5), of(1, 0.4)}, false, false});
+  for (size_t i = 0; i < 24; ++i) shards.push_back({std::vector<UploadMeasure>(4, of(0, 0)), false, true});
+  std::vector<size_t> wanted = shards_to_verify(shards, 4, {}, 1);
+  EXPECT_EQ(wanted.size(), 8u);
+  for (const size_t i : wanted) {
+    EXPECT_LT(i, 12u);
+    shards[i].verified = true;
+  }
+  EXPECT_TRUE(shards_to_verify(shards, 4, {}, 1).empty());
+  shards[30].measures[1] = {-1, 0};  // but that a moment is not finite only they can tell
+  wanted = shards_to_verify(shards, 4, {}, 1);
+  EXPECT_EQ(wanted, (std::vector<size_t>{30}));
+}
+
 }  // namespace
 }  // namespace tessera::core

@@ -90,6 +90,32 @@ TEST(MinerMerge, SealedResultsAreFetchedOnceAndAcknowledged) {
   EXPECT_EQ(lone.miner->report().sealed_heard, 17u);
 }
 
+TEST(MinerMerge, MomentsGoUpWithTheSnapshotAndComeBackWithTheMerge) {
+  core::RunSpec spec = small_spec(1, 1);
+  spec.merge.optimizer_moments = core::MergeMoments::kAverage;
+  MinerHarness lone(spec, 0);
+  lone.start();
+  train(lone, 0, 4);
+  lone.direct(directive(MergePhase::kSnapshot, 1));
+  ASSERT_TRUE(lone.next_job_is<TakeSnapshot>());
+  lone.finish_job();
+  EXPECT_TRUE(lone.take_background<UploadDelta>().moments);
+  core::MergeDirective apply = directive(MergePhase::kApply, 1);
+  apply.results = {{0, 4, digest_of("result")}};
+  lone.direct(apply);
+  lone.take_background<PrepareBase>();
+  core::miner_event::BasePrepared prepared;
+  prepared.target = 1;
+  prepared.base = lone.values();
+  prepared.moments = std::make_shared<const core::Moments>();
+  lone.step(prepared);
+  ASSERT_TRUE(lone.next_job_is<ApplyBase>());
+  const auto job = std::get<ApplyBase>(lone.jobs.front());
+  EXPECT_EQ(job.moments, prepared.moments);
+  EXPECT_FALSE(job.reset_moments);
+  EXPECT_EQ(job.moments_age, spec.merge.min_microbatches / spec.training.microbatches_per_step);
+}
+
 TEST(MinerMerge, AnUploadThatCouldNotBeReadIsMadeOnceMoreForEachNumber) {
   MinerHarness lone(small_spec(1, 1), 0);
   lone.start();

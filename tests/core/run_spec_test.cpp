@@ -168,6 +168,8 @@ const Refusal kRefusals[] = {
      "170.66 or less"},
     {[](RunSpec* s) { s->merge.quorum = 0; },
      "merge.quorum: 0 is not allowed; it must be above 0 and at most 1"},
+    {[](RunSpec* s) { s->merge.optimizer_moments = static_cast<MergeMoments>(3); },
+     "merge.optimizer_moments: 3 stands for no known choice; the sender's version is another one"},
     {[](RunSpec* s) { s->merge.block_values = 255; },
      "merge.block_values: 255 is not allowed; it must be 256 to 262144"},
     {[](RunSpec* s) { s->merge.block_values = 262145; },

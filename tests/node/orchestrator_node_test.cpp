@@ -128,6 +128,19 @@ TEST_F(OrchestratorNodeTest, AStageOfMoreBlocksThanAnObjectHoldsIsRefused) {
   EXPECT_THAT(message_of(refused), HasSubstr("merge.block_values must be at least"));
 }
 
+TEST_F(OrchestratorNodeTest, AMergeOfMomentsHasThreeTimesTheBlocks) {
+  TearDown();
+  spec_.model.width = 256;
+  spec_.model.ffn_width = 4096;
+  spec_.merge.block_values = 256;
+  spec_.merge.optimizer_moments = core::MergeMoments::kAverage;
+  const Status refused = open();
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  EXPECT_THAT(message_of(refused), HasSubstr("merge.block_values must be at least"));
+  spec_.merge.optimizer_moments = core::MergeMoments::kLocal;
+  EXPECT_THAT(message_of(open()), HasSubstr("a run with other settings"));  // of which the journal is: the blocks are few enough
+}
+
 TEST_F(OrchestratorNodeTest, AReceiptThatIsNotSignedAboutItselfByItsSenderIsLeftOutAndStopsNothing) {
   const core::RegisterAnswer joined = *join(key_.id(), registration());
   core::Receipt good;

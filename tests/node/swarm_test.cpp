@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "support/node_swarm.h"
 #include "tessera/core/stage_layout.h"
@@ -99,6 +100,26 @@ TEST(Swarm, ThreeStagesOfTwoMinersTrainMergeAndFinish) {
     EXPECT_EQ(checkpoint.stages[s].weights, checkpoint.stages[s].base);
     EXPECT_EQ(*node::name_stage_state(checkpoint.stages[s].base, checkpoint.stages[s].momentum),
               state.stages[s].state);
+  }
+}
+
+TEST(Swarm, MomentsThatAreMergedAreTheSameAtEveryReplica) {
+  core::RunSpec spec = node_spec(2, 3, 24);
+  spec.merge.optimizer_moments = core::MergeMoments::kAverage;
+  NodeSwarm swarm(spec);
+  ASSERT_TRUE(swarm.open_orchestrator().ok());
+  swarm.start_all();
+  expect_finished(swarm);
+  expect_identical_replicas(swarm, {0, 1, 2, 3, 4, 5});
+  // Taken after the last merge: nobody has trained since.
+  const ports::Checkpoint checkpoint = swarm.checkpoints.all().at(0);
+  ASSERT_EQ(checkpoint.miners.size(), 6u);
+  std::map<StageIndex, const core::LocalState*> first;
+  for (const ports::CheckpointMiner& miner : checkpoint.miners) {
+    const core::LocalState& expected = *first.emplace(miner.stage, &miner.state).first->second;
+    EXPECT_EQ(node::bytes_of(miner.state.first_moment), node::bytes_of(expected.first_moment));
+    EXPECT_EQ(node::bytes_of(miner.state.second_moment), node::bytes_of(expected.second_moment));
+    EXPECT_THAT(miner.state.second_moment, testing::Contains(testing::Gt(0.0f)));
   }
 }
 

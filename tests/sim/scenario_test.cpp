@@ -182,6 +182,24 @@ TEST(Scenario, ALoneParticipantThatLiesIsNotLeftBehind) {
   EXPECT_EQ(result.merges_aborted, 0u);
 }
 
+// Three planes where there was one, and whatever else befalls the miners, replicas have the same moments.
+TEST(Scenario, MergesOfMomentsStandChurnAndMoveThreeTimesTheBytes) {
+  const std::string average = "merge.optimizer_moments=average";
+  const sim::Result churn =
+      simulate(scenario_of("churn", {"sim.duration_s=300", "sim.faults_until_s=240", average}));
+  expect_sound(churn);
+  EXPECT_GT(churn.faults, 3u);
+  EXPECT_GT(churn.merges, 5u);
+  const std::vector<std::string> quiet = {"sim.participants=4", "sim.duration_s=40", "merge.sample_share=0"};
+  std::vector<std::string> with_moments = quiet;
+  with_moments.push_back(average);
+  const sim::Result local = simulate(scenario_of("merge", quiet)), moments = simulate(scenario_of("merge", with_moments));
+  expect_sound(moments);
+  EXPECT_GT(moments.merges, 2u);
+  EXPECT_NEAR(static_cast<double>(moments.bytes_up_per_miner) / static_cast<double>(local.bytes_up_per_miner), 3, 0.3);
+  EXPECT_NEAR(static_cast<double>(moments.bytes_down_per_miner) / static_cast<double>(local.bytes_down_per_miner), 3, 0.3);
+}
+
 // Uploads that nobody can read cost a try each; the run goes on, also where there is only one participant.
 TEST(Scenario, ALoneParticipantWhoseUploadsAreLostMergesAgain) {
   const sim::Result result = simulate(

@@ -307,7 +307,9 @@ class MinerHarness {
     step(std::move(event));
   }
   void done(const core::miner_effect::TakeSnapshot& job) {
-    step(core::miner_event::SnapshotTaken{job.target, values(), weight_version});
+    core::SharedMoments moments;
+    if (job.with_moments) moments = std::make_shared<const core::Moments>();
+    step(core::miner_event::SnapshotTaken{job.target, values(), weight_version, moments});
   }
   void done(const core::miner_effect::ApplyBase& job) {
     step(core::miner_event::BaseApplied{job.target, ++weight_version});

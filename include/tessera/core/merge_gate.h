@@ -24,6 +24,7 @@ std::vector<GateVerdict> gate_uploads(const std::vector<UploadMeasure>& uploads,
 struct MeasuredShard {
   std::vector<UploadMeasure> measures;  // of every upload; none: the shard is empty
   bool verified = false;                // recomputed: else its two owners' word
+  bool only_moments = false;            // holds no part of the pseudo-gradients: tells of values that are not finite only
 };
 
 // What a pair of owners says of its one shard must not decide on an upload. Returned, in order, are shards to recompute before

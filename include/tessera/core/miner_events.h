@@ -95,6 +95,7 @@ struct SnapshotTaken {
   Epoch target = 0;
   Values masters;
   uint64_t weight_version = 0;
+  SharedMoments moments;  // if they were wanted
 };
 struct DeltaUploaded {  // twice if its blocks take longer than their names: the second time it is whole
   UploadCommit commit;
@@ -114,6 +115,7 @@ struct BasePrepared {  // the outer step is computed
   Values base;
   Values reference;  // what local progress is measured from: the snapshot, or the old base; null: it is dropped
   Digest state;
+  SharedMoments moments;  // the participants' mean, if merges have one
 };
 struct BaseApplied {
   Epoch target = 0;
@@ -209,12 +211,15 @@ struct InstallState {
 };
 struct TakeSnapshot {
   Epoch target = 0;
+  bool with_moments = false;
 };
 struct ApplyBase {
   Epoch target = 0;
   Values base;
   Values reference;
   bool reset_moments = false;
+  SharedMoments moments;      // to take in place of the own; null: those stay
+  uint64_t moments_age = 0;   // local steps that `moments` have behind them at least
 };
 struct ExportLocalState {
   uint64_t id = 0;  // of the run's checkpoint; 0: for this miner's own
@@ -237,6 +242,7 @@ struct UploadDelta {
   uint64_t snapshot_version = 0;
   uint64_t again = 0;   // the directive's
   uint32_t rounds = 1;  // in so many parts, one after the other
+  SharedMoments moments;  // at the snapshot, if the merge averages them
 };
 // Of others, to be fetched while there is nothing else to do.
 struct FetchSealed {

@@ -116,8 +116,8 @@ struct BoundarySpec {
   }
 };
 
-// What becomes of a miner's optimizer moments at a merge.
-enum class MergeMoments : uint8_t { kLocal = 0, kReset = 1 };
+// What becomes of a miner's optimizer moments at a merge: they stay; begin with zeros; are the participants' mean.
+enum class MergeMoments : uint8_t { kLocal = 0, kReset = 1, kAverage = 2 };
 
 struct MergeSpec {
   bool enabled = true;

@@ -41,6 +41,10 @@ uint64_t stage_value_count(const RunSpec& spec, StageIndex stage);
 // head). Parts lie one after another in the flat vector; a box of several GPUs gathers and reduces them one by one.
 std::string unit_of(const TensorLayout& tensor);
 
+// Muon is for hidden weights: the matrices of the layers. Embedding, head, anchors and boundary matrices turn ids and codes
+// into hidden states and back, and get AdamW, as vectors do.
+bool is_for_muon(const TensorLayout& tensor);
+
 // Numbers a row of a boundary payload has: the model's width for kind none, else boundary.rank.
 int64_t boundary_width(const RunSpec& spec);
 

@@ -34,6 +34,12 @@ struct LocalState {
   std::vector<float> residual;        // of the merge's uploads: what their rounding left out; empty: nothing
 };
 
+// The part of it that merges with optimizer_moments: average have in common.
+struct Moments {
+  std::vector<float> first;
+  std::vector<float> second;
+};
+
 // One version of a stage's weights, as they compute: exact when they are rounded to the device's type of computation.
 struct WeightVersion {
   uint64_t version = 0;
@@ -81,5 +87,6 @@ struct Recovered {
 };
 
 using Values = std::shared_ptr<const std::vector<float>>;
+using SharedMoments = std::shared_ptr<const Moments>;
 
 }  // namespace tessera::core

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tessera/base/status.h"
+#include "tessera/core/merge_planes.h"
 #include "tessera/core/messages.h"
 #include "tessera/core/run_spec.h"
 #include "tessera/ports/links.h"
@@ -20,7 +21,7 @@ inline constexpr uint64_t kReduceBytes = uint64_t{256} << 20;
 
 struct ReduceInputs {
   std::vector<core::UploadRef> uploads;  // the manifest, in its order; every one is needed
-  uint64_t stage_values = 0;             // of the whole upload
+  uint64_t stage_values = 0;
   core::MergeSpec merge;
   uint64_t rounding_key = 0;
   uint32_t rounds = 1;   // of transfer_order(), as the uploads come
@@ -28,6 +29,10 @@ struct ReduceInputs {
   // Whether to go on waiting for blocks that are not there, when nothing came for so many milliseconds. Empty: they are
   // missing.
   std::function<bool(int64_t idle_ms)> keep_waiting = {};
+
+  // Of a whole upload, with all its planes.
+  uint64_t values() const { return core::merged_values(merge, stage_values); }
+  uint64_t blocks() const { return core::merged_blocks(merge, stage_values); }
 };
 
 struct Reduction {

@@ -1,4 +1,5 @@
-// A miner's transfers of a merge: its pseudo-gradient on the way up, the merged one on the way down.
+// A miner's transfers of a merge: its pseudo-gradient, and moments if merges average them, on the way up, the merged ones on
+// the way down. What lies where is in core/merge_planes.h.
 #pragma once
 
 #include <condition_variable>
@@ -15,6 +16,8 @@
 #include "tessera/core/messages.h"
 #include "tessera/core/object.h"
 #include "tessera/core/run_spec.h"
+#include "tessera/core/stage_layout.h"
+#include "tessera/core/stage_state.h"
 #include "tessera/ports/links.h"
 
 namespace tessera::node {
@@ -57,14 +60,16 @@ std::vector<uint64_t> transfer_order(uint64_t blocks, uint32_t rounds);
 
 struct DeltaUpload {
   Digest object;
-  std::vector<float> residual;  // what the format left out; empty with fp32
+  std::vector<float> residual;  // what the format left out of the pseudo-gradient; empty with fp32
   core::ObjectManifest manifest;
 };
 
-// base - snapshot + residual (empty: none) on the upload format, block by block, in `threads` threads; `blobs` remembers the
-// blocks, and the list of them is stored. A value that is not finite leaves no residual: the gate will refuse the upload.
+// base - snapshot + residual (empty: none), and the moments' planes, on the upload format, block by block, in `threads` threads;
+// `blobs` remembers the blocks, and the list of them is stored. A value that is not finite leaves no residual: the gate will
+// refuse the upload. `moments` must be there if the merge has planes for them.
 StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merge, const std::vector<float>& base,
-                                   const std::vector<float>& snapshot, const std::vector<float>& residual, size_t threads);
+                                   const std::vector<float>& snapshot, const std::vector<float>& residual, size_t threads,
+                                   const core::Moments* moments = nullptr);
 // Stores the blocks of what was committed, in transfer_order(), until `is_over`.
 Status store_delta(KeptBlobs& blobs, const core::ObjectManifest& manifest, uint32_t rounds, size_t threads,
                    const std::function<bool()>& is_over);
@@ -95,22 +100,30 @@ class ResultPrefetch {
   bool closed_ = false;
 };
 
-// What an upload says: the pseudo-gradient of a whole stage. DATA_LOSS if it is not one.
+// What an upload says, all its planes. DATA_LOSS if it is not one of this stage.
 StatusOr<std::vector<float>> fetch_upload(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values,
                                           const Digest& object);
-// How far the upload format alone moves a pseudo-gradient: |format(delta) - delta| / |delta|; 0 for fp32.
+// How far the upload format alone moves a plane: |format(delta) - delta| / |delta|; 0 for fp32.
 double upload_rounding(const core::MergeSpec& merge, const std::vector<float>& delta);
 
 // Makes a copy of a shard whose own copies are all bad, from the uploads.
 using RemakeShard = std::function<StatusOr<core::ResultCopy>(const core::ShardResult& shard)>;
 
-// The merged pseudo-gradient from its shards, which must tile the stage, fetched in `threads` threads. A copy that is missing
+// The merged planes from their shards, which must tile them, fetched in `threads` threads. A copy that is missing
 // or does not have the shard's digest is passed over for the next; `remake` is asked last, by one thread at a time. If that gives
 // another digest too, or the uploads are not there, the shard's first block is added to `unreadable` and the others are tried
 // all the same (at most core::kMaxUnreadableResults).
 StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
                                         const std::vector<core::ShardResult>& results, const RemakeShard& remake = {},
                                         size_t threads = 1, std::vector<uint64_t>* unreadable = nullptr);
+// The moments that a merge gives every replica, to the bit the same, from its merged planes. `layout`: of the stage.
+//
+// The second moments are the squares of the merged roots, but nowhere less than the square of the first moment. Where rounding
+// made a small root zero, Adam would divide by nearly nothing; so what was merged makes no step longer than the learning rate
+// (but for the correction of its bias). A true mean of squares is the larger of the two nearly always. Muon's matrices have no
+// second moments: zeros.
+core::Moments merged_moments(const core::RunSpec& spec, const std::vector<core::TensorLayout>& layout,
+                             const std::vector<float>& merged);
 // Whether one of its copies can be read and has the shard's digest.
 Status check_result(ports::BlobLink& blobs, const core::MergeSpec& merge, uint64_t stage_values, const core::ShardResult& result);
 
