@@ -6,6 +6,7 @@
 
 #include "audit_judge.h"
 #include "tessera/base/log.h"
+#include "tessera/core/merge_planes.h"
 #include "tessera/core/stage_layout.h"
 #include "tessera/node/audit_store.h"
 #include "tessera/node/merge_transfer.h"
@@ -109,7 +110,8 @@ class Auditor::Case final : public ReplayInputs {
     std::set<uint64_t> versions;
     if (task_.upload) versions.insert(task_.upload->snapshot_version);
     const auto replayed = replay_segment(*engine, segment, *this, versions,
-                                         [&](const ReplayedMicrobatch& microbatch) { return judge(microbatch); });
+                                         [&](const ReplayedMicrobatch& microbatch) { return judge(microbatch); },
+                                         core::merge_planes(spec_.merge) > 1);
     if (!replayed.ok()) {
       if (fault_) return ok_status();
       // What the engine and the replay refuse is the log's fault: inputs were found, and are what receipts name.
@@ -212,7 +214,30 @@ class Auditor::Case final : public ReplayInputs {
     const double allowance = kErrorFeedback * upload_rounding(spec_.merge, difference(*base, snapshot->second));
     notes_["upload"] = "judged";
     const auto fault = judge_.delta(AuditFinding::kUpload, "the upload's delta", *base, snapshot->second, claimed, allowance);
-    return fault ? blame(fault->finding, fault->reason) : ok_status();
+    if (fault) return blame(fault->finding, fault->reason);
+    const auto moments = replayed.moments_at.find(task_.upload->snapshot_version);
+    return moments == replayed.moments_at.end() ? ok_status() : check_moments(moments->second, *delta);
+  }
+
+  // The gate does not look at them: an upload's planes of moments, where merges average those.
+  Status check_moments(const core::Moments& replayed, const std::vector<float>& upload) {
+    const uint64_t values = replayed.first.size();
+    std::vector<float> roots(values);
+    std::transform(replayed.second.begin(), replayed.second.end(), roots.begin(), [](float value) { return std::sqrt(value); });
+    const std::vector<float> zeros(values, 0.0f);
+    const bool other_kind = core::device_kind(task_.device) != core::device_kind(auditor_.options_.device);
+    for (const uint64_t plane : {uint64_t{1}, uint64_t{2}}) {
+      const std::vector<float>& expected = plane == 1 ? replayed.first : roots;
+      const auto begin = upload.begin() + static_cast<std::ptrdiff_t>(core::plane_begin(spec_.merge, values, plane));
+      // They are means of gradients, which two kinds of device round as differently as those at a boundary.
+      const double allowance =
+          std::hypot(upload_rounding(spec_.merge, expected), other_kind ? spec_.audit.relative_error : 0.0);
+      const char* const what = plane == 1 ? "the upload's first moments" : "the upload's second moments";
+      const auto fault = judge_.delta(AuditFinding::kUpload, what, zeros, expected,
+                                      {begin, begin + static_cast<std::ptrdiff_t>(values)}, allowance);
+      if (fault) return blame(fault->finding, fault->reason);
+    }
+    return ok_status();
   }
 
   // The next commitment must be where the segment led.

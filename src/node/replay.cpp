@@ -13,8 +13,14 @@ MicrobatchKey key_of(const Receipt& receipt) { return {receipt.microbatch, recei
 class Replay {
  public:
   Replay(ports::StageEngine& engine, const Segment& segment, ReplayInputs& inputs,
-         const std::set<uint64_t>& wanted_versions, const std::function<Status(const ReplayedMicrobatch&)>& done)
-      : engine_(engine), segment_(segment), inputs_(inputs), wanted_(wanted_versions), done_(done) {}
+         const std::set<uint64_t>& wanted_versions, const std::function<Status(const ReplayedMicrobatch&)>& done,
+         bool with_moments)
+      : engine_(engine),
+        segment_(segment),
+        inputs_(inputs),
+        wanted_(wanted_versions),
+        done_(done),
+        with_moments_(with_moments) {}
 
   StatusOr<ReplayedSegment> run() {
     TESSERA_RETURN_IF_ERROR(begin());
@@ -45,7 +51,14 @@ class Replay {
   }
 
   void note_version() {
-    if (wanted_.count(version_) > 0) result_.at_version[version_] = engine_.masters();
+    if (wanted_.count(version_) == 0) return;
+    if (!with_moments_) {
+      result_.at_version[version_] = engine_.masters();
+      return;
+    }
+    core::LocalState state = engine_.export_state();
+    result_.at_version[version_] = std::move(state.masters);
+    result_.moments_at[version_] = {std::move(state.first_moment), std::move(state.second_moment)};
   }
 
   Status forward(size_t index) {
@@ -127,6 +140,7 @@ class Replay {
   ReplayInputs& inputs_;
   const std::set<uint64_t>& wanted_;
   const std::function<Status(const ReplayedMicrobatch&)>& done_;
+  const bool with_moments_;
   uint64_t version_ = 0;  // the miner's number of the newest weights
   size_t next_ = 0;       // of the receipts
   std::map<size_t, ports::ForwardResult> forwarded_;
@@ -137,8 +151,8 @@ class Replay {
 
 StatusOr<ReplayedSegment> replay_segment(ports::StageEngine& engine, const Segment& segment, ReplayInputs& inputs,
                                          const std::set<uint64_t>& wanted_versions,
-                                         const std::function<Status(const ReplayedMicrobatch&)>& done) {
-  return Replay(engine, segment, inputs, wanted_versions, done).run();
+                                         const std::function<Status(const ReplayedMicrobatch&)>& done, bool with_moments) {
+  return Replay(engine, segment, inputs, wanted_versions, done, with_moments).run();
 }
 
 }  // namespace tessera::node

@@ -73,6 +73,32 @@ TEST(Audits, HonestMinersPass) {
   for (const core::Verdict& verdict : verdicts(swarm)) EXPECT_TRUE(verdict.passed) << verdict.reason;
 }
 
+// The moments of every upload are judged with it, and a segment begins with those that the merge gave.
+TEST(Audits, HonestMinersPassWithMergedMoments) {
+  core::RunSpec spec = node_spec(1, 2, 1000);
+  spec.audit = audited_spec(1000).audit;
+  spec.audit.upload_share = 1;
+  spec.merge.optimizer_moments = core::MergeMoments::kAverage;
+  NodeSwarm swarm(spec);
+  ASSERT_TRUE(swarm.open_orchestrator().ok());
+  swarm.start_all();
+  RunningValidator validator(swarm, swarm.validator);
+  const auto judged_uploads = [&] {
+    size_t judged = 0;
+    for (const core::Verdict& verdict : verdicts(swarm)) {
+      const auto evidence = swarm.blobs.get({verdict.evidence});
+      if (evidence.ok()) judged += nlohmann::json::parse(evidence->at(0))["notes"].value("upload", "") == "judged";
+    }
+    return judged;
+  };
+  for (uint64_t passed = 0; judged_uploads() < 2; passed = swarm.journal->state().audits.passed) {
+    ASSERT_TRUE(swarm.journal->wait([&](const OrchestratorState& state) { return state.audits.passed > passed; }));
+  }
+  EXPECT_TRUE(validator.result().ok());
+  EXPECT_EQ(swarm.journal->state().audits.failed, 0u);
+  for (const core::Verdict& verdict : verdicts(swarm)) EXPECT_TRUE(verdict.passed || !core::voids_epoch(verdict)) << verdict.reason;
+}
+
 uint64_t repaired_in_evidence(NodeSwarm& swarm) {
   uint64_t repaired = 0;
   for (const core::Verdict& verdict : verdicts(swarm)) {

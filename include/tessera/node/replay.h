@@ -48,6 +48,7 @@ struct ReplayedMicrobatch {
 struct ReplayedSegment {
   std::vector<float> masters;                         // at its end
   std::map<uint64_t, std::vector<float>> at_version;  // of those that were asked for
+  std::map<uint64_t, core::Moments> moments_at;       // likewise, if `with_moments`
 };
 
 // Calls `done` for every receipt, in their order; an error of `done` ends the replay with that error.
@@ -55,6 +56,6 @@ struct ReplayedSegment {
 StatusOr<ReplayedSegment> replay_segment(
     ports::StageEngine& engine, const Segment& segment, ReplayInputs& inputs,
     const std::set<uint64_t>& wanted_versions,
-    const std::function<Status(const ReplayedMicrobatch&)>& done);
+    const std::function<Status(const ReplayedMicrobatch&)>& done, bool with_moments = false);
 
 }  // namespace tessera::node
