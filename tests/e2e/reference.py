@@ -164,6 +164,23 @@ class Optimizer:
         self.optimizer.step()
         return torch.cat([p.detach().flatten() for p in self.parameters.values()])
 
+    def moments(self):
+        """First and second moments, flat, and the steps behind them; nothing before the first step."""
+        if self.parameters is None:
+            return None
+        states = [self.optimizer.state[p] for p in self.parameters.values()]
+        return (torch.cat([s["exp_avg"].flatten() for s in states]), torch.cat([s["exp_avg_sq"].flatten() for s in states]),
+                int(states[0]["step"]))
+
+    def take_moments(self, first, second, age):
+        """Those of a merge, which every replica with a step behind it takes in place of its own."""
+        firsts, seconds = (unflatten(self.config, self.stage, values) for values in (first, second))
+        for name, parameter in self.parameters.items():
+            state = self.optimizer.state[parameter]
+            state["exp_avg"].copy_(firsts[name])
+            state["exp_avg_sq"].copy_(seconds[name])
+            state["step"].fill_(max(int(state["step"]), age))
+
 
 def gradients(config, weights, tokens):
     """Loss and each stage's flat gradient for one microbatch under each stage's flat weights."""
@@ -234,6 +251,7 @@ class Replay:
         self.applied = {}                        # (miner, version) -> epoch
         self.snapshots = defaultdict(dict)       # (stage, epoch) -> miner -> commit
         self.optimizers = {}
+        self.moments = {}                        # (miner, version) -> Optimizer.moments()
         for place, kind, event in events:
             if kind == "receipts":
                 for r in event["receipts"]:
@@ -274,6 +292,10 @@ class Replay:
             new, old = self.base_at(stage, epoch), self.base_at(stage, epoch - 1)
             commit = self.participants(stage, epoch).get(miner)
             reference = self.state(miner, commit["snapshot_version"])[0] if commit else old
+            if self.config["merge"].get("optimizer_moments") == "average":
+                age = epoch * max(1, self.config["merge"]["min_microbatches"] // self.per_step)
+                self.optimizers[miner].take_moments(*self.moments_at(stage, epoch), age)
+            self.moments[miner, version] = self.optimizers[miner].moments()
             return new + (masters - reference), steps
         receipts = sorted(self.sums[miner, steps], key=lambda r: r["order"])
         assert [r["order"] for r in receipts] == list(range(self.per_step)), (miner, version, steps)
@@ -281,7 +303,9 @@ class Replay:
         for r in receipts:
             total = total + self.gradient(r["microbatch"], r["attempt"])[1][stage]
         rate = learning_rate(self.config, steps)
-        return self.optimizers[miner].step(masters, total / self.per_step, rate), steps + 1
+        stepped = self.optimizers[miner].step(masters, total / self.per_step, rate)
+        self.moments[miner, version] = self.optimizers[miner].moments()
+        return stepped, steps + 1
 
     @lru_cache(maxsize=None)
     def gradient(self, microbatch, attempt):
@@ -311,6 +335,20 @@ class Replay:
     @lru_cache(maxsize=None)
     def participants(self, stage, epoch):
         return {m: self.snapshots[stage, epoch][m] for m in self.counts(stage, epoch)}
+
+    @lru_cache(maxsize=None)
+    def moments_at(self, stage, epoch):
+        """The mean of the participants' first moments, and of the roots of their second ones, squared; no second moment is less
+        than the first one's square."""
+        counts = self.counts(stage, epoch)
+        first = root = 0
+        for miner, count in counts.items():
+            version = self.snapshots[stage, epoch][miner]["snapshot_version"]
+            self.state(miner, version)
+            m, v, _ = self.moments[miner, version]
+            first = first + (count / sum(counts.values())) * m
+            root = root + (count / sum(counts.values())) * v.sqrt()
+        return first, torch.maximum(root * root, first * first)
 
     @lru_cache(maxsize=None)
     def base_at(self, stage, epoch):

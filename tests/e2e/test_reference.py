@@ -16,15 +16,24 @@ from swarm import TINY, Swarm, merged
 
 LOSS_TOLERANCE = 2e-5
 WEIGHT_TOLERANCE = 2e-4
+MOMENT_TOLERANCE = 1e-3  # of their norm
 # The replay knows neither moved nor lost miners: on however busy a machine, none may be.
 STEADY = merged(TINY, {"pipeline": {"rebalance_gain": 0},
                        "timeouts": {"miner_lost_ms": 120000, "peer_ms": 120000, "lease_ms": 120000, "merge_phase_ms": 120000}})
 
 
-def checkpoint_weights(swarm, config, stage):
+def checkpoint_folder(swarm):
     root = swarm.out / "checkpoint"
-    tensors = load_file(root / (root / "latest").read_text().strip() / f"stage-{stage}.safetensors")
-    return torch.cat([torch.from_numpy(np.array(tensors[name])).flatten() for name, _ in reference.layout(config, stage)])
+    return root / (root / "latest").read_text().strip()
+
+
+def flat(config, stage, file, prefix=""):
+    tensors = load_file(file)
+    return torch.cat([torch.from_numpy(np.array(tensors[prefix + name])).flatten() for name, _ in reference.layout(config, stage)])
+
+
+def checkpoint_weights(swarm, config, stage):
+    return flat(config, stage, checkpoint_folder(swarm) / f"stage-{stage}.safetensors")
 
 
 def manifests(swarm):
@@ -68,8 +77,14 @@ class Reference(unittest.TestCase):
             print(f"losses within {worst:.1e}, weights within {max(errors):.1e}, weights moved {moved:.1e}")
 
     def test_two_miners_a_stage_with_merges_is_the_same_schedule(self):
+        self.compare_merges("local")
+
+    def test_merges_that_average_the_moments_are_too(self):
+        self.compare_merges("average")
+
+    def compare_merges(self, moments):
         config = merged(STEADY, {"pipeline": {"miners_per_stage": 2}, "training": {"steps": 8},
-                               "merge": {"upload_format": "fp32", "result_format": "fp32"}})
+                               "merge": {"upload_format": "fp32", "result_format": "fp32", "optimizer_moments": moments}})
         with Swarm(config) as swarm:
             summary = swarm.start("--no-validate").wait()
             self.assertTrue(summary["replicas_identical"])
@@ -88,6 +103,18 @@ class Reference(unittest.TestCase):
             self.assertLess(worst, LOSS_TOLERANCE)
             errors = [self.assert_weights(checkpoint_weights(swarm, config, s), replay.base_at(s, epochs[s])) for s in range(3)]
             print(f"epochs {epochs}, losses within {worst:.1e}, weights within {max(errors):.1e}")
+            if moments == "average":
+                self.assert_moments(swarm, config, replay, epochs)
+
+    def assert_moments(self, swarm, config, replay, epochs):
+        """Nobody has trained since the last merge: what the checkpoint has of every miner is that merge's."""
+        for stage, epoch in enumerate(epochs):
+            files = list(checkpoint_folder(swarm).glob(f"stage-{stage}.miner-*.safetensors"))
+            self.assertEqual(len(files), 2)
+            for kind, expected in zip(("first_moment.", "second_moment."), replay.moments_at(stage, epoch)):
+                ours = [flat(config, stage, file, kind) for file in files]
+                self.assertTrue(torch.equal(*ours), f"{kind} stage {stage}")
+                self.assertLess((ours[0] - expected).norm().item(), MOMENT_TOLERANCE * expected.norm().item())
 
 
 if __name__ == "__main__":
