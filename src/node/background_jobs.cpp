@@ -172,7 +172,7 @@ void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
   if (overlap_) {
     {
       std::lock_guard lock(wanted_mutex_);
-      prefetch_ = std::make_shared<ResultPrefetch>(merge_blobs_, spec_.merge, values);
+      prefetch_ = std::make_shared<ResultPrefetch>(merge_blobs_, spec_.merge, base_->size());
       prefetch_target_ = job.target;
     }
     for (size_t i = 0; i < kPrefetchers; ++i) {

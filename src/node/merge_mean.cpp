@@ -263,8 +263,8 @@ void ResultPrefetch::run() {
 
 Status ResultPrefetch::fetch(const core::SealedResult& result) {
   const uint64_t first_value = result.first_block * merge_.block_values;
-  if (first_value >= stage_values_) return data_loss("a shard begins behind the end of its stage");
-  const uint64_t values = std::min(stage_values_ - first_value, result.block_count * merge_.block_values);
+  if (first_value >= values_) return data_loss("a shard begins behind the end of its stage");
+  const uint64_t values = std::min(values_ - first_value, result.block_count * merge_.block_values);
   TESSERA_ASSIGN_OR_RETURN(const std::vector<std::string> list, blobs_.get({result.object}));
   TESSERA_ASSIGN_OR_RETURN(const core::ObjectManifest manifest, read_copy_list(merge_, values, result.object, list.at(0)));
   blobs_.remember(result.object, list.at(0));  // so that fetch_mean() goes on with this copy

@@ -80,7 +80,7 @@ class ResultPrefetch {
  public:
   // `blobs` must outlive it.
   ResultPrefetch(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values)
-      : blobs_(blobs), merge_(merge), stage_values_(stage_values) {}
+      : blobs_(blobs), merge_(merge), values_(core::merged_values(merge, stage_values)) {}
   void add(const std::vector<core::SealedResult>& results);
   // Until close(), whatever is added.
   void run();
@@ -93,7 +93,7 @@ class ResultPrefetch {
 
   KeptBlobs& blobs_;
   const core::MergeSpec merge_;
-  const uint64_t stage_values_;
+  const uint64_t values_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<core::SealedResult> waiting_;
