@@ -1,12 +1,15 @@
 // The arithmetic of the merge's wire formats, once for CPU and CUDA (docs/numerics.md). C++17.
 #pragma once
 
+#include <cmath>
+
 #include "codec_math.h"
 #include "tessera/kernels/merge_wire.h"
 
 namespace tessera::kernels {
 
 constexpr float kSmallestNormal = 1.17549435e-38f;  // 2^-126
+constexpr double kLargestDouble = 1.7976931348623157e308;
 
 TESSERA_HOST_DEVICE float merge_levels(Codec format) {
   return format == Codec::kInt8 ? 127.0f : 7.0f;
@@ -39,6 +42,13 @@ TESSERA_HOST_DEVICE uint16_t bfloat16_stochastically(float value, uint32_t rando
   const uint32_t bits = bits_of_float(value);
   if ((bits & kMagnitudeMask) >= kInfinityBits) return bfloat16_of_float(value);
   return static_cast<uint16_t>((bits + (random_word & 0xffffu)) >> 16);
+}
+
+TESSERA_HOST_DEVICE float merge_factor(float weight, double energy) {
+  // A NaN is not above the smallest.
+  const bool has_direction = energy > kSmallestMergeEnergy && energy <= kLargestDouble;
+  return has_direction ? static_cast<float>(static_cast<double>(weight) / sqrt(energy))
+                       : float_of_bits(kQuietNanBits);
 }
 
 // Ordered like the numbers, NaNs outside the infinities.

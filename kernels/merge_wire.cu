@@ -55,8 +55,9 @@ __device__ __forceinline__ void encode_quad(const MergeEncodeParams& params,
                                             uint8_t* block) {
   PhiloxBlock random = {};
   if (params.stochastic && kFormat != Codec::kFp32) {
-    random = rounding_words(params.seed, params.first_block + place.block,
-                            (place.start + offset) / 4);
+    const uint64_t number =
+        params.numbers != nullptr ? params.numbers[place.block] : params.first_block + place.block;
+    random = rounding_words(params.seed, number, (place.start + offset) / 4);
   }
   const int count = min(4, place.size - offset);
   if constexpr (kFormat == Codec::kFp32) {
@@ -160,9 +161,11 @@ __global__ void __launch_bounds__(kThreads) block_dots(const MergeDotsParams par
     const uint64_t first = b * params.block_values;
     const uint64_t left = params.values - first;
     const uint64_t count = left < params.block_values ? left : params.block_values;
+    const float* a = params.a + first;
+    const float* other = params.b + (params.b_values > 0 ? first % params.b_values : first);
     double sum = 0.0;
     for (uint64_t i = threadIdx.x; i < count; i += kMergeGroup) {
-      sum += static_cast<double>(params.a[first + i]) * static_cast<double>(params.b[first + i]);
+      sum += static_cast<double>(a[i]) * static_cast<double>(other[i]);
     }
     lanes[threadIdx.x] = sum;
     for (unsigned half = kThreads / 2; half > 0; half /= 2) {
@@ -174,10 +177,25 @@ __global__ void __launch_bounds__(kThreads) block_dots(const MergeDotsParams par
   }
 }
 
+__global__ void __launch_bounds__(kThreads) factors(const MergeFactorsParams params) {
+  const uint64_t stride = uint64_t{gridDim.x} * kThreads;
+  const uint64_t count = params.input_count * params.blocks;
+  for (uint64_t i = uint64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) {
+    params.factors[i] = merge_factor(params.weights[i / params.blocks], params.energies[i]);
+  }
+}
+
 __global__ void __launch_bounds__(kThreads) scaled_sum(const MergeScaledSumParams params) {
   const uint64_t stride = uint64_t{gridDim.x} * kThreads;
+  const uint64_t blocks = (params.values + params.block_values - 1) / params.block_values;
   for (uint64_t i = uint64_t{blockIdx.x} * kThreads + threadIdx.x; i < params.values; i += stride) {
-    params.sum[i] = params.sum[i] + params.factors[i / params.block_values] * params.input[i];
+    const uint64_t block = i / params.block_values;
+    float sum = 0.0f;
+    for (uint32_t k = 0; k < params.input_count; ++k) {
+      const float factor = params.factors[k * blocks + block];
+      if (!isnan(factor)) sum += factor * params.inputs[k][i];
+    }
+    params.out[i] = sum;
   }
 }
 
@@ -246,9 +264,17 @@ int merge_decode_cuda(const MergeDecodeParams& params, void* stream_handle) {
 }
 
 int merge_dots_cuda(const MergeDotsParams& params, void* stream_handle) {
-  if (!is_run(params.block_values)) return cudaErrorInvalidValue;
+  if (!is_run(params.block_values) || params.b_values % params.block_values != 0) {
+    return cudaErrorInvalidValue;
+  }
   if (params.values == 0) return cudaSuccess;
   return launch(block_dots, blocks_for(params.values, params.block_values), kThreads,
+                static_cast<cudaStream_t>(stream_handle), params);
+}
+
+int merge_factors_cuda(const MergeFactorsParams& params, void* stream_handle) {
+  if (params.blocks == 0 || params.input_count == 0) return cudaSuccess;
+  return launch(factors, blocks_for(params.input_count * params.blocks, kThreads), kThreads,
                 static_cast<cudaStream_t>(stream_handle), params);
 }
 

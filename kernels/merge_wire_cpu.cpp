@@ -1,6 +1,7 @@
 // The reference of the merge's wire formats and reduction: it defines the bytes.
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "merge_math.h"
@@ -136,10 +137,11 @@ void merge_encode_cpu(const MergeEncodeParams& params) {
     const uint64_t first = b * params.run.block_values;
     const uint64_t count = std::min(params.run.block_values, params.run.values - first);
     uint8_t* out = params.payload + b * whole;
+    const uint64_t number = params.numbers != nullptr ? params.numbers[b] : params.first_block + b;
     if (has_scales(params.run.format)) {
-      encode_integers(params, params.input + first, count, params.first_block + b, out);
+      encode_integers(params, params.input + first, count, number, out);
     } else {
-      encode_floats(params, params.input + first, count, params.first_block + b, out);
+      encode_floats(params, params.input + first, count, number, out);
     }
   }
 }
@@ -168,11 +170,12 @@ void merge_decode_cpu(const MergeDecodeParams& params) {
 
 void merge_dots_cpu(const MergeDotsParams& params) {
   check_run(params.block_values);
+  TESSERA_CHECK(params.b_values % params.block_values == 0);
   for (uint64_t b = 0; b * params.block_values < params.values; ++b) {
     const uint64_t first = b * params.block_values;
     const uint64_t count = std::min(params.block_values, params.values - first);
     const float* x = params.a + first;
-    const float* y = params.b + first;
+    const float* y = params.b + (params.b_values > 0 ? first % params.b_values : first);
     double lanes[kMergeGroup] = {};
     uint64_t i = 0;
     for (; i + kMergeGroup <= count; i += kMergeGroup) {
@@ -190,15 +193,29 @@ void merge_dots_cpu(const MergeDotsParams& params) {
   }
 }
 
+void merge_factors_cpu(const MergeFactorsParams& params) {
+  for (uint32_t k = 0; k < params.input_count; ++k) {
+    for (uint64_t b = 0; b < params.blocks; ++b) {
+      const uint64_t at = k * params.blocks + b;
+      params.factors[at] = merge_factor(params.weights[k], params.energies[at]);
+    }
+  }
+}
+
 void merge_scaled_sum_cpu(const MergeScaledSumParams& params) {
   check_run(params.block_values);
-  for (uint64_t b = 0; b * params.block_values < params.values; ++b) {
+  const uint64_t blocks = (params.values + params.block_values - 1) / params.block_values;
+  for (uint64_t b = 0; b < blocks; ++b) {
     const uint64_t first = b * params.block_values;
     const uint64_t count = std::min(params.block_values, params.values - first);
-    const float* __restrict__ input = params.input + first;
-    float* __restrict__ sum = params.sum + first;
-    const float factor = params.factors[b];
-    for (uint64_t i = 0; i < count; ++i) sum[i] += factor * input[i];
+    float* __restrict__ out = params.out + first;
+    std::fill(out, out + count, 0.0f);
+    for (uint32_t k = 0; k < params.input_count; ++k) {
+      const float factor = params.factors[k * blocks + b];
+      if (std::isnan(factor)) continue;
+      const float* __restrict__ input = params.inputs[k] + first;
+      for (uint64_t i = 0; i < count; ++i) out[i] += factor * input[i];
+    }
   }
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tessera/kernels/merge.h"
+#include "tessera/base/log.h"
 #include "tessera/kernels/merge_wire.h"
 
 namespace tessera::node {
@@ -13,91 +13,94 @@ static_assert(core::kMaxTrimmedUploads == kernels::kMaximumTrimmedInputs);
 
 // Of the energy of a mean: below it, what is left without one upload is rounding.
 constexpr double kNothingLeft = 1e-6;
-// A block below this norm has no direction: its reciprocal would leave fp32's range.
-constexpr double kSmallestEnergy = 1e-60;
+
+// The norm of an upload's block, and its cosine to the mean of the others' directions (core/merge_messages.h).
+core::UploadMeasure measure_of(double energy, double overlap, double total, double weight) {
+  core::UploadMeasure measure{energy, 0};
+  if (!std::isfinite(energy)) {
+    measure.energy = -1;
+  } else if (energy > kernels::kSmallestMergeEnergy) {
+    const double own = overlap / std::sqrt(energy);
+    const double others = total - 2 * weight * own + weight * weight;
+    if (others > kNothingLeft * total) measure.alignment = energy * (own - weight) / std::sqrt(others);
+  }
+  return measure;
+}
 
 }  // namespace
 
-std::string BlockReducer::reduce(const std::vector<std::string>& contents, uint64_t number) {
-  const uint64_t block = inputs_.merge.block_values;
-  const uint64_t values = std::min(block, inputs_.values() - number * block);
-  mean_.resize(values);
-  for (size_t k = 0; k < contents.size(); ++k) {
-    values_[k].resize(values);
-    kernels::merge_decode_cpu({.run = {inputs_.merge.upload_format, values, block},
-                               .payload = reinterpret_cast<const uint8_t*>(contents[k].data()),
-                               .assign = true,
-                               .sum = values_[k].data()});
-  }
-  if (number < core::plane_blocks(inputs_.merge, inputs_.stage_values)) {
-    measure();
-  } else {
-    measure_moments();
-  }
-  take_mean();
-  std::string bytes(kernels::merge_block_bytes(inputs_.merge.result_format, values), '\0');
-  kernels::merge_encode_cpu({.run = {inputs_.merge.result_format, values, block},
-                             .input = mean_.data(),
-                             .stochastic = true,
-                             .seed = inputs_.rounding_key,
-                             .first_block = number,
-                             .payload = reinterpret_cast<uint8_t*>(bytes.data())});
-  return bytes;
+BlockReducer::BlockReducer(const ReduceInputs& inputs) : inputs_(inputs), device_(inputs.device) {
+  for (const core::UploadRef& upload : inputs.uploads) weights_.push_back(upload.weight);
 }
 
-double BlockReducer::dot(const std::vector<float>& a, const std::vector<float>& b) const {
-  double sum = 0;
-  kernels::merge_dots_cpu({a.size(), inputs_.merge.block_values, a.data(), b.data(), &sum});
-  return sum;
+uint64_t BlockReducer::values_of(uint64_t number) const {
+  return std::min<uint64_t>(inputs_.merge.block_values, inputs_.values() - number * inputs_.merge.block_values);
 }
 
-// The norm of each upload's block, and its cosine to the mean of the others' directions (core/merge_messages.h).
-void BlockReducer::measure() {
-  const size_t uploads = values_.size();
-  std::vector<double> energies(uploads);
-  mean_.assign(mean_.size(), 0.0f);  // of directions, here
-  for (size_t k = 0; k < uploads; ++k) {
-    energies[k] = dot(values_[k], values_[k]);
-    // What is not finite has no direction, and must not touch the others'.
-    if (!std::isfinite(energies[k]) || energies[k] <= kSmallestEnergy) continue;
-    const auto factor = static_cast<float>(inputs_.uploads[k].weight / std::sqrt(energies[k]));
-    kernels::merge_scaled_sum_cpu({mean_.size(), inputs_.merge.block_values, values_[k].data(), &factor, mean_.data()});
+std::vector<ReducedBlock> BlockReducer::reduce(const std::vector<uint64_t>& numbers,
+                                               const std::vector<std::vector<std::string>>& contents) {
+  std::vector<ReducedBlock> reduced(numbers.size());
+  for (size_t first = 0, count = 0; first < numbers.size(); first += count) {
+    const uint64_t values = values_of(numbers[first]);
+    count = 1;
+    if (values == inputs_.merge.block_values) {
+      while (first + count < numbers.size() && values_of(numbers[first + count]) == values) ++count;
+    }
+    reduce_run(numbers, contents, first, count, &reduced);
   }
-  const double total = dot(mean_, mean_);
-  measures_.clear();
-  for (size_t k = 0; k < uploads; ++k) {
-    core::UploadMeasure& measure = measures_.emplace_back(core::UploadMeasure{energies[k], 0});
-    if (!std::isfinite(energies[k])) {
-      measure.energy = -1;
-    } else if (energies[k] > kSmallestEnergy) {
-      const double weight = inputs_.uploads[k].weight;
-      const double own = dot(values_[k], mean_) / std::sqrt(energies[k]);
-      const double others = total - 2 * weight * own + weight * weight;
-      if (others > kNothingLeft * total) measure.alignment = energies[k] * (own - weight) / std::sqrt(others);
+  return reduced;
+}
+
+void BlockReducer::reduce_run(const std::vector<uint64_t>& numbers, const std::vector<std::vector<std::string>>& contents,
+                              size_t first, size_t count, std::vector<ReducedBlock>* reduced) {
+  const core::MergeSpec& merge = inputs_.merge;
+  const uint64_t values = values_of(numbers[first]);
+  const size_t uploads = weights_.size();
+  std::vector<const uint8_t*> payloads;
+  std::vector<uint8_t*> results;
+  std::vector<double> energies(count * uploads), overlaps(count * uploads), totals(count);
+  for (size_t b = 0; b < count; ++b) {
+    for (const std::string& content : contents[first + b]) payloads.push_back(reinterpret_cast<const uint8_t*>(content.data()));
+    std::string& bytes = (*reduced)[first + b].bytes;
+    bytes.resize(kernels::merge_block_bytes(merge.result_format, values));
+    results.push_back(reinterpret_cast<uint8_t*>(bytes.data()));
+  }
+  run({.upload_format = merge.upload_format,
+       .result_format = merge.result_format,
+       .block_values = merge.block_values,
+       .values = values,
+       .input_count = static_cast<uint32_t>(uploads),
+       .weights = weights_.data(),
+       .trimmed = merge.trim_share > 0,
+       .trim = static_cast<uint32_t>(merge.trim_share * static_cast<double>(uploads)),
+       .seed = inputs_.rounding_key,
+       .block_count = count,
+       .numbers = numbers.data() + first,
+       .payloads = payloads.data(),
+       .results = results.data(),
+       .energies = energies.data(),
+       .overlaps = overlaps.data(),
+       .totals = totals.data()});
+  // Moments have no say in the norm and the cosine that the gate judges; that they are numbers it must know.
+  const uint64_t moments = core::plane_blocks(merge, inputs_.stage_values);
+  for (size_t b = 0; b < count; ++b) {
+    for (size_t k = 0; k < uploads; ++k) {
+      const size_t at = k * count + b;
+      (*reduced)[first + b].measures.push_back(
+          numbers[first + b] < moments ? measure_of(energies[at], overlaps[at], totals[b], weights_[k])
+                                       : core::UploadMeasure{std::isfinite(energies[at]) ? 0.0 : -1.0, 0});
     }
   }
 }
 
-// Moments have no say in the norm and the cosine that the gate judges; that they are numbers it must know.
-void BlockReducer::measure_moments() {
-  measures_.clear();
-  for (const std::vector<float>& values : values_) measures_.push_back({std::isfinite(dot(values, values)) ? 0.0 : -1.0, 0});
-}
-
-void BlockReducer::take_mean() {
-  std::vector<const float*> pointers;
-  std::vector<float> weights;
-  for (size_t k = 0; k < values_.size(); ++k) {
-    pointers.push_back(values_[k].data());
-    weights.push_back(inputs_.uploads[k].weight);
+void BlockReducer::run(const kernels::MergeReduction& reduction) {
+  if (device_ != nullptr && device_->takes(reduction)) {
+    const Status status = device_->reduce(reduction);
+    if (status.ok()) return;
+    spdlog::warn("{}; the CPU reduces the rest", message_of(status));
+    device_ = nullptr;
   }
-  if (inputs_.merge.trim_share == 0) {
-    kernels::weighted_sum_cpu(pointers.data(), weights.data(), pointers.size(), mean_.size(), mean_.data());
-    return;
-  }
-  const auto count = static_cast<uint32_t>(pointers.size());
-  const auto trim = static_cast<uint32_t>(inputs_.merge.trim_share * count);
-  kernels::trimmed_mean_cpu({pointers.data(), count, trim, mean_.size(), mean_.data()});
+  TESSERA_CHECK(cpu_.reduce(reduction).ok());
 }
 
 }  // namespace tessera::node

@@ -278,20 +278,19 @@ Status ShardReduction::check_sizes(const std::vector<Place>& group,
 Status ShardReduction::reduce(BlockReducer& reducer, const std::vector<Place>& group) {
   TESSERA_ASSIGN_OR_RETURN(auto blocks, fetch(group));
   TESSERA_RETURN_IF_ERROR(check_sizes(group, blocks));
+  std::vector<uint64_t> numbers;
+  for (const Place& place : group) numbers.push_back(place.number);
+  std::vector<ReducedBlock> reduced = reducer.reduce(numbers, std::exchange(blocks, {}));
   Group done;
   for (size_t i = 0; i < group.size(); ++i) {
     const core::ShardTask& task = shards_[group[i].shard].task;
-    std::string bytes = reducer.reduce(std::exchange(blocks[i], {}), group[i].number);
-    done.blocks.push_back({group[i], digest_of(bytes), reducer.measures()});
+    std::string& bytes = reduced[i].bytes;
+    done.blocks.push_back({group[i], digest_of(bytes), std::move(reduced[i].measures)});
     apply_keystream(task.token, group[i].number - task.first_block, &bytes);
     done.names.push_back(digest_of(bytes));
     done.sealed.push_back(std::move(bytes));
   }
-  if (has_storers_) {
-    store_later(std::move(done));
-  } else {
-    store(std::move(done));
-  }
+  has_storers_ ? store_later(std::move(done)) : store(std::move(done));
   return ok_status();
 }
 

@@ -99,33 +99,83 @@ TEST_F(MergeCuda, MeasuresTheSameNumbers) {
     constexpr uint64_t kBlock = 1024;
     const uint64_t blocks = (values + kBlock - 1) / kBlock;
     const std::vector<float> a = merge_values(values, 1), b = merge_values(values, 3);
-    std::vector<float> factors(blocks);
-    for (uint64_t i = 0; i < blocks; ++i) factors[i] = 0.01f * static_cast<float>(i) - 0.2f;
-    DeviceArray<float> device_a(a), device_b(b), device_factors(factors), device_sum(b);
+    DeviceArray<float> device_a(a), device_b(b);
     std::vector<double> dots(blocks);
-    merge_dots_cpu(
-        {.values = values, .block_values = kBlock, .a = a.data(), .b = b.data(), .dots = dots.data()});
+    merge_dots_cpu({.values = values, .block_values = kBlock, .a = a.data(), .b = b.data(), .dots = dots.data()});
     DeviceArray<double> device_dots(blocks);
+    wait(merge_dots_cuda(
+        {.values = values, .block_values = kBlock, .a = device_a.data(), .b = device_b.data(), .dots = device_dots.data()},
+        stream_));
+    expect_same_bytes(device_dots.read(), dots);
+    merge_dots_cpu(
+        {.values = values, .block_values = kBlock, .a = a.data(), .b = b.data(), .b_values = kBlock, .dots = dots.data()});
     wait(merge_dots_cuda({.values = values,
                           .block_values = kBlock,
                           .a = device_a.data(),
                           .b = device_b.data(),
+                          .b_values = kBlock,
                           .dots = device_dots.data()},
                          stream_));
     expect_same_bytes(device_dots.read(), dots);
-    std::vector<float> sum = b;
-    merge_scaled_sum_cpu({.values = values,
-                          .block_values = kBlock,
-                          .input = a.data(),
-                          .factors = factors.data(),
-                          .sum = sum.data()});
-    wait(merge_scaled_sum_cuda({.values = values,
-                                .block_values = kBlock,
-                                .input = device_a.data(),
-                                .factors = device_factors.data(),
-                                .sum = device_sum.data()},
-                               stream_));
-    expect_same_bytes(device_sum.read(), sum);
+  }
+}
+
+TEST_F(MergeCuda, GivesTheSameDirections) {
+  constexpr uint64_t kBlock = 1024, kValues = 40001, kBlocks = 40;
+  constexpr uint32_t kInputs = 3;
+  std::vector<std::vector<float>> inputs;
+  std::vector<std::unique_ptr<DeviceArray<float>>> device_inputs;
+  std::vector<const float*> pointers, device_pointers;
+  std::vector<double> energies(kInputs * kBlocks);
+  for (uint32_t k = 0; k < kInputs; ++k) {
+    inputs.push_back(merge_values(kValues, k + 2));
+    device_inputs.push_back(std::make_unique<DeviceArray<float>>(inputs.back()));
+    device_pointers.push_back(device_inputs.back()->data());
+  }
+  for (uint32_t k = 0; k < kInputs; ++k) {
+    pointers.push_back(inputs[k].data());
+    merge_dots_cpu(
+        {.values = kValues, .block_values = kBlock, .a = pointers[k], .b = pointers[k], .dots = energies.data() + k * kBlocks});
+  }
+  energies[7] = std::numeric_limits<double>::infinity();
+  energies[50] = std::nan("");
+  energies[51] = 0;
+  const std::vector<float> weights = {0.3f, 0.5f, 0.2f};
+  std::vector<float> factors(energies.size()), sum(kValues);
+  merge_factors_cpu({kBlocks, kInputs, weights.data(), energies.data(), factors.data()});
+  DeviceArray<float> device_weights(weights), device_factors(energies.size()), device_sum(kValues);
+  DeviceArray<double> device_energies(energies);
+  wait(merge_factors_cuda({kBlocks, kInputs, device_weights.data(), device_energies.data(), device_factors.data()}, stream_));
+  expect_same_bytes(device_factors.read(), factors);
+  merge_scaled_sum_cpu({kValues, kBlock, pointers.data(), kInputs, factors.data(), sum.data()});
+  DeviceArray<const float*> table(device_pointers);
+  wait(merge_scaled_sum_cuda({kValues, kBlock, table.data(), kInputs, device_factors.data(), device_sum.data()}, stream_));
+  expect_same_bytes(device_sum.read(), sum);
+}
+
+TEST_F(MergeCuda, CodesBlocksOfAnyNumbers) {
+  const std::vector<float> input = merge_values(4 * 512, 1);
+  const std::vector<uint64_t> numbers = {9, 2, 0, 77};
+  DeviceArray<float> device_input(input);
+  DeviceArray<uint64_t> device_numbers(numbers);
+  for (const Codec format : kMergeFormats) {
+    const MergeRun run{format, input.size(), 512};
+    std::vector<uint8_t> expected(merge_run_bytes(format, input.size(), 512));
+    merge_encode_cpu({.run = run,
+                      .input = input.data(),
+                      .stochastic = true,
+                      .seed = 5,
+                      .numbers = numbers.data(),
+                      .payload = expected.data()});
+    DeviceArray<uint8_t> payload(expected.size());
+    wait(merge_encode_cuda({.run = run,
+                            .input = device_input.data(),
+                            .stochastic = true,
+                            .seed = 5,
+                            .numbers = device_numbers.data(),
+                            .payload = payload.data()},
+                           stream_));
+    expect_same_bytes(payload.read(), expected);
   }
 }
 

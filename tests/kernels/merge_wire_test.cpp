@@ -174,8 +174,7 @@ TEST(MergeDots, AreWithinDoubleRoundingAndOfFixedOrder) {
     const std::vector<float> a = merge_values(values, 1), b = merge_values(values, 8);
     const uint64_t blocks = (values + 511) / 512;
     Guarded<double> dots(blocks);
-    merge_dots_cpu(
-        {.values = values, .block_values = 512, .a = a.data(), .b = b.data(), .dots = dots.data()});
+    merge_dots_cpu({.values = values, .block_values = 512, .a = a.data(), .b = b.data(), .dots = dots.data()});
     const std::vector<double> actual = dots.copy();
     for (uint64_t block = 0; block < blocks; ++block) {
       long double exact = 0, magnitude = 0;
@@ -191,22 +190,73 @@ TEST(MergeDots, AreWithinDoubleRoundingAndOfFixedOrder) {
   numbers[0] = 0x1p60f;
   numbers[256] = -0x1p60f;
   double dot = 0;
-  merge_dots_cpu(
-      {.values = 512, .block_values = 512, .a = numbers.data(), .b = ones.data(), .dots = &dot});
+  merge_dots_cpu({.values = 512, .block_values = 512, .a = numbers.data(), .b = ones.data(), .dots = &dot});
   EXPECT_EQ(dot, 510.0);
 }
 
-TEST(MergeScaledSum, HasAFactorForEachBlock) {
-  const std::vector<float> input(600, 3.0f), factors = {1.0f, 2.0f, 0.5f};
-  std::vector<float> sum(600, 1.0f);
+TEST(MergeDots, MayMeetTheSameBlocksAgain) {
+  const std::vector<float> a = merge_values(6 * 256, 2), b = merge_values(2 * 256, 9);
+  std::vector<double> dots(6);
+  merge_dots_cpu(
+      {.values = a.size(), .block_values = 256, .a = a.data(), .b = b.data(), .b_values = b.size(), .dots = dots.data()});
+  for (uint64_t block = 0; block < 6; ++block) {
+    double alone = 0;
+    merge_dots_cpu(
+        {.values = 256, .block_values = 256, .a = a.data() + block * 256, .b = b.data() + block % 2 * 256, .dots = &alone});
+    EXPECT_EQ(dots[block], alone);
+  }
+}
+
+TEST(MergeFactors, GiveEveryInputItsWeightAndLeaveOutWhatHasNoDirection) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  const std::vector<double> energies = {4.0, 0.0, infinity, 9e-60, 1e-60, std::nan("")};
+  const std::vector<float> weights = {0.5f, 3.0f};
+  Guarded<float> guarded(6);
+  merge_factors_cpu({3, 2, weights.data(), energies.data(), guarded.data()});
+  const std::vector<float> factors = guarded.copy();
+  EXPECT_EQ(factors[0], 0.25f);
+  EXPECT_TRUE(std::isnan(factors[1]) && std::isnan(factors[2]));
+  EXPECT_EQ(factors[3], 1e30f);
+  EXPECT_TRUE(std::isnan(factors[4]) && std::isnan(factors[5]));
+}
+
+TEST(MergeScaledSum, HasAFactorForEachInputAndBlock) {
+  const float nan = std::nanf("");
+  const std::vector<float> three(600, 3.0f), one(600, 1.0f), broken(600, nan);
+  const std::vector<const float*> inputs = {three.data(), broken.data(), one.data()};
+  const std::vector<float> factors = {1.0f, 2.0f, nan, nan, nan, nan, 1.0f, -1.0f, nan};
+  Guarded<float> guarded(600);
   merge_scaled_sum_cpu({.values = 600,
                         .block_values = 256,
-                        .input = input.data(),
+                        .inputs = inputs.data(),
+                        .input_count = 3,
                         .factors = factors.data(),
-                        .sum = sum.data()});
-  EXPECT_EQ(sum[0], 4.0f);
-  EXPECT_EQ(sum[256], 7.0f);
-  EXPECT_EQ(sum[599], 2.5f);
+                        .out = guarded.data()});
+  const std::vector<float> out = guarded.copy();
+  EXPECT_EQ(out[0], 4.0f);
+  EXPECT_EQ(out[256], 5.0f);
+  EXPECT_EQ(out[599], 0.0f);
+}
+
+TEST(MergeWire, BlocksOfARunMayHaveAnyNumbers) {
+  const std::vector<float> input = merge_values(1024, 1);
+  const std::vector<uint64_t> numbers = {9, 2, 0, 77};
+  for (const Codec format : kMergeFormats) {
+    MergeCase c{{format, 1024, 256}, true, 5, 0};
+    std::vector<uint8_t> together(merge_run_bytes(format, 1024, 256)), alone;
+    merge_encode_cpu({.run = c.run,
+                      .input = input.data(),
+                      .stochastic = true,
+                      .seed = c.seed,
+                      .numbers = numbers.data(),
+                      .payload = together.data()});
+    for (uint64_t block = 0; block < 4; ++block) {
+      const MergeCase one{{format, 256, 256}, true, 5, numbers[block]};
+      const std::vector<uint8_t> bytes = merge_encoded(one, {input.begin() + 256 * block, input.begin() + 256 * (block + 1)});
+      alone.insert(alone.end(), bytes.begin(), bytes.end());
+    }
+    expect_same_bytes(together, alone);
+  }
 }
 
 TEST(TrimmedMean, LeavesOutTheFarthestWhateverTheyAre) {
@@ -216,17 +266,9 @@ TEST(TrimmedMean, LeavesOutTheFarthestWhateverTheyAre) {
   std::vector<const float*> pointers;
   for (const auto& input : inputs) pointers.push_back(input.data());
   Guarded<float> out(3);
-  trimmed_mean_cpu({.inputs = pointers.data(),
-                    .input_count = 5,
-                    .trim = 1,
-                    .values = 3,
-                    .out = out.data()});
+  trimmed_mean_cpu({.inputs = pointers.data(), .input_count = 5, .trim = 1, .values = 3, .out = out.data()});
   EXPECT_EQ(out.copy(), (std::vector<float>{2, -2, 5}));
-  trimmed_mean_cpu({.inputs = pointers.data(),
-                    .input_count = 3,
-                    .trim = 0,
-                    .values = 2,
-                    .out = out.data()});
+  trimmed_mean_cpu({.inputs = pointers.data(), .input_count = 3, .trim = 0, .values = 2, .out = out.data()});
   EXPECT_EQ(out.copy()[0], 2.0f);
 }
 

@@ -329,6 +329,42 @@ TEST_F(MergeReduceTest, WaitsForBlocksOnTheirWay) {
   EXPECT_EQ(encode(reduction->measures), encode(expected->measures));
 }
 
+// A device gets whole blocks, several at once, and only as long as it works.
+TEST_F(MergeReduceTest, ADeviceThatFailsIsReplacedByTheCpu) {
+  class Device final : public kernels::MergeReducer {
+   public:
+    bool takes(const kernels::MergeReduction& reduction) const override { return reduction.values == reduction.block_values; }
+    Status reduce(const kernels::MergeReduction& reduction) override {
+      calls.push_back(reduction.block_count);
+      return calls.size() <= working_calls ? cpu.reduce(reduction) : unavailable("a device that is gone");
+    }
+    size_t working_calls = SIZE_MAX;
+    std::vector<uint64_t> calls;
+    kernels::CpuMergeReducer cpu;
+  };
+  merge_ = merge_of(Codec::kInt8, Codec::kInt8);
+  put_uploads();
+  const auto expected = reduce(0, kBlocks);
+  for (const size_t working_calls : {SIZE_MAX, size_t{0}}) {
+    Device device;
+    device.working_calls = working_calls;
+    ReduceInputs on_device = inputs();
+    on_device.device = &device;
+    const auto reduction = reduce_shard(blobs_, on_device, task(0, kBlocks));
+    ASSERT_TRUE(reduction.ok()) << reduction.status();
+    EXPECT_EQ(reduction->result, expected->result);
+    EXPECT_EQ(encode(reduction->measures), encode(expected->measures));
+    uint64_t blocks = 0;
+    for (const uint64_t count : device.calls) blocks += count;
+    if (working_calls > 0) {
+      EXPECT_EQ(blocks, kBlocks - 1);
+      EXPECT_LT(device.calls.size(), kBlocks - 1);
+    } else {
+      EXPECT_EQ(device.calls.size(), 1u);
+    }
+  }
+}
+
 TEST_F(MergeReduceTest, GivesUpWaitingWithoutBlamingAnybody) {
   put_uploads();
   blobs_.forget(get_manifest(blobs_, uploads_[2].object)->chunks[3]);

@@ -68,6 +68,7 @@ struct MergeEncodeParams {
   bool stochastic = false;
   uint64_t seed = 0;
   uint64_t first_block = 0;    // number of the run's first block within the stage
+  const uint64_t* numbers = nullptr;  // one a block of the run, if they do not follow each other
   uint8_t* payload = nullptr;  // [merge_run_bytes()], at a multiple of 4; no overlap with the input
 };
 void merge_encode_cpu(const MergeEncodeParams& params);
@@ -94,18 +95,35 @@ struct MergeDotsParams {
   uint64_t block_values = 16384;
   const float* a = nullptr;
   const float* b = nullptr;  // may be a
+  uint64_t b_values = 0;     // whole blocks after which b begins anew; 0: it is as long as a
   double* dots = nullptr;    // one a block
 };
 void merge_dots_cpu(const MergeDotsParams& params);
 int merge_dots_cuda(const MergeDotsParams& params, void* stream_handle);
 
-// sum[i] = sum[i] + factors[block of i] * input[i], rounded separately.
+// What gives every input's block the length `weight`, and leaves out those that have no direction:
+// factors[k][b] = weights[k] / sqrt(energies[k][b]) in double precision, rounded to fp32; NaN if the
+// energy is not finite or at most kSmallestMergeEnergy, whose reciprocal would leave fp32's range.
+inline constexpr double kSmallestMergeEnergy = 1e-60;
+struct MergeFactorsParams {
+  uint64_t blocks = 0;
+  uint32_t input_count = 0;
+  const float* weights = nullptr;    // [input_count]
+  const double* energies = nullptr;  // [input_count][blocks]
+  float* factors = nullptr;          // [input_count][blocks]
+};
+void merge_factors_cpu(const MergeFactorsParams& params);
+int merge_factors_cuda(const MergeFactorsParams& params, void* stream_handle);
+
+// out[i] = (((0 + f[0][b] u[0][i]) + f[1][b] u[1][i]) + ...), b the block of i, rounded separately,
+// without the inputs whose factor is NaN: what is in them does not matter.
 struct MergeScaledSumParams {
   uint64_t values = 0;
   uint64_t block_values = 16384;
-  const float* input = nullptr;
-  const float* factors = nullptr;  // one a block
-  float* sum = nullptr;
+  const float* const* inputs = nullptr;  // for CUDA an array in device memory
+  uint32_t input_count = 0;
+  const float* factors = nullptr;  // [input_count][blocks]
+  float* out = nullptr;            // no overlap with an input
 };
 void merge_scaled_sum_cpu(const MergeScaledSumParams& params);
 int merge_scaled_sum_cuda(const MergeScaledSumParams& params, void* stream_handle);

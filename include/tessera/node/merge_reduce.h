@@ -13,6 +13,7 @@
 #include "tessera/core/merge_planes.h"
 #include "tessera/core/messages.h"
 #include "tessera/core/run_spec.h"
+#include "tessera/kernels/merge_reducer.h"
 #include "tessera/ports/links.h"
 
 namespace tessera::node {
@@ -26,6 +27,7 @@ struct ReduceInputs {
   uint64_t rounding_key = 0;
   uint32_t rounds = 1;   // of transfer_order(), as the uploads come
   bool overlap = false;  // several threads; `blobs` must allow it
+  kernels::MergeReducer* device = nullptr;  // for several threads, with the CPU's results; null: the CPU
   // Whether to go on waiting for blocks that are not there, when nothing came for so many milliseconds. Empty: they are
   // missing.
   std::function<bool(int64_t idle_ms)> keep_waiting = {};
