@@ -42,6 +42,7 @@ StatusOr<std::string> mine(const Flags& flags, const MinerHooks& hooks, StopFlag
   TESSERA_RETURN_IF_ERROR(make_directories(config.directory));
   TESSERA_ASSIGN_OR_RETURN(const KeyPair key, KeyPair::load_or_create(config.key_file));
   TESSERA_ASSIGN_OR_RETURN(const MinerDevices devices, open_devices(config));
+  TESSERA_ASSIGN_OR_RETURN(const auto reducer, open_reducer(config, devices));
   const auto signer = std::make_shared<net::RequestSigner>(key);
   TESSERA_ASSIGN_OR_RETURN(const auto orchestrator, net::GrpcOrchestratorLink::create({.orchestrator = config.orchestrator, .signer = signer, .software = version(), .expected_orchestrator = {}}));
   TESSERA_ASSIGN_OR_RETURN(const auto blobs, net::GrpcBlobLink::create({.server = config.orchestrator, .signer = signer, .software = version(), .expected_server = {}}));
@@ -52,6 +53,7 @@ StatusOr<std::string> mine(const Flags& flags, const MinerHooks& hooks, StopFlag
   node::MinerOptions options;
   options.key = &key;
   options.directory = config.directory;
+  options.reducer = reducer.get();
   options.registration.node = key.id();
   options.registration.incarnation = random_u64();
   options.registration.device = devices.description;

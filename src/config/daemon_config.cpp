@@ -70,6 +70,10 @@ FieldTable table_of(MinerConfig* config) {
       field("key_file", &config->key_file, "",
             "the miner's secret key, made if absent; empty: miner.key in the directory"),
       field("device", &config->device, "", "auto: a CUDA device if there is one, else the CPU"),
+      field("reduce_device", Choice<MinerConfig::ReduceDevice>{&config->reduce_device,
+                             {{"auto", MinerConfig::ReduceDevice::kAuto}, {"cpu", MinerConfig::ReduceDevice::kCpu}, {"gpu", MinerConfig::ReduceDevice::kGpu}}},
+            "", "where the miner reduces its shards of a merge, to the same bits: on the CPU, or on the first GPU of device or gpus; auto: "
+            "trimmed means (merge.trim_share) on a GPU if there is one, the rest on the CPU"),
       field("gpus", &config->gpus, "at most 64, each once",
             "several GPUs that are one miner, by their numbers; empty: the one of device; with device cpu: as many workers "
             "on the CPU, for tests"),

@@ -219,7 +219,8 @@ ReduceInputs BackgroundJobs::reduction_of(Epoch target, const std::vector<core::
           .stage_values = core::stage_value_count(spec_, stage_),
           .merge = spec_.merge,
           .rounding_key = core::merge_rounding_key(run_id_, stage_, target),
-          .overlap = overlap_};
+          .overlap = overlap_,
+          .device = reducer_};
 }
 
 // What announce() did not take: without other threads a result is fetched when it is needed.

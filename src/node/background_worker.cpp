@@ -7,8 +7,9 @@
 namespace tessera::node {
 
 BackgroundWorker::BackgroundWorker(const core::RunSpec& spec, ports::BlobLink& blobs, std::string directory,
-                                   std::string run_id, std::function<void(core::MinerEvent)> post, Donations donations)
-    : work_(spec, blobs, std::move(directory), std::move(run_id), std::move(post), /*overlap=*/true, donations) {
+                                   std::string run_id, std::function<void(core::MinerEvent)> post, Donations donations,
+                                   kernels::MergeReducer* reducer)
+    : work_(spec, blobs, std::move(directory), std::move(run_id), std::move(post), /*overlap=*/true, donations, reducer) {
   thread_ = std::jthread([this] { loop(); });
 }
 

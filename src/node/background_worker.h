@@ -13,7 +13,7 @@ namespace tessera::node {
 class BackgroundWorker {
  public:
   BackgroundWorker(const core::RunSpec& spec, ports::BlobLink& blobs, std::string directory, std::string run_id,
-                   std::function<void(core::MinerEvent)> post, Donations donations);
+                   std::function<void(core::MinerEvent)> post, Donations donations, kernels::MergeReducer* reducer);
   ~BackgroundWorker();
 
   // Any thread.

@@ -85,7 +85,7 @@ Status MinerNode::Shell::begin(const core::RegisterAnswer& answer, const core::R
   });
   const auto post_event = [this](MinerEvent event) { post(std::move(event)); };
   background_ = std::make_unique<BackgroundWorker>(spec_, *links_.blobs, options_.directory, answer.run_id, post_event,
-                                                  Donations{links_.donors, &donated_});
+                                                  Donations{links_.donors, &donated_}, options_.reducer);
   if (spec_.audit.enabled) audit_ = std::make_unique<AuditWorker>(*links_.blobs, post_event);
   data_thread_ = std::jthread([this] { data_loop(); });
   auto facts = std::make_shared<RunFacts>();

@@ -73,6 +73,7 @@ TEST(MinerConfig, Defaults) {
   const auto config = load_miner_config("", {"orchestrator=localhost:1"});
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->device, Device{});
+  EXPECT_EQ(config->reduce_device, MinerConfig::ReduceDevice::kAuto);
   EXPECT_EQ(config->threads, 0u);
   EXPECT_EQ(config->memory_bytes, 0u);
   EXPECT_FALSE(config->wanted_stage.has_value());
@@ -157,6 +158,8 @@ const Refusal kMinerRefusals[] = {
      "c.yaml:2: wanted_stage: 64 is not allowed; it must be any, or 0 to 63"},
     {"orchestrator: a:1\nwanted_stage: last\n",
      "c.yaml:2: wanted_stage: expected a whole number or 'any', got 'last'"},
+    {"orchestrator: a:1\nreduce_device: cuda\n",
+     "c.yaml:2: reduce_device: expected one of auto, cpu, gpu, got 'cuda'"},
     {"orchestrator: a:1\ndirectory: ''\n",
      "c.yaml:2: directory: empty; name a folder, it is made if absent"},
     {"orchestrator: a:1\nlog:\n  level: loud\n",
@@ -166,7 +169,7 @@ const Refusal kMinerRefusals[] = {
     {"run_config: x\n",
      "c.yaml:1: run_config: unknown key; the keys here are: orchestrator, listen, advertise, "
      "directory, "
-     "key_file, device, gpus, zero_stage, threads, compute, memory_bytes, wanted_stage, log"},
+     "key_file, device, reduce_device, gpus, zero_stage, threads, compute, memory_bytes, wanted_stage, log"},
 };
 TEST(MinerConfig, RefusalsSayWhereAndWhat) {
   for (const Refusal& refusal : kMinerRefusals) {

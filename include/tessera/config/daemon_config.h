@@ -51,6 +51,8 @@ struct MinerConfig {
   std::string directory = "tessera-miner";  // key, local state, caches
   std::string key_file;  // empty in the YAML: <directory>/miner.key; made if absent
   Device device;
+  enum class ReduceDevice { kAuto, kCpu, kGpu };
+  ReduceDevice reduce_device = ReduceDevice::kAuto;  // of merges' shards
   // GPUs that are one miner, by their numbers; empty: `device` alone. With device cpu: as many workers on the CPU.
   std::vector<uint32_t> gpus;
   uint32_t zero_stage = 0;               // of several: what is sharded over them

@@ -31,14 +31,16 @@ struct Donations {
 class BackgroundJobs {
  public:
   // `directory`: this miner's folder; empty: nothing is written or recovered. `overlap`: transfers of a reduction may go on
-  // in another thread meanwhile; `blobs` must allow it.
+  // in another thread meanwhile; `blobs` must allow it. `reducer`: as ReduceInputs::device.
   BackgroundJobs(const core::RunSpec& spec, ports::BlobLink& blobs, std::string directory, std::string run_id,
-                 std::function<void(core::MinerEvent)> post, bool overlap = false, Donations donations = {})
+                 std::function<void(core::MinerEvent)> post, bool overlap = false, Donations donations = {},
+                 kernels::MergeReducer* reducer = nullptr)
       : spec_(spec),
         blobs_(blobs),
         merge_blobs_(blobs),
         overlap_(overlap),
         donations_(donations),
+        reducer_(reducer),
         fetch_(directory),
         directory_(std::move(directory)),
         run_id_(std::move(run_id)),
@@ -85,6 +87,7 @@ class BackgroundJobs {
   KeptBlobs merge_blobs_;  // the running merge's transfers go through it
   const bool overlap_;
   const Donations donations_;
+  kernels::MergeReducer* const reducer_;
   ObjectFetch fetch_;  // keeps what came of a state, for the next try and the next process
   const std::string directory_;
   const std::string run_id_;

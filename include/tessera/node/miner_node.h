@@ -13,6 +13,7 @@
 
 #include "tessera/base/crypto.h"
 #include "tessera/base/status.h"
+#include "tessera/kernels/merge_reducer.h"
 #include "tessera/ports/links.h"
 #include "tessera/ports/stage_engine.h"
 #include "tessera/ports/token_source.h"
@@ -25,6 +26,7 @@ struct MinerOptions {
   std::string directory;             // for the copy of the base that this replica holds; empty: none is written
   // Builds the engine of a stage, on the compute thread.
   std::function<StatusOr<std::unique_ptr<ports::StageEngine>>(const core::RunSpec&, StageIndex)> make_engine;
+  kernels::MergeReducer* reducer = nullptr;  // of the merge's shards, outliving the node; null: the CPU
   // Called on the control thread with every accepted registration's run id, before frames come or go. May be empty.
   std::function<void(const std::string&)> joined;
 };

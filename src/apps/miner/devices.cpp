@@ -3,15 +3,31 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
+#include <string_view>
 
+#include "tessera/base/log.h"
 #include "tessera/collective/groups.h"
 #include "tessera/core/memory_plan.h"
 
 namespace tessera::apps {
 namespace {
 
+constexpr std::string_view kGpuPrefix = "cuda:";
 // Of one operation between the workers; longer than any takes that does not hang.
 constexpr std::chrono::milliseconds kPatience{60000};
+
+// Leaves weighted means to the CPU: the kernels gain nothing beside fetching and hashing the blocks (docs/performance.md, Merges),
+// and would take time from training.
+class TrimmedOnly final : public kernels::MergeReducer {
+ public:
+  explicit TrimmedOnly(std::unique_ptr<kernels::MergeReducer> reducer) : reducer_(std::move(reducer)) {}
+  bool takes(const kernels::MergeReduction& reduction) const override { return reduction.trimmed && reducer_->takes(reduction); }
+  Status reduce(const kernels::MergeReduction& reduction) override { return reducer_->reduce(reduction); }
+
+ private:
+  const std::unique_ptr<kernels::MergeReducer> reducer_;
+};
 
 // Of one worker.
 uint64_t memory_of(const config::MinerConfig& config, const model::BoxOptions& box) {
@@ -49,6 +65,22 @@ StatusOr<MinerDevices> open_devices(const config::MinerConfig& config) {
   devices.description = fmt::format("{} and {} more, zero_stage {}", devices.first, count - 1, config.zero_stage);
   devices.memory_bytes = core::equivalent_memory_bytes(memory_of(config, devices.box), count, config.zero_stage);
   return devices;
+}
+
+StatusOr<std::unique_ptr<kernels::MergeReducer>> open_reducer(const config::MinerConfig& config, const MinerDevices& devices) {
+  using Wanted = config::MinerConfig::ReduceDevice;
+  const bool has_gpu = devices.first.compare(0, kGpuPrefix.size(), kGpuPrefix) == 0;
+  if (config.reduce_device == Wanted::kCpu || (config.reduce_device == Wanted::kAuto && !has_gpu)) return nullptr;
+  if (!has_gpu) {
+    return failed_precondition("reduce_device: gpu is wanted, but the miner's device is {}. Use cpu or auto", devices.first);
+  }
+  int index = 0;
+  std::from_chars(devices.first.data() + kGpuPrefix.size(), devices.first.data() + devices.first.size(), index);
+  auto reducer = kernels::make_cuda_merge_reducer(index);
+  if (config.reduce_device == Wanted::kGpu) return reducer;
+  if (reducer.ok()) return std::make_unique<TrimmedOnly>(*std::move(reducer));
+  spdlog::warn("merges are reduced on the CPU: {}", message_of(reducer.status()));
+  return nullptr;
 }
 
 }  // namespace tessera::apps
