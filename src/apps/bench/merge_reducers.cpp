@@ -1,0 +1,104 @@
+#include "apps/bench/merge_reducers.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "apps/bench/merge_store.h"
+#include "tessera/kernels/merge_wire.h"
+
+namespace tessera::apps {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr uint64_t kGroupBytes = uint64_t{512} << 10;   // of uploads, as node/merge_reduce.cpp fetches them
+constexpr uint64_t kUploadsBytes = uint64_t{64} << 20;  // of all of them, as fp32: more than the CPU's caches hold
+constexpr std::chrono::milliseconds kAtLeast(1000);
+
+// Some blocks of every upload as they come.
+struct Uploads {
+  Uploads(const core::MergeSpec& merge, uint32_t count) : weights(count, 1.0f / static_cast<float>(count)) {
+    blocks = std::max<uint64_t>(1, kUploadsBytes / (sizeof(float) * merge.block_values * count));
+    const kernels::MergeRun run{merge.upload_format, blocks * merge.block_values, merge.block_values};
+    block_bytes = kernels::merge_block_bytes(run.format, run.block_values);
+    for (uint32_t k = 0; k < count; ++k) {
+      const std::vector<float> values = snapshot_of(run.values, k);
+      payloads.emplace_back(blocks * block_bytes);
+      kernels::merge_encode_cpu({.run = run, .input = values.data(), .payload = payloads.back().data()});
+    }
+  }
+  uint64_t blocks = 0, block_bytes = 0;
+  std::vector<float> weights;
+  std::vector<std::vector<uint8_t>> payloads;
+};
+
+Status reduce_group(kernels::MergeReducer& reducer, const core::MergeSpec& merge, const Uploads& uploads, uint64_t first,
+                    uint64_t count) {
+  const size_t inputs = uploads.weights.size();
+  const uint64_t result_bytes = kernels::merge_block_bytes(merge.result_format, merge.block_values);
+  std::vector<uint64_t> numbers(count);
+  std::vector<const uint8_t*> payloads;
+  std::vector<uint8_t> bytes(count * result_bytes);
+  std::vector<uint8_t*> results(count);
+  std::vector<double> energies(count * inputs), overlaps(count * inputs), totals(count);
+  for (uint64_t b = 0; b < count; ++b) {
+    numbers[b] = first + b;
+    results[b] = bytes.data() + b * result_bytes;
+    for (const auto& payload : uploads.payloads) payloads.push_back(payload.data() + (first + b) * uploads.block_bytes);
+  }
+  return reducer.reduce({.upload_format = merge.upload_format,
+                         .result_format = merge.result_format,
+                         .block_values = merge.block_values,
+                         .values = merge.block_values,
+                         .input_count = static_cast<uint32_t>(inputs),
+                         .weights = uploads.weights.data(),
+                         .trimmed = merge.trim_share > 0,
+                         .trim = static_cast<uint32_t>(merge.trim_share * static_cast<double>(inputs)),
+                         .seed = 1,
+                         .block_count = count,
+                         .numbers = numbers.data(),
+                         .payloads = payloads.data(),
+                         .results = results.data(),
+                         .energies = energies.data(),
+                         .overlaps = overlaps.data(),
+                         .totals = totals.data()});
+}
+
+}  // namespace
+
+StatusOr<double> reducer_rate(kernels::MergeReducer* device, const core::MergeSpec& merge, uint32_t count, size_t threads) {
+  const Uploads uploads(merge, count);
+  const uint64_t group = std::max<uint64_t>(1, kGroupBytes / (uploads.block_bytes * count));
+  const uint64_t groups = std::max<uint64_t>(1, uploads.blocks / group);
+  std::atomic<uint64_t> done{0};
+  std::mutex mutex;
+  Status failure;
+  const auto begin = Clock::now();
+  const auto work = [&] {
+    kernels::CpuMergeReducer cpu;
+    kernels::MergeReducer& reducer = device != nullptr ? *device : cpu;
+    while (Clock::now() - begin < kAtLeast) {
+      const uint64_t first = done++ % groups * group;
+      const Status status = reduce_group(reducer, merge, uploads, first, std::min(group, uploads.blocks - first));
+      if (status.ok()) continue;
+      std::lock_guard lock(mutex);
+      failure = status;
+      return;
+    }
+  };
+  {
+    std::vector<std::jthread> others;
+    for (size_t i = 0; i < threads; ++i) others.emplace_back(work);
+  }
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  if (!failure.ok()) return failure;
+  const double values =
+      static_cast<double>(done) * static_cast<double>(std::min(group, uploads.blocks) * merge.block_values * count);
+  return values * sizeof(float) / seconds / 1e9;
+}
+
+}  // namespace tessera::apps
