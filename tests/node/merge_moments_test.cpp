@@ -222,7 +222,7 @@ class Replica {
   Digest upload() {
     const auto snapshot = compute<core::miner_event::SnapshotTaken>(core::miner_effect::TakeSnapshot{1, true});
     return run<core::miner_event::DeltaUploaded>(
-               core::miner_effect::UploadDelta{1, snapshot.masters, 1, snapshot.weight_version, 0, snapshot.moments})
+               core::miner_effect::UploadDelta{1, snapshot.masters, 1, snapshot.weight_version, 0, 1, snapshot.moments})
         .commit.object;
   }
   core::LocalState apply(const core::miner_effect::PrepareBase& merge, uint64_t age) {

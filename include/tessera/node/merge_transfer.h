@@ -14,6 +14,7 @@
 
 #include "tessera/base/status.h"
 #include "tessera/core/messages.h"
+#include "tessera/core/merge_planes.h"
 #include "tessera/core/object.h"
 #include "tessera/core/run_spec.h"
 #include "tessera/core/stage_layout.h"
