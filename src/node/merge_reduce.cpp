@@ -184,8 +184,10 @@ void ShardReduction::work() {
 
 std::vector<Place> ShardReduction::claim() {
   std::lock_guard lock(mutex_);
+  // The first ones are small: their blocks are the first to be there.
+  const size_t most = std::min<size_t>(group_blocks(), std::max<size_t>(2, next_ / 2));
   std::vector<Place> group;
-  while (failure_.ok() && next_ < order_.size() && group.size() < group_blocks()) group.push_back(order_[next_++]);
+  while (failure_.ok() && next_ < order_.size() && group.size() < most) group.push_back(order_[next_++]);
   return group;
 }
 

@@ -90,6 +90,27 @@ class Faults(unittest.TestCase):
             participants = {e["miner"] for _, _, e in swarm.events("upload_committed")}
             self.assertEqual(participants, {0, 1, 2, 3})
 
+    def test_a_newcomer_loads_its_stage_although_its_donors_hang_or_die(self):
+        # One stage of several chunks; who is silent counts as lost only after 20 s, so that both are donors still.
+        config = merged(PAIRS, {"model": {"width": 128, "ffn_width": 384}, "pipeline": {"stages": 1, "miners_per_stage": 4},
+                                "timeouts": {"miner_lost_ms": 20000, "lease_ms": 30000, "merge_phase_ms": 30000}})
+        with Swarm(config) as swarm:
+            swarm.start("--no-validate")
+            swarm.until(lambda: swarm.count("state_published") > 0, "a state that a newcomer can load")
+            newcomer, hung, dead, _ = swarm.pids()["miners"]
+            log = swarm.out / "logs" / "miner-0.log"
+            kill(hung, signal.SIGSTOP)
+            try:
+                kill(dead)
+                kill(newcomer)
+                began = time.monotonic()
+                swarm.until(lambda: "the stage's state came from the blob store" in log.read_text(errors="replace"), "its state")
+                self.assertLess(time.monotonic() - began, 19, "it waited until its donors counted as lost")
+                self.assertEqual(swarm.count("miner_lost"), 0)
+            finally:
+                kill(hung, signal.SIGCONT)
+            check_complete(self, swarm.wait(), self.total * 2)
+
     def test_ctrl_c_stops_everything_within_5_seconds_and_resume_goes_on(self):
         with Swarm(PAIRS) as swarm:
             swarm.start("--no-validate")
