@@ -55,7 +55,7 @@ std::optional<MergeDirective> merge_directive(const OrchestratorState& state, co
   MergeDirective directive;
   directive.target = merge.target;
   directive.phase = merge.phase;
-  directive.rounds = butterfly_rounds(static_cast<uint32_t>(merge.invited.size()));
+  directive.rounds = merge.upload_rounds();
   if (merge.phase == MergePhase::kSnapshot) {
     if (merge.invited.count(miner.index) == 0) return std::nullopt;
     directive.again = miner.upload_again;

@@ -31,6 +31,10 @@ std::vector<UploadMeasure> Merge::sum_of_measures() const {
   return sums;
 }
 
+uint32_t Merge::upload_rounds() const {
+  return butterfly_rounds(static_cast<uint32_t>(std::min<size_t>(invited.size(), kMaxUploads)));  // more are in no manifest
+}
+
 bool Merge::uploads_are_whole() const {
   return std::all_of(participants.begin(), participants.end(),
                      [&](MinerIndex miner) { return uploads.at(miner).whole; });

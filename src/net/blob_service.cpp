@@ -176,7 +176,7 @@ bool BlobService::waits(const Job& job, const std::vector<Digest>& digests, uint
   }
   if (missing.empty()) return false;
   Job parked = job;
-  parked.work = &BlobService::get_now;
+  parked.waited = true;
   if (!parked_.park(std::move(parked), missing, monotonic_now_ms() + std::min(wait_ms, kLongestWaitMs))) return false;
   // What came in between told nobody.
   for (const Digest& digest : missing) {
@@ -190,14 +190,7 @@ void BlobService::get(const Job& job) {
   if (Status status = parse(job.request, &request); !status.ok()) return job.call->fail(status);
   const auto digests = checked_digests(request.digests());
   if (!digests.ok()) return job.call->fail(digests.status());
-  if (request.wait_ms() == 0 || !waits(job, *digests, request.wait_ms())) get_now(job);
-}
-
-void BlobService::get_now(const Job& job) {
-  v1::GetBlobsRequest request;
-  if (Status status = parse(job.request, &request); !status.ok()) return job.call->fail(status);
-  const auto digests = checked_digests(request.digests());
-  if (!digests.ok()) return job.call->fail(digests.status());
+  if (!job.waited && request.wait_ms() > 0 && waits(job, *digests, request.wait_ms())) return;
   BlobsAnswerBody answer;
   size_t content_bytes = 0;
   bool full = false;

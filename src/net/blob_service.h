@@ -49,6 +49,7 @@ class BlobService final : public RawBlobStore {
     ports::Caller caller;
     grpc::ByteBuffer request;
     void (BlobService::*work)(const Job&);
+    bool waited = false;  // for what it asks; now what is there is its answer
   };
   grpc::ServerUnaryReactor* enqueue(const char* method, grpc::CallbackServerContext* context,
                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
@@ -57,7 +58,6 @@ class BlobService final : public RawBlobStore {
   void has(const Job& job);
   void put(const Job& job);
   void get(const Job& job);
-  void get_now(const Job& job);
   // Whether the call waits now for what it asks and is not there.
   bool waits(const Job& job, const std::vector<Digest>& digests, uint32_t wait_ms);
   void hurry(std::vector<Job> jobs);

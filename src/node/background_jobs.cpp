@@ -34,7 +34,6 @@ namespace {
 // Of a merge's phase: so long may nothing come of the uploads before a reduction ends, to be begun again if it is still asked
 // for.
 constexpr TimeMs kIdleShare = 4;
-constexpr size_t kPrefetchers = 2;  // so that one fetches blocks while the other waits for a list of them
 constexpr size_t kStoreChunks = 4;  // of a state, in one call to the blob store
 
 }  // namespace
@@ -154,12 +153,13 @@ void BackgroundJobs::announce(const core::BackgroundJob& job) {
 
 void BackgroundJobs::stop_transfers() {
   upload_is_over_ = true;
+  std::unique_ptr<ResultPrefetch> prefetch;
   {
     std::lock_guard lock(wanted_mutex_);
-    if (prefetch_) prefetch_->close();
+    prefetch = std::move(prefetch_);
   }
+  prefetch.reset();
   if (uploader_.joinable()) uploader_.join();
-  prefetchers_.clear();
 }
 
 void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
@@ -170,17 +170,9 @@ void BackgroundJobs::work(core::miner_effect::UploadDelta& job) {
   const uint64_t wire = kernels::merge_run_bytes(spec_.merge.upload_format, values, spec_.merge.block_values);
   merge_blobs_.begin(3 * wire);  // the upload, its own results, and others' that are fetched before they can be read
   if (overlap_) {
-    {
-      std::lock_guard lock(wanted_mutex_);
-      prefetch_ = std::make_shared<ResultPrefetch>(merge_blobs_, spec_.merge, base_->size());
-      prefetch_target_ = job.target;
-    }
-    for (size_t i = 0; i < kPrefetchers; ++i) {
-      prefetchers_.emplace_back([prefetch = prefetch_] {
-        name_thread("prefetch");
-        prefetch->run();
-      });
-    }
+    std::lock_guard lock(wanted_mutex_);
+    prefetch_ = std::make_unique<ResultPrefetch>(merge_blobs_, spec_.merge, base_->size());
+    prefetch_target_ = job.target;
   }
   StatusOr<DeltaUpload> upload = commit_delta(merge_blobs_, spec_.merge, *base_, *job.snapshot, residual_,
                                               overlap_ ? kMergeWorkers : 1, job.moments.get());

@@ -6,6 +6,7 @@
 #include "merge_workers.h"
 #include "tessera/base/crypto.h"
 #include "tessera/base/log.h"
+#include "tessera/base/thread_name.h"
 #include "tessera/core/merge_messages.h"
 #include "tessera/core/merge_planes.h"
 #include "tessera/kernels/merge_wire.h"
@@ -17,6 +18,7 @@ namespace tessera::node {
 namespace {
 
 constexpr uint64_t kFetchBytes = uint64_t{512} << 10;  // of a copy, in one call
+constexpr size_t kPrefetchers = 2;  // so that one fetches blocks while the other waits for a list of them
 constexpr uint64_t kPrefetchBytes = uint64_t{128} << 10;  // little: what others wait for goes before
 
 bool is_bad_copy(const Status& status) {
@@ -230,6 +232,16 @@ class MeanFetch {
 };
 
 }  // namespace
+
+ResultPrefetch::ResultPrefetch(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values)
+    : blobs_(blobs), merge_(merge), values_(core::merged_values(merge, stage_values)) {
+  for (size_t i = 0; i < kPrefetchers; ++i) {
+    threads_.emplace_back([this] {
+      name_thread("prefetch");
+      run();
+    });
+  }
+}
 
 void ResultPrefetch::add(const std::vector<core::SealedResult>& results) {
   std::lock_guard lock(mutex_);

@@ -135,6 +135,15 @@ TEST(Merge, SealedResultsAreNamedInWholeRounds) {
   }
 }
 
+// More than that no miner takes for an answer.
+TEST(Merge, UploadsHaveNoMoreRoundsThanAManifestHasUploads) {
+  core::Merge merge;
+  for (MinerIndex miner = 0; miner < core::kMaxUploads + 500; ++miner) merge.invited.insert(miner);
+  EXPECT_EQ(merge.upload_rounds(), core::kMaxUploads - 1);
+  merge.invited = {3, 5, 8};
+  EXPECT_EQ(merge.upload_rounds(), 3u);
+}
+
 TEST(Merge, OnlyOwedCommitmentsAreNewsAndEachOnce) {
   ScriptedSwarm swarm(one_stage(3));
   swarm.start();

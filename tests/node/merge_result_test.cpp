@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -50,21 +51,18 @@ TEST_F(MergeResult, WhatWasFetchedAheadIsNotFetchedAgain) {
   const std::vector<core::ShardResult> results = {shard(0, 1), shard(1, 3)};
   KeptBlobs link(blobs);
   link.begin(1 << 20);
-  ResultPrefetch prefetch(link, merge, kValues);
-  prefetch.add({{9, 1, results[0].copies[0].object}, {0, 1, digest_of("gone")}, {0, 2, results[0].copies[0].object}});  // all wrong
+  auto prefetch = std::make_unique<ResultPrefetch>(link, merge, kValues);
+  prefetch->add({{9, 1, results[0].copies[0].object}, {0, 1, digest_of("gone")}, {0, 2, results[0].copies[0].object}});  // all wrong
   for (const core::ShardResult& result : results) {
-    prefetch.add({{result.first_block, result.block_count, result.copies[0].object}});
+    prefetch->add({{result.first_block, result.block_count, result.copies[0].object}});
   }
   std::vector<Digest> wanted;
   for (const core::ShardResult& result : results) {
     const auto list = core::ObjectManifest::decode(blobs.get({result.copies[0].object})->at(0));
     wanted.insert(wanted.end(), list->chunks.begin(), list->chunks.end());
   }
-  {
-    std::jthread fetcher([&] { prefetch.run(); });
-    while (!std::all_of(wanted.begin(), wanted.end(), [&](const Digest& name) { return link.has(name); })) std::this_thread::yield();
-    prefetch.close();
-  }
+  while (!std::all_of(wanted.begin(), wanted.end(), [&](const Digest& name) { return link.has(name); })) std::this_thread::yield();
+  prefetch.reset();
   KeptBlobs plain(blobs);
   const auto fetched = fetch_mean(plain, merge, kValues, results);
   for (const Digest& name : wanted) blobs.forget(name);

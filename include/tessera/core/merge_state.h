@@ -143,6 +143,7 @@ struct Merge {
   std::vector<MergeShard> shards = {};
   std::vector<UploadMeasure> measured = {};  // sum_of_measures() when all shards were accepted
   bool uploads_are_whole() const;            // the participants'
+  uint32_t upload_rounds() const;            // in how many parts they go up: as if all who are invited took part
   std::vector<UploadMeasure> sum_of_measures() const;
   template <class A>
   void fields(A& a) {

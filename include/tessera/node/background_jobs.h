@@ -107,9 +107,8 @@ class BackgroundJobs {
   std::vector<float> snapshot_residual_;  // what it becomes if the snapshot's upload is in the manifest
   core::Values recovered_;  // masters of a process before this one, until the next merge
   std::jthread uploader_;                 // of the blocks of what is committed
-  std::shared_ptr<ResultPrefetch> prefetch_;  // of the merge to prefetch_target_; under wanted_mutex_, like the next
+  std::unique_ptr<ResultPrefetch> prefetch_;  // of the merge to prefetch_target_; under wanted_mutex_, like the next
   Epoch prefetch_target_ = 0;
-  std::vector<std::jthread> prefetchers_;
 };
 
 }  // namespace tessera::node

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tessera/base/status.h"
@@ -35,7 +36,7 @@ class KeptBlobs final : public ports::BlobLink {
   bool has(const Digest& digest) const;
   // What is not here yet, to be kept. RESOURCE_EXHAUSTED at the limit.
   Status fetch(const std::vector<Digest>& names);
-  // Keeps a blob that is not stored yet, whatever the limit.
+  // Keeps a blob, whatever the limit.
   void remember(const Digest& name, std::string blob);
   // Stores what is remembered.
   Status store(const std::vector<Digest>& names);
@@ -75,20 +76,20 @@ StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merg
 Status store_delta(KeptBlobs& blobs, const core::ObjectManifest& manifest, uint32_t rounds, size_t threads,
                    const std::function<bool()>& is_over);
 
-// Fetches results that can't be read yet, for fetch_mean(): their copies are sealed until the merge's gate has decided. Any
-// number of threads may add and fetch; what is wrong with a copy is left to fetch_mean(), which has others.
+// Fetches results that can't be read yet, in threads of its own, for fetch_mean(): their copies are sealed until the merge's gate
+// has decided. What is wrong with a copy is left to fetch_mean(), which has others. Thread-safe.
 class ResultPrefetch {
  public:
   // `blobs` must outlive it.
-  ResultPrefetch(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values)
-      : blobs_(blobs), merge_(merge), values_(core::merged_values(merge, stage_values)) {}
+  ResultPrefetch(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values);
+  // Waits for the calls under way.
+  ~ResultPrefetch() { close(); }
   void add(const std::vector<core::SealedResult>& results);
-  // Until close(), whatever is added.
-  void run();
-  // run() ends after the call it is in; what is left is not fetched.
+  // Begins no other call.
   void close();
 
  private:
+  void run();
   std::optional<core::SealedResult> next();
   Status fetch(const core::SealedResult& result);
 
@@ -99,6 +100,7 @@ class ResultPrefetch {
   std::condition_variable changed_;
   std::deque<core::SealedResult> waiting_;
   bool closed_ = false;
+  std::vector<std::jthread> threads_;  // last: they use what is above
 };
 
 // What an upload says, all its planes. DATA_LOSS if it is not one of this stage.
