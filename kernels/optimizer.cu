@@ -164,21 +164,25 @@ __global__ void __launch_bounds__(kOptimizerThreads) adam_step(const AdamTask ta
 
 }  // namespace
 
-int gradient_norm_cuda(const NormParams& params, void* stream_handle) {
-  if (params.chunk_count < 0 || params.microbatches < 1 || params.result == nullptr ||
-      (params.chunk_count > 0 && (params.chunks == nullptr || !is_somewhere(params.gradient) ||
-                                  params.partials == nullptr))) {
+int norm_partials_cuda(const NormParams& params, void* stream_handle) {
+  if (params.chunk_count == 0) return cudaSuccess;
+  if (params.chunk_count < 0 || params.chunks == nullptr || !is_somewhere(params.gradient) ||
+      params.partials == nullptr) {
     return cudaErrorInvalidValue;
   }
-  const cudaStream_t stream = static_cast<cudaStream_t>(stream_handle);
-  if (params.chunk_count > 0) {
-    const cudaError_t error = launch(sum_chunks, params.chunk_count, kOptimizerThreads, stream,
-                                     params.chunks, params.gradient, params.partials);
-    if (error != cudaSuccess) return error;
+  return launch(sum_chunks, params.chunk_count, kOptimizerThreads,
+                static_cast<cudaStream_t>(stream_handle), params.chunks, params.gradient,
+                params.partials);
+}
+
+int finish_norm_cuda(const NormParams& params, void* stream_handle) {
+  if (params.chunk_count < 0 || params.microbatches < 1 || params.result == nullptr ||
+      (params.chunk_count > 0 && params.partials == nullptr)) {
+    return cudaErrorInvalidValue;
   }
-  return launch(finish_norm, 1, kFinishThreads, stream, static_cast<const double*>(params.partials),
-                params.chunk_count, static_cast<double>(params.microbatches), params.clip_norm,
-                params.result);
+  return launch(finish_norm, 1, kFinishThreads, static_cast<cudaStream_t>(stream_handle),
+                static_cast<const double*>(params.partials), params.chunk_count,
+                static_cast<double>(params.microbatches), params.clip_norm, params.result);
 }
 
 int adam_step_cuda(const AdamParams& params, void* stream_handle) {

@@ -12,7 +12,7 @@ namespace tessera::collective {
 struct WorkerPlace {
   int rank = 0;
   int size = 1;
-  at::Device device;
+  at::Device device = at::kCPU;
   std::chrono::milliseconds timeout;
 };
 

@@ -2,10 +2,13 @@
 #include <ATen/ops/ones.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 
+#include <atomic>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <set>
 #include <thread>
 #include <utility>
@@ -55,10 +58,50 @@ class PendingWork final : public PendingCollective {
   WorkPointer work_;
 };
 
+struct End {
+  c10::intrusive_ptr<c10d::Backend> backend;
+  WorkerPlace place;
+};
+
+// All ends of a group, which end together: an end that goes alone is an error to the others.
+class Ends {
+ public:
+  explicit Ends(size_t size) : ends_(size) {}
+  ~Ends() {
+    std::vector<std::jthread> threads;
+    for (End& end : ends_) {
+      if (end.backend) threads.emplace_back([this, &end] { finish(&end); });
+    }
+  }
+  End& operator[](size_t rank) { return ends_[rank]; }
+  void abort(size_t rank) {
+    aborted_ = true;
+    try {
+      ends_[rank].backend->abort();
+    } catch (const std::exception&) {
+      // It is given up either way.
+    }
+  }
+
+ private:
+  void finish(End* end) const {
+    const c10::DeviceGuard on_device(end->place.device);
+    try {
+      if (!aborted_) end->backend->shutdown();
+    } catch (const std::exception&) {
+      // Nobody uses it any more.
+    }
+    end->backend.reset();
+  }
+
+  std::vector<End> ends_;
+  std::atomic<bool> aborted_ = false;
+};
+
 class C10dGroup final : public CollectiveGroup {
  public:
-  C10dGroup(c10::intrusive_ptr<c10d::Backend> backend, const WorkerPlace& place)
-      : backend_(std::move(backend)), place_(place) {}
+  C10dGroup(std::shared_ptr<Ends> ends, size_t rank)
+      : ends_(std::move(ends)), backend_((*ends_)[rank].backend.get()), place_((*ends_)[rank].place) {}
 
   uint32_t rank() const override { return static_cast<uint32_t>(place_.rank); }
   uint32_t size() const override { return static_cast<uint32_t>(place_.size); }
@@ -101,13 +144,7 @@ class C10dGroup final : public CollectiveGroup {
       return ok_status();
     });
   }
-  void abort() override {
-    try {
-      backend_->abort();
-    } catch (const std::exception&) {
-      // It is given up either way.
-    }
-  }
+  void abort() override { ends_->abort(rank()); }
 
  private:
   at::Tensor tensor(const Numbers& numbers) const {
@@ -126,7 +163,8 @@ class C10dGroup final : public CollectiveGroup {
     });
   }
 
-  const c10::intrusive_ptr<c10d::Backend> backend_;
+  const std::shared_ptr<Ends> ends_;
+  c10d::Backend* const backend_;  // the ends'
   const WorkerPlace place_;
 };
 
@@ -157,6 +195,7 @@ void prepare_process() {
   ::setenv("TORCH_FR_BUFFER_SIZE", "0", kKeep);
   // c10d logs every group it makes as a warning or below.
   ::setenv("TORCH_CPP_LOG_LEVEL", "ERROR", kKeep);
+  c10::initLogging();  // nothing else reads it in a program without Python
 }
 
 StatusOr<std::vector<std::unique_ptr<CollectiveGroup>>> make_groups(const std::vector<std::string>& names,
@@ -166,7 +205,7 @@ StatusOr<std::vector<std::unique_ptr<CollectiveGroup>>> make_groups(const std::v
     const auto store = c10::make_intrusive<c10d::HashStore>();
     store->setTimeout(timeout);
     const size_t size = devices.size();
-    std::vector<std::unique_ptr<CollectiveGroup>> groups(size);
+    const auto ends = std::make_shared<Ends>(size);
     std::vector<Status> states(size, ok_status());
     {
       std::vector<std::jthread> threads;
@@ -175,14 +214,15 @@ StatusOr<std::vector<std::unique_ptr<CollectiveGroup>>> make_groups(const std::v
           states[i] = guarded("connecting", [&]() -> Status {
             const c10::DeviceGuard on_device(devices[i]);
             const WorkerPlace place{static_cast<int>(i), static_cast<int>(size), devices[i], timeout};
-            groups[i] = std::make_unique<C10dGroup>(
-                devices[i].is_cpu() ? make_gloo_backend(store, place) : make_nccl_backend(store, place), place);
+            (*ends)[i] = {devices[i].is_cpu() ? make_gloo_backend(store, place) : make_nccl_backend(store, place), place};
             return ok_status();
           });
         });
       }
     }
     for (const Status& status : states) TESSERA_RETURN_IF_ERROR(status);
+    std::vector<std::unique_ptr<CollectiveGroup>> groups;
+    for (size_t i = 0; i < size; ++i) groups.push_back(std::make_unique<C10dGroup>(ends, i));
     return groups;
   });
 }

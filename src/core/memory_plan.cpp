@@ -19,7 +19,7 @@ BytesPerValue bytes_per_value(Accounting accounting) {
   return accounting == Accounting::kFp32 ? BytesPerValue{4, 4, 8} : BytesPerValue{2, 4, 12};
 }
 
-// The largest part that is gathered or reduced as one: a layer, or what lies before the first or behind the last.
+// The largest part that is gathered or reduced as one: half a layer, or what lies before the first or behind the last.
 double largest_unit(const RunSpec& spec, StageIndex stage) {
   double largest = 0, count = 0;
   std::string unit;

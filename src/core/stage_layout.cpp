@@ -124,7 +124,11 @@ bool is_for_muon(const TensorLayout& tensor) { return tensor.shape.size() > 1 &&
 
 std::string unit_of(const TensorLayout& tensor) {
   if (tensor.name.starts_with(kLayers)) {
-    return "layer " + tensor.name.substr(kLayers.size(), tensor.name.find('.', kLayers.size()) - kLayers.size());
+    const size_t end = tensor.name.find('.', kLayers.size());
+    const std::string_view part = std::string_view(tensor.name).substr(end + 1);
+    const bool attends = part.starts_with("input_layernorm") || part.starts_with("self_attn");
+    return fmt::format("layer {} {}", tensor.name.substr(kLayers.size(), end - kLayers.size()),
+                       attends ? "attention" : "feed-forward");
   }
   for (const char* end : {".down", ".encoder_in", ".encoder_out", ".encoder", "model.norm.weight", "lm_head.weight"}) {
     if (tensor.name.ends_with(end)) return "sender";

@@ -1,6 +1,9 @@
 #include "model/box_stage.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <utility>
 
@@ -17,16 +20,53 @@ class BoxState final : public PassState {
   std::vector<std::unique_ptr<PassState>> parts;
 };
 
+// For copies between the GPUs while the workers are at a pass. On the workers' own streams such a copy may come after one
+// worker's wait for a collective and before what another has to add to it: neither would ever go on.
+class SideStreams {
+ public:
+  explicit SideStreams(const std::vector<at::Device>& devices) {
+    if (!devices.front().is_cuda()) return;
+    const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    for (const at::Device& device : devices) {
+      workers_.push_back(cuda.getDefaultStream(device));
+      sides_.push_back(cuda.getStreamFromGlobalPool(device, /*isHighPriority=*/true));
+      events_.emplace_back(c10::DeviceType::CUDA);
+    }
+  }
+
+  // By worker i: what its stream has until now comes before the work of run().
+  void follow(size_t i) {
+    if (!events_.empty()) events_[i].record(workers_[i]);
+  }
+  template <class Work>
+  void run(Work&& work) {
+    if (sides_.empty()) return work();
+    for (size_t i = 0; i < sides_.size(); ++i) events_[i].block(sides_[i]);
+    const c10::MultiStreamGuard on_sides(sides_);
+    work();
+    for (size_t i = 0; i < sides_.size(); ++i) events_[i].record(sides_[i]);
+  }
+  // When the workers are done: memory that run() read goes back to their streams.
+  void join() {
+    for (size_t i = 0; i < sides_.size(); ++i) events_[i].block(workers_[i]);
+  }
+
+ private:
+  std::vector<c10::Stream> workers_, sides_;
+  std::vector<c10::Event> events_;
+};
+
 class BoxStage final : public StageCompute {
  public:
   BoxStage(const core::RunSpec& spec, uint64_t count, std::unique_ptr<BoxWorkers> workers)
-      : batch_(spec.training.microbatch_size), count_(count), workers_(std::move(workers)) {}
+      : batch_(spec.training.microbatch_size), count_(count), workers_(std::move(workers)), sides_(workers_->devices()) {}
 
   PassOutput forward(const at::Tensor& ids, const at::Tensor& boundary) override {
     auto state = std::make_unique<BoxState>(workers_->size());
     std::vector<at::Tensor> wires(workers_->size()), losses(workers_->size());
+    const std::vector<at::Tensor> tokens = parts(ids), inputs = parts(boundary);
     throw_if_error(workers_->run("forward", [&](ShardWorker& worker, size_t i) -> Status {
-      PassOutput output = worker.forward(part(ids, i), part(boundary, i));
+      PassOutput output = worker.forward(tokens[i], inputs[i]);
       wires[i] = output.wire;
       losses[i] = output.loss;
       state->parts[i] = std::move(output.state);
@@ -45,10 +85,12 @@ class BoxStage final : public StageCompute {
   void backward(std::unique_ptr<PassState> held, const at::Tensor& outer, bool accumulate,
                 const std::function<void(const at::Tensor&)>& ready) override {
     const std::unique_ptr<BoxState> state(static_cast<BoxState*>(held.release()));
+    const std::vector<at::Tensor> outers = parts(outer);
     std::vector<at::Tensor> gradients(workers_->size());
     workers_->start("backward", [&](ShardWorker& worker, size_t i) -> Status {
-      worker.backward(std::move(state->parts[i]), part(outer, i), accumulate, [&](const at::Tensor& gradient) {
+      worker.backward(std::move(state->parts[i]), outers[i], accumulate, [&](const at::Tensor& gradient) {
         gradients[i] = gradient;
+        sides_.follow(i);
         workers_->signal();
       });
       return ok_status();
@@ -56,11 +98,12 @@ class BoxStage final : public StageCompute {
     const Status signalled = workers_->wait_until_signalled();
     // The others are still at their weight gradients; they use what is on this stack.
     const Status sent = signalled.ok() ? guarded("backward", [&]() -> Status {
-      ready(joined(gradients));
+      sides_.run([&] { ready(joined(gradients)); });
       return ok_status();
     }) : signalled;
     throw_if_error(workers_->finish());
     throw_if_error(sent);
+    sides_.join();
   }
 
   StatusOr<double> step(double learning_rate) override {
@@ -112,11 +155,14 @@ class BoxStage final : public StageCompute {
   }
 
  private:
-  // The sequences of a worker, on its device.
-  at::Tensor part(const at::Tensor& whole, size_t worker) const {
-    if (!whole.defined()) return {};
-    const BatchShare share = batch_share(batch_, static_cast<uint32_t>(worker), static_cast<uint32_t>(workers_->size()));
-    return whole.narrow(0, share.begin, share.count).to(workers_->device(worker));
+  // The sequences of each worker, on its device. Not while workers are at a pass: see SideStreams.
+  std::vector<at::Tensor> parts(const at::Tensor& whole) const {
+    std::vector<at::Tensor> parts(workers_->size());
+    for (size_t i = 0; whole.defined() && i < parts.size(); ++i) {
+      const BatchShare share = batch_share(batch_, static_cast<uint32_t>(i), static_cast<uint32_t>(parts.size()));
+      parts[i] = whole.narrow(0, share.begin, share.count).to(workers_->device(i));
+    }
+    return parts;
   }
   at::Tensor joined(const std::vector<at::Tensor>& parts) const {
     if (!parts[0].defined()) return {};
@@ -134,6 +180,7 @@ class BoxStage final : public StageCompute {
   const int64_t batch_;
   const uint64_t count_;
   const std::unique_ptr<BoxWorkers> workers_;
+  SideStreams sides_;
 };
 
 }  // namespace

@@ -40,6 +40,7 @@ class BoxWorkers {
   Status wait_until_signalled();
 
   size_t size() const { return threads_.size(); }
+  const std::vector<at::Device>& devices() const { return devices_; }
   const at::Device& device(size_t worker) const { return devices_[worker]; }
   ShardWorker& worker(size_t index) { return *workers_[index]; }
 

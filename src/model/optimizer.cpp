@@ -88,7 +88,7 @@ Optimizer::Optimizer(const core::TrainingSpec& training, int64_t count,
       first_moment_(at::zeros({count}, at::TensorOptions().dtype(at::kFloat).device(device))),
       second_moment_(at::zeros_like(first_moment_)),
       pieces_(pieces.size(), device),
-      norm_(count, pieces, device) {}
+      norm_({{0, count, false}}, pieces, device) {}
 
 StatusOr<double> Optimizer::step(const at::Tensor& masters, const GradientPieces& gradient,
                                  uint32_t microbatches, double learning_rate,

@@ -84,8 +84,9 @@ kernels::GradientPlaces PieceTable::set(const GradientPieces& pieces) {
   return places;
 }
 
-NormPass::NormPass(int64_t count, const std::vector<int64_t>& pieces, const at::Device& device)
-    : chunks_(chunk_table(kernels::optimizer_chunks({{0, count, false}}, pieces), device)),
+NormPass::NormPass(const std::vector<kernels::OptimizerSegment>& segments,
+                   const std::vector<int64_t>& pieces, const at::Device& device)
+    : chunks_(chunk_table(kernels::optimizer_chunks(segments, pieces), device)),
       partials_(at::empty({chunk_count(chunks_)},
                           at::TensorOptions().dtype(at::kDouble).device(device))),
       result_(at::empty({static_cast<int64_t>(sizeof(kernels::GradientNorm))}, bytes_on(device))) {
@@ -95,7 +96,7 @@ NormPass::NormPass(int64_t count, const std::vector<int64_t>& pieces, const at::
 }
 
 Status NormPass::enqueue(const kernels::GradientPlaces& gradient, uint32_t microbatches,
-                         double clip_norm) {
+                         double clip_norm, const Combine& combine) {
   kernels::NormParams params;
   params.gradient = gradient;
   params.chunks = chunks_of(chunks_);
@@ -104,11 +105,20 @@ Status NormPass::enqueue(const kernels::GradientPlaces& gradient, uint32_t micro
   params.clip_norm = clip_norm;
   params.partials = partials_.data_ptr<double>();
   params.result = reinterpret_cast<kernels::GradientNorm*>(result_.data_ptr<uint8_t>());
+  const auto add_up = [&] {
+    sums_ = combine ? combine(partials_) : partials_;
+    params.partials = sums_.data_ptr<double>();
+    params.chunk_count = sums_.numel();
+  };
 #ifdef TESSERA_WITH_CUDA
   if (result_.is_cuda()) {
     const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(result_.device().index());
+    constexpr const char* kWhat = "the gradient's norm";
     TESSERA_RETURN_IF_ERROR(
-        check_launch(kernels::gradient_norm_cuda(params, stream.stream()), "the gradient's norm"));
+        check_launch(kernels::norm_partials_cuda(params, stream.stream()), kWhat));
+    add_up();
+    TESSERA_RETURN_IF_ERROR(
+        check_launch(kernels::finish_norm_cuda(params, stream.stream()), kWhat));
     host_result_.copy_(result_, /*non_blocking=*/true);
     ready_->record(stream.unwrap());
     return ok_status();
@@ -117,6 +127,7 @@ Status NormPass::enqueue(const kernels::GradientPlaces& gradient, uint32_t micro
   at::parallel_for(
       0, params.chunk_count, kChunksPerThread,
       [&](int64_t begin, int64_t end) { kernels::norm_partials_cpu(params, begin, end); });
+  add_up();
   kernels::finish_norm_cpu(params);
   return ok_status();
 }

@@ -6,6 +6,7 @@
 #include <c10/core/Event.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -47,10 +48,15 @@ WeightPointers weight_pointers(const at::Tensor& compute_weights);
 // The norm of the gradient and what follows from it, in the device's memory. Used by one thread.
 class NormPass {
  public:
-  // Of `count` values, the gradient in pieces that begin at `pieces` or flat.
-  NormPass(int64_t count, const std::vector<int64_t>& pieces, const at::Device& device);
+  // Of the values in `segments`, the gradient in pieces that begin at `pieces` or flat.
+  NormPass(const std::vector<kernels::OptimizerSegment>& segments, const std::vector<int64_t>& pieces,
+           const at::Device& device);
 
-  Status enqueue(const kernels::GradientPlaces& gradient, uint32_t microbatches, double clip_norm);
+  // Sums of squares [n], double, on the device, to those whose sum is the norm's square.
+  using Combine = std::function<at::Tensor(const at::Tensor& sums)>;
+  // `combine`: where others have the rest of the gradient; none: all is here.
+  Status enqueue(const kernels::GradientPlaces& gradient, uint32_t microbatches, double clip_norm,
+                 const Combine& combine = {});
   // In the device's memory, valid for what is enqueued from then on until the next enqueue().
   const kernels::GradientNorm* result() const;
   // Waits for the last enqueue(), not for anything enqueued after it.
@@ -59,6 +65,7 @@ class NormPass {
  private:
   const at::Tensor chunks_;  // bytes
   at::Tensor partials_;
+  at::Tensor sums_;  // what result_ is made of
   at::Tensor result_;
   at::Tensor host_result_;           // pinned
   std::optional<c10::Event> ready_;  // CUDA only

@@ -13,8 +13,8 @@ constexpr int64_t kSliceStep = 64;
 size_t unit_index(const core::TensorLayout& tensor, const core::LayerRange& layers) {
   const std::string name = core::unit_of(tensor);
   if (name == "receiver") return 0;
-  if (name == "sender") return layers.end - layers.begin + 1;
-  return std::stoul(name.substr(sizeof("layer"))) - layers.begin + 1;
+  if (name == "sender") return 2 * (layers.end - layers.begin) + 1;
+  return 2 * (std::stoul(name.substr(sizeof("layer"))) - layers.begin) + (name.ends_with("attention") ? 1 : 2);
 }
 
 }  // namespace
@@ -22,7 +22,7 @@ size_t unit_index(const core::TensorLayout& tensor, const core::LayerRange& laye
 ShardLayout::ShardLayout(const core::RunSpec& spec, StageIndex stage, uint32_t shards) : shards_(shards) {
   TESSERA_CHECK(shards >= 1);
   const core::LayerRange layers = core::layers_of(spec, stage);
-  units_.resize(layers.end - layers.begin + 2);
+  units_.resize(2 * (layers.end - layers.begin) + 2);
   for (core::TensorLayout tensor : core::stage_layout(spec, stage)) {
     ShardUnit& unit = units_[unit_index(tensor, layers)];
     tensor.offset = static_cast<uint64_t>(unit.count);

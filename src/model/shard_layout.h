@@ -23,8 +23,8 @@ class ShardLayout {
  public:
   ShardLayout(const core::RunSpec& spec, StageIndex stage, uint32_t shards);
 
-  // 0 the receiver or embedding, 1 + i layer i, then the sender or norm and output head; the first and the last may be
-  // empty.
+  // 0 the receiver or embedding, 1 + 2 i the attention of layer i, 2 + 2 i its feed-forward half, then the sender or norm and
+  // output head; the first and the last may be empty.
   const std::vector<ShardUnit>& units() const { return units_; }
   uint32_t shards() const { return shards_; }
   int64_t count() const { return count_; }

@@ -44,7 +44,7 @@ ShardWorker::ShardWorker(const ShardWorkerOptions& options)
       pass_(make_pass(spec_, options, compute_)),
       weights_(spec_, options.stage, layout_, options.zero_stage, group_, compute_),
       gradients_(layout_, options.zero_stage, group_, options.device),
-      optimizer_(spec_.training, layout_, group_, compute_) {}
+      optimizer_(spec_.training, layout_, group_, gradients_, compute_) {}
 
 PassOutput ShardWorker::forward(const at::Tensor& ids, const at::Tensor& boundary) {
   return pass_->forward({weights_.current(), ids, boundary});

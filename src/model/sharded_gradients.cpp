@@ -30,6 +30,15 @@ at::Tensor ShardedGradients::slice(size_t unit) const {
                              layout_.slice_count(unit));
 }
 
+std::vector<kernels::OptimizerSegment> ShardedGradients::segments() const {
+  std::vector<kernels::OptimizerSegment> segments;
+  for (size_t unit = 0; unit < layout_.units().size(); ++unit) {
+    const at::Tensor own = slice(unit);
+    if (own.numel() > 0) segments.push_back({own.storage_offset(), own.numel(), false});
+  }
+  return segments;
+}
+
 void ShardedGradients::begin_microbatch(bool last) {
   if (is_whole() && reduced_ && microbatches_ > 0) spread();
   reduced_ = false;

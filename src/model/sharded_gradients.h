@@ -17,6 +17,7 @@
 #include "model/box_group.h"
 #include "model/shard_layout.h"
 #include "model/trunk.h"
+#include "tessera/kernels/optimizer.h"
 
 namespace tessera::model {
 
@@ -36,6 +37,9 @@ class ShardedGradients final : public GradientTargets {
   // The sum over the workers is then in slice(): of the worker's own slice of the unit (stage 0: of the whole unit).
   void reduce();
   at::Tensor slice(size_t unit) const;
+  // All slices at once: where they lie in one tensor.
+  std::vector<kernels::OptimizerSegment> segments() const;
+  const at::Tensor& accumulator() const { return accumulator_; }
   uint32_t microbatches() const { return microbatches_; }
 
   void clear() { microbatches_ = 0; }

@@ -12,7 +12,7 @@
 namespace tessera::model {
 namespace {
 
-// Of a slice of the accumulator, which stays where it is.
+// Of the accumulator or a slice of it, which stays where it is.
 kernels::GradientPlaces places_of(const at::Tensor& gradient) {
   kernels::GradientPlaces places;
   places.flat = gradient.const_data_ptr<float>();
@@ -22,13 +22,18 @@ kernels::GradientPlaces places_of(const at::Tensor& gradient) {
 }  // namespace
 
 ShardedOptimizer::ShardedOptimizer(const core::TrainingSpec& training, const ShardLayout& layout,
-                                   std::shared_ptr<const BoxGroup> group, const at::TensorOptions& compute)
-    : training_(training), layout_(layout), group_(std::move(group)), compute_(compute), schedule_(training) {
+                                   std::shared_ptr<const BoxGroup> group, const ShardedGradients& gradients,
+                                   const at::TensorOptions& compute)
+    : training_(training),
+      layout_(layout),
+      group_(std::move(group)),
+      compute_(compute),
+      schedule_(training),
+      norm_(gradients.segments(), {}, compute.device()) {
   const at::TensorOptions options = at::TensorOptions().dtype(at::kFloat).device(compute.device());
   masters_ = at::zeros({layout_.shard_count()}, options);
   first_moment_ = at::zeros_like(masters_);
   second_moment_ = at::zeros_like(masters_);
-  norm_ = at::zeros({static_cast<int64_t>(sizeof(kernels::GradientNorm))}, options.dtype(at::kByte));
   std::vector<double> loads(group_->size(), 0);
   for (size_t unit = 0; unit < layout_.units().size(); ++unit) parts_.push_back(make_part(unit, &loads));
 }
@@ -37,7 +42,6 @@ ShardedOptimizer::ShardedOptimizer(const core::TrainingSpec& training, const Sha
 ShardedOptimizer::Part ShardedOptimizer::make_part(size_t unit, std::vector<double>* loads) const {
   Part part;
   const at::Device device = compute_.device();
-  part.norm = std::make_unique<NormPass>(layout_.slice_count(unit), std::vector<int64_t>{}, device);
   std::vector<kernels::OptimizerSegment> segments;
   const bool muon = training_.optimizer == core::OptimizerKind::kMuon;
   for (const ShardLayout::Piece& piece : layout_.pieces(unit, own_slice())) {
@@ -70,57 +74,38 @@ StepTensors ShardedOptimizer::tensors_of(size_t unit, const ShardedGradients& gr
   return {shard_of(masters_, unit), places_of(gradients.slice(unit)), weights.slice(unit)};
 }
 
-kernels::GradientNorm ShardedOptimizer::norm_of_box(const ShardedGradients& gradients) {
-  for (size_t unit = 0; unit < parts_.size(); ++unit) {
-    throw_if_error(parts_[unit].norm->enqueue(places_of(gradients.slice(unit)), /*microbatches=*/1, /*clip_norm=*/0));
-  }
-  double sum = 0;
-  for (const Part& part : parts_) {
-    const kernels::GradientNorm norm = part.norm->wait();
-    sum += norm.finite != 0 ? norm.norm * norm.norm : std::numeric_limits<double>::infinity();
-  }
-  // Whole gradients: everybody has them all.
-  at::Tensor sums = at::full({1}, sum, at::TensorOptions().dtype(at::kDouble));
-  if (layout_.shards() > 1) {
-    const at::Tensor own = sums.to(compute_.device());
-    const at::Tensor all = at::empty({static_cast<int64_t>(group_->size())}, own.options());
-    Pending pending = group_->all_gather(own, all);
-    finish(&pending);
-    sums = all.to(at::kCPU);
-  }
-  kernels::GradientNorm result;
-  kernels::NormParams params;
-  params.chunk_count = sums.numel();
-  params.microbatches = gradients.microbatches();
-  params.clip_norm = training_.clip_norm;
-  params.partials = sums.data_ptr<double>();
-  params.result = &result;
-  kernels::finish_norm_cpu(params);
-  return result;
+// Each worker's sum of squares goes to all, who add them up in the order of the ranks.
+at::Tensor ShardedOptimizer::sums_of_box(const at::Tensor& sums) const {
+  if (layout_.shards() == 1) return sums;  // whole gradients: everybody has them all
+  const at::Tensor own = sums.sum().view({1});
+  const at::Tensor all = at::empty({static_cast<int64_t>(group_->size())}, own.options());
+  Pending pending = group_->all_gather(own, all);
+  finish(&pending);
+  return all;
 }
 
 StatusOr<double> ShardedOptimizer::step(const ShardedGradients& gradients, double learning_rate, ShardedWeights* weights) {
   TESSERA_CHECK(gradients.microbatches() > 0);
-  const kernels::GradientNorm norm = norm_of_box(gradients);
-  if (norm.finite == 0) {
-    return data_loss(
-        "the gradient of {} microbatches is not finite; it was dropped and the weights are as before. If this repeats, lower "
-        "training.learning_rate or set training.clip_norm",
-        gradients.microbatches());
-  }
-  at::Tensor host = at::empty({static_cast<int64_t>(sizeof(norm))}, at::TensorOptions().dtype(at::kByte));
-  std::memcpy(host.data_ptr<uint8_t>(), &norm, sizeof(norm));
-  norm_.copy_(host);
-  const auto* on_device = reinterpret_cast<const kernels::GradientNorm*>(norm_.const_data_ptr<uint8_t>());
+  // The host waits for the norm only when all is enqueued: kernels do nothing where it is not finite.
+  throw_if_error(norm_.enqueue(places_of(gradients.accumulator()), gradients.microbatches(), training_.clip_norm,
+                               [this](const at::Tensor& sums) { return sums_of_box(sums); }));
   const kernels::AdamConstants constants = schedule_.at(steps_ + 1, learning_rate);
   weights->begin();
   for (size_t unit = 0; unit < parts_.size(); ++unit) {
     if (layout_.units()[unit].count == 0) continue;
     const StepTensors tensors = tensors_of(unit, gradients, *weights);
     throw_if_error(parts_[unit].adam->enqueue(tensors, shard_of(first_moment_, unit), shard_of(second_moment_, unit),
-                                              constants, on_device));
-    if (!parts_[unit].matrices.empty()) step_muon(unit, tensors, learning_rate, on_device);
+                                              constants, norm_.result()));
+    if (!parts_[unit].matrices.empty()) step_muon(unit, tensors, learning_rate, norm_.result());
     weights->finish_unit(unit);
+  }
+  const kernels::GradientNorm norm = norm_.wait();
+  if (norm.finite == 0) {
+    weights->discard();
+    return data_loss(
+        "the gradient of {} microbatches is not finite; it was dropped and the weights are as before. If this repeats, lower "
+        "training.learning_rate or set training.clip_norm",
+        gradients.microbatches());
   }
   weights->publish();
   ++steps_;

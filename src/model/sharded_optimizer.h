@@ -26,7 +26,7 @@ namespace tessera::model {
 class ShardedOptimizer {
  public:
   ShardedOptimizer(const core::TrainingSpec& training, const ShardLayout& layout, std::shared_ptr<const BoxGroup> group,
-                   const at::TensorOptions& compute);
+                   const ShardedGradients& gradients, const at::TensorOptions& compute);
 
   // One step with the mean of `gradients`, which are reduced; writes a version of `weights` and publishes it. The answer is
   // the norm before clipping. DATA_LOSS if it is not finite: nothing changes then.
@@ -44,7 +44,6 @@ class ShardedOptimizer {
  private:
   // Of one unit.
   struct Part {
-    std::unique_ptr<NormPass> norm;
     std::unique_ptr<AdamPass> adam;
     struct Piece {
       int64_t offset = 0;  // in the slice
@@ -63,7 +62,7 @@ class ShardedOptimizer {
   };
   StepTensors tensors_of(size_t unit, const ShardedGradients& gradients, const ShardedWeights& weights) const;
   at::Tensor shard_of(const at::Tensor& shard, size_t unit) const;
-  kernels::GradientNorm norm_of_box(const ShardedGradients& gradients);
+  at::Tensor sums_of_box(const at::Tensor& sums) const;
   void step_muon(size_t unit, const StepTensors& tensors, double learning_rate, const kernels::GradientNorm* norm);
   void orthogonalise(const Part& part, const at::Tensor& updates);
   Part make_part(size_t unit, std::vector<double>* loads) const;
@@ -75,7 +74,7 @@ class ShardedOptimizer {
   const at::TensorOptions compute_;
   AdamSchedule schedule_;
   at::Tensor masters_, first_moment_, second_moment_;
-  at::Tensor norm_;  // bytes of the GradientNorm, on the device
+  NormPass norm_;
   std::vector<Part> parts_;
   uint64_t steps_ = 0;
 };

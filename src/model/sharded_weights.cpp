@@ -181,6 +181,11 @@ void ShardedWeights::finish_unit(size_t unit) {
   next_whole_->add(unit, group_->all_gather(own, next_.narrow(0, place.padded_offset, place.padded_count)));
 }
 
+void ShardedWeights::discard() {
+  next_whole_.reset();  // waits for its gathers, which read and write what follows
+  next_.reset();
+}
+
 void ShardedWeights::publish() {
   const uint64_t version = current_ ? current_->version + 1 : 0;
   const LocateValues locate = [&](int64_t offset, int64_t count) {

@@ -43,11 +43,13 @@ class ShardedWeights {
   ShardedWeights(const core::RunSpec& spec, StageIndex stage, const ShardLayout& layout, uint32_t zero_stage,
                  std::shared_ptr<const BoxGroup> group, const at::TensorOptions& compute);
 
-  // A new version is written slice by slice: begin(), then for each unit its slice(), then finish_unit(), then publish().
+  // A new version is written slice by slice: begin(), then for each unit its slice(), then finish_unit(), then publish() or,
+  // where it is not wanted after all, discard().
   void begin();
   at::Tensor slice(size_t unit) const;  // [layout.slice_count(unit)], of the compute type
   void finish_unit(size_t unit);
   void publish();
+  void discard();
 
   const std::shared_ptr<const StageWeights>& current() const { return current_; }
   GatherStall& stall() { return *stall_; }

@@ -21,7 +21,8 @@ namespace tessera::model {
 
 // Told by the pass by hand which unit's weights it is about to read, and on the way forward or back, so that a unit which
 // is under way from other GPUs, or was not fetched yet, is there then. Units are counted as the flat vector has them:
-// 0 the embedding or receiver, 1 + i layer i, then the sender, or norm and output head.
+// 0 the embedding or receiver, two for each layer (its attention, its feed-forward half), then the sender, or norm and output
+// head. Halves, because what comes last in a pass (the first attention's gradient) has nothing to be hidden behind.
 enum class PassDirection : uint8_t { kForward, kBackward };
 class WeightSource {
  public:
@@ -51,7 +52,9 @@ struct StageWeights {
   void begin(size_t unit, PassDirection direction) const {
     if (source) source->begin(unit, direction);
   }
-  size_t last_unit() const { return layers.size() + 1; }
+  static size_t attention_unit(size_t layer) { return 2 * layer + 1; }
+  static size_t feed_forward_unit(size_t layer) { return 2 * layer + 2; }
+  size_t last_unit() const { return 2 * layers.size() + 1; }
 
   at::Tensor embedding;  // head
   ReceiverWeights receiver;

@@ -43,13 +43,15 @@ Factor Trunk::factor_of(const StageWeights& stage, const at::Tensor& weight) con
       .first->second;
 }
 
-at::Tensor Trunk::layer_forward(const StageWeights& stage, const LayerWeights& weights,
-                                const at::Tensor& x, LayerState* state) {
+at::Tensor Trunk::layer_forward(const StageWeights& stage, size_t index, const at::Tensor& x,
+                                PassDirection after, LayerState* state) {
+  const LayerWeights& weights = stage.layers[index];
   const int64_t rows = x.size(0);
   const bool keep = state != nullptr;
   const auto make = [&](int64_t width) { return at::empty({rows, width}, x.options()); };
   LayerState kept;
   kept.x = x;
+  stage.begin(StageWeights::attention_unit(index), PassDirection::kForward);
   kept.input_norm = norm_forward(x, weights.input_norm, epsilon_);
   kept.input = activation(std::exchange(kept.input_norm.y, {}), keep);
   kept.packed = make(weights.query_key_value.size(0));
@@ -65,6 +67,7 @@ at::Tensor Trunk::layer_forward(const StageWeights& stage, const LayerWeights& w
   kept.attended.rows.reset();
   if (!keep) kept.attended = {};
   if (!keep) kept.attention = {};
+  stage.begin(StageWeights::feed_forward_unit(index), after);
   kept.post_norm = norm_forward(kept.middle, weights.post_norm, epsilon_);
   kept.middle_input = activation(std::exchange(kept.post_norm.y, {}), keep);
   kept.gate_up = make(weights.gate_up.size(0));
@@ -86,10 +89,10 @@ at::Tensor Trunk::layer_forward(const StageWeights& stage, const LayerWeights& w
 at::Tensor Trunk::forward(const StageWeights& weights, at::Tensor x, bool recompute,
                           std::vector<LayerState>* states) {
   for (size_t index = 0; index < weights.layers.size(); ++index) {
-    weights.begin(index + 1, PassDirection::kForward);
     LayerState state;
     state.x = x;
-    x = layer_forward(weights, weights.layers[index], x, states == nullptr || recompute ? nullptr : &state);
+    x = layer_forward(weights, index, x, PassDirection::kForward,
+                      states == nullptr || recompute ? nullptr : &state);
     if (states != nullptr) states->push_back(std::move(state));
   }
   return x;
@@ -107,9 +110,9 @@ void Trunk::weight_gradient(const at::Tensor& weight, const Factor& y, const Fac
   sink->defer(std::move(work));
 }
 
-at::Tensor Trunk::layer_backward(const StageWeights& stage, const LayerWeights& weights,
-                                 LayerState state, const at::Tensor& dy, bool defer,
-                                 GradientSink* sink) {
+at::Tensor Trunk::layer_backward(const StageWeights& stage, size_t index, LayerState state,
+                                 const at::Tensor& dy, bool defer, GradientSink* sink) {
+  const LayerWeights& weights = stage.layers[index];
   // The gradient of a product's output; its rows are for the input's gradient, which comes first.
   const auto products = [&](const at::Tensor& input_gradient, const at::Tensor& dout,
                             const at::Tensor& weight) {
@@ -118,6 +121,8 @@ at::Tensor Trunk::layer_backward(const StageWeights& stage, const LayerWeights& 
     factor.rows.reset();
     return factor;
   };
+  stage.begin(StageWeights::feed_forward_unit(index), PassDirection::kBackward);
+  sink->begin(StageWeights::feed_forward_unit(index));
   // SwiGLU's output is the widest thing after its input: unless there are codes of it, it is made
   // again on the way, and used at once, which frees it before the next layer.
   {
@@ -138,7 +143,10 @@ at::Tensor Trunk::layer_backward(const StageWeights& stage, const LayerWeights& 
                 sink->target(weights.post_norm));
   state.post_norm = {};
   state.middle.reset();
+  sink->end(StageWeights::feed_forward_unit(index));
 
+  stage.begin(StageWeights::attention_unit(index), PassDirection::kBackward);
+  sink->begin(StageWeights::attention_unit(index));
   const at::Tensor dx = at::empty_like(dy);  // of the attention's output first
   weight_gradient(weights.attention_out, products(dx, dmiddle, weights.attention_out),
                   std::exchange(state.attended, {}), defer, sink);
@@ -152,21 +160,20 @@ at::Tensor Trunk::layer_backward(const StageWeights& stage, const LayerWeights& 
                   std::exchange(state.input, {}), defer, sink);
   norm_backward(dx, state.input_norm, state.x, weights.input_norm, dmiddle,
                 sink->target(weights.input_norm));
+  sink->end(StageWeights::attention_unit(index));
   return dx;
 }
 
 at::Tensor Trunk::backward(const StageWeights& weights, std::vector<LayerState>* states,
                            at::Tensor dy, bool recompute, bool defer, GradientSink* sink) {
-  const std::vector<LayerWeights>& layers = weights.layers;
-  TORCH_CHECK(states->size() == layers.size(), "layers and states differ in number");
-  for (size_t index = layers.size(); index-- > 0;) {
-    weights.begin(index + 1, PassDirection::kBackward);
-    sink->begin(index + 1);
+  TORCH_CHECK(states->size() == weights.layers.size(), "layers and states differ in number");
+  for (size_t index = weights.layers.size(); index-- > 0;) {
     LayerState state = std::move(states->back());
     states->pop_back();
-    if (recompute) layer_forward(weights, layers[index], at::Tensor(state.x), &state);
-    dy = layer_backward(weights, layers[index], std::move(state), dy, defer, sink);
-    sink->end(index + 1);
+    if (recompute) {
+      layer_forward(weights, index, at::Tensor(state.x), PassDirection::kBackward, &state);
+    }
+    dy = layer_backward(weights, index, std::move(state), dy, defer, sink);
   }
   return dy;
 }

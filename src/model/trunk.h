@@ -90,11 +90,11 @@ class Trunk {
                       at::Tensor dy, bool recompute, bool defer, GradientSink* sink);
 
  private:
-  at::Tensor layer_forward(const StageWeights& stage, const LayerWeights& weights,
-                           const at::Tensor& x, LayerState* state);
-  at::Tensor layer_backward(const StageWeights& stage, const LayerWeights& weights,
-                            LayerState state, const at::Tensor& dy, bool defer,
-                            GradientSink* sink);
+  // `after`: where the pass goes from this layer.
+  at::Tensor layer_forward(const StageWeights& stage, size_t index, const at::Tensor& x,
+                           PassDirection after, LayerState* state);
+  at::Tensor layer_backward(const StageWeights& stage, size_t index, LayerState state,
+                            const at::Tensor& dy, bool defer, GradientSink* sink);
   void weight_gradient(const at::Tensor& weight, const Factor& y, const Factor& x, bool defer,
                        GradientSink* sink);
   // What a pass reads of an activation for its product, and keeps for its weight's gradient.

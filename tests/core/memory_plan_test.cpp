@@ -67,16 +67,17 @@ TEST(MemoryPlan, ABoxAnnouncesWhatItCouldHold) {
   EXPECT_EQ(core::equivalent_memory_bytes(700, 2, 1), 1000u);
 }
 
-TEST(StageUnits, AreReceiverLayersAndSender) {
+TEST(StageUnits, AreReceiverHalvesOfLayersAndSender) {
   const core::RunSpec spec = small_spec(3, 1);
   std::vector<std::string> units;
   for (const core::TensorLayout& tensor : core::stage_layout(spec, 1)) {
     if (units.empty() || units.back() != core::unit_of(tensor)) units.push_back(core::unit_of(tensor));
   }
   const core::LayerRange layers = core::layers_of(spec, 1);
-  ASSERT_EQ(units.size(), 2 + layers.end - layers.begin);
+  ASSERT_EQ(units.size(), 2 + 2 * (layers.end - layers.begin));
   EXPECT_EQ(units.front(), "receiver");
-  EXPECT_EQ(units[1], "layer " + std::to_string(layers.begin));
+  EXPECT_EQ(units[1], "layer " + std::to_string(layers.begin) + " attention");
+  EXPECT_EQ(units[2], "layer " + std::to_string(layers.begin) + " feed-forward");
   EXPECT_EQ(units.back(), "sender");
 }
 

@@ -32,7 +32,8 @@ class OptimizerCuda : public CudaTest {
     params.clip_norm = clip_norm;
     params.partials = reinterpret_cast<double*>(partials.data());
     params.result = reinterpret_cast<GradientNorm*>(result.data());
-    EXPECT_EQ(gradient_norm_cuda(params, stream_), cudaSuccess);
+    EXPECT_EQ(norm_partials_cuda(params, stream_), cudaSuccess);
+    EXPECT_EQ(finish_norm_cuda(params, stream_), cudaSuccess);
     EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
     GradientNorm norm;
     result.read(&norm);
@@ -243,7 +244,8 @@ TEST_F(OptimizerCuda, AGradientInPiecesGivesTheBitsOfAFlatOne) {
   norm_params.chunk_count = static_cast<int64_t>(chunks.size());
   norm_params.partials = reinterpret_cast<double*>(partials.data());
   norm_params.result = reinterpret_cast<GradientNorm*>(device_norm.data());
-  EXPECT_EQ(gradient_norm_cuda(norm_params, stream_), cudaSuccess);
+  EXPECT_EQ(norm_partials_cuda(norm_params, stream_), cudaSuccess);
+  EXPECT_EQ(finish_norm_cuda(norm_params, stream_), cudaSuccess);
   EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
   GradientNorm norm;
   device_norm.read(&norm);
@@ -292,7 +294,8 @@ TEST_F(OptimizerCuda, StepWithoutAFiniteNormOnlyWritesTheComputeWeights) {
 TEST_F(OptimizerCuda, RefusesMissingPointers) {
   NormParams norm;
   norm.chunk_count = 5;
-  EXPECT_EQ(gradient_norm_cuda(norm, stream_), cudaErrorInvalidValue);
+  EXPECT_EQ(norm_partials_cuda(norm, stream_), cudaErrorInvalidValue);
+  EXPECT_EQ(finish_norm_cuda(norm, stream_), cudaErrorInvalidValue);
   AdamParams step;
   EXPECT_EQ(adam_step_cuda(step, stream_), cudaSuccess);  // no chunks, nothing to do
   step.chunk_count = 1;

@@ -268,7 +268,7 @@ TEST(BoxFailure, AWorkerThatFailsEndsTheBoxWithItsMessage) {
   const RunSpec spec = box_spec(OptimizerKind::kAdamW);
   auto made = collective::make_groups({"cpu", "cpu"}, std::chrono::milliseconds(300));
   ASSERT_TRUE(made.ok());
-  const Groups groups{std::move((*made)[0]), std::make_shared<FailingGroup>(std::move((*made)[1]), 9)};
+  const Groups groups{std::move((*made)[0]), std::make_shared<FailingGroup>(std::move((*made)[1]), 14)};
   const auto box = box_engine(spec, 0, groups, 2);
   Status status = ok_status();
   for (uint64_t microbatch = 1; status.ok() && microbatch < 20; ++microbatch) {

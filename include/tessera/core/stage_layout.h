@@ -37,8 +37,9 @@ struct TensorLayout {
 std::vector<TensorLayout> stage_layout(const RunSpec& spec, StageIndex stage);
 uint64_t stage_value_count(const RunSpec& spec, StageIndex stage);
 
-// The part of the stage that a tensor belongs to: "receiver" (or the embedding), "layer N", "sender" (or norm and output
-// head). Parts lie one after another in the flat vector; a box of several GPUs gathers and reduces them one by one.
+// The part of the stage that a tensor belongs to: "receiver" (or the embedding), "layer N attention", "layer N feed-forward",
+// "sender" (or norm and output head). Parts lie one after another in the flat vector; a box of several GPUs gathers and
+// reduces them one by one.
 std::string unit_of(const TensorLayout& tensor);
 
 // Muon is for hidden weights: the matrices of the layers. Embedding, head, anchors and boundary matrices turn ids and codes

@@ -72,12 +72,12 @@ struct NormParams {
   int64_t chunk_count = 0;
   uint32_t microbatches = 1;   // >= 1
   double clip_norm = 0;        // 0: no clipping
-  double* partials = nullptr;  // [chunk_count], workspace
+  double* partials = nullptr;  // [chunk_count]
   GradientNorm* result = nullptr;
 };
 
-// Fills partials[begin, end): threads may share the work. Then finish_norm_cpu() adds them in
-// order, so that the result does not depend on the number of threads.
+// Fills partials[begin, end): threads may share the work. Then finish_norm_cpu() adds chunk_count of
+// them in order, so that the result does not depend on the number of threads.
 void norm_partials_cpu(const NormParams& params, int64_t begin, int64_t end);
 void finish_norm_cpu(const NormParams& params);
 
@@ -175,7 +175,8 @@ void muon_apply_cpu(const MuonParams& params, int64_t begin, int64_t end);
 // Device pointers throughout. `stream_handle` is a cudaStream_t. Asynchronous, in stream order.
 // Fastest with arrays at a multiple of 16 bytes. Return a cudaError_t (0: launched; 1,
 // cudaErrorInvalidValue: a pointer that is missing).
-int gradient_norm_cuda(const NormParams& params, void* stream_handle);
+int norm_partials_cuda(const NormParams& params, void* stream_handle);  // all of them
+int finish_norm_cuda(const NormParams& params, void* stream_handle);
 int adam_step_cuda(const AdamParams& params, void* stream_handle);
 int muon_momentum_cuda(const MuonParams& params, void* stream_handle);
 int muon_apply_cuda(const MuonParams& params, void* stream_handle);

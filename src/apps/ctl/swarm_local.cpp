@@ -59,6 +59,7 @@ class LocalSwarm {
   StatusOr<bool> supervise();
   void show_progress(bool last);
   void stop_orderly();
+  static void end_orderly(const std::vector<Child>& children);
   void await_miners();
   void kill_all();
   StatusOr<nlohmann::json> finish(double seconds);
@@ -277,12 +278,15 @@ void LocalSwarm::stop_orderly() {
     if (poll_process(orchestrator_.pid)) orchestrator_.pid = -1;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  for (const auto* children : {&miners_, &validators_}) {
-    for (const Child& child : *children) {
-      if (child.pid > 0) ::kill(child.pid, SIGTERM);
-    }
-  }
+  end_orderly(miners_);
+  end_orderly(validators_);
   await_miners();
+}
+
+void LocalSwarm::end_orderly(const std::vector<Child>& children) {
+  for (const Child& child : children) {
+    if (child.pid > 0) ::kill(child.pid, SIGTERM);
+  }
 }
 
 void LocalSwarm::await_miners() {
@@ -348,6 +352,8 @@ StatusOr<int> LocalSwarm::run() {
   if (signals_.stop) {
     stop_orderly();
   } else {
+    // One that did not hear of the run's end would wait for the orchestrator to come back.
+    end_orderly(validators_);
     await_miners();
   }
   fmt::print(stderr, "\n");
