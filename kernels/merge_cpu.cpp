@@ -2,9 +2,11 @@
 #include <algorithm>
 
 #include "tessera/kernels/merge.h"
+#include "widest_vectors.h"
 
 namespace tessera::kernels {
 
+TESSERA_WIDEST_VECTORS
 void weighted_sum_cpu(const float* const* inputs, const float* weights, size_t input_count,
                       size_t count, float* __restrict__ out) {
   // A chunk of the output stays in the first-level cache while every input passes over it once.
@@ -20,6 +22,15 @@ void weighted_sum_cpu(const float* const* inputs, const float* weights, size_t i
   }
 }
 
+TESSERA_WIDEST_VECTORS
+void pseudo_gradient_cpu(const float* __restrict__ base, const float* __restrict__ theta, const float* __restrict__ residual,
+                         size_t count, float* __restrict__ out) {
+  for (size_t i = 0; i < count; ++i) out[i] = base[i] - theta[i];
+  if (residual == nullptr) return;
+  for (size_t i = 0; i < count; ++i) out[i] += residual[i];
+}
+
+TESSERA_WIDEST_VECTORS
 void outer_step_cpu(float* __restrict__ base, float* __restrict__ momentum,
                     const float* __restrict__ delta, size_t count, float lr, float mu) {
   for (size_t i = 0; i < count; ++i) {
@@ -29,6 +40,7 @@ void outer_step_cpu(float* __restrict__ base, float* __restrict__ momentum,
   }
 }
 
+TESSERA_WIDEST_VECTORS
 void carry_over_cpu(float* __restrict__ theta, const float* __restrict__ snapshot,
                     const float* __restrict__ base_new, size_t count) {
   for (size_t i = 0; i < count; ++i) theta[i] = base_new[i] + (theta[i] - snapshot[i]);

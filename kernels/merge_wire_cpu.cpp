@@ -6,6 +6,7 @@
 
 #include "merge_math.h"
 #include "tessera/base/status.h"
+#include "widest_vectors.h"
 
 namespace tessera::kernels {
 namespace {
@@ -18,7 +19,7 @@ void check_run(uint64_t block_values) {
                 block_values % kMergeGroup == 0);
 }
 
-uint32_t peak_bits_of(const float* values, uint64_t count) {
+TESSERA_INSIDE uint32_t peak_bits_of(const float* values, uint64_t count) {
   int32_t peak = 0;  // signed: what SSE2 has a comparison for
   for (uint64_t i = 0; i < count; ++i) {
     peak = std::max(peak, static_cast<int32_t>(bits_of_float(values[i]) & kMagnitudeMask));
@@ -27,7 +28,7 @@ uint32_t peak_bits_of(const float* values, uint64_t count) {
 }
 
 // Up to three words more than `count`.
-void fill_words(uint64_t seed, uint64_t block, uint64_t first_value, uint64_t count,
+TESSERA_INSIDE void fill_words(uint64_t seed, uint64_t block, uint64_t first_value, uint64_t count,
                 uint32_t* words) {
   for (uint64_t i = 0; i < count; i += 4) {
     const PhiloxBlock random = rounding_words(seed, block, (first_value + i) / 4);
@@ -35,6 +36,7 @@ void fill_words(uint64_t seed, uint64_t block, uint64_t first_value, uint64_t co
   }
 }
 
+TESSERA_WIDEST_VECTORS
 void encode_floats(const MergeEncodeParams& params, const float* input, uint64_t count,
                    uint64_t block, uint8_t* out) {
   if (params.run.format == Codec::kFp32) {
@@ -57,7 +59,7 @@ void encode_floats(const MergeEncodeParams& params, const float* input, uint64_t
   }
 }
 
-void store_codes(Codec format, const int32_t* values, uint64_t count, uint8_t* out) {
+TESSERA_INSIDE void store_codes(Codec format, const int32_t* values, uint64_t count, uint8_t* out) {
   if (format == Codec::kInt8) {
     for (uint64_t i = 0; i < count; ++i) out[i] = static_cast<uint8_t>(values[i]);
     return;
@@ -68,6 +70,7 @@ void store_codes(Codec format, const int32_t* values, uint64_t count, uint8_t* o
   if (count % 2 != 0) out[count / 2] = static_cast<uint8_t>(values[count - 1] & 0xf);
 }
 
+TESSERA_WIDEST_VECTORS
 void encode_integers(const MergeEncodeParams& params, const float* input, uint64_t count,
                      uint64_t block, uint8_t* out) {
   const Codec format = params.run.format;
@@ -98,7 +101,7 @@ void encode_integers(const MergeEncodeParams& params, const float* input, uint64
 }
 
 // The numbers [start, start + n) of a block.
-void decode_group(Codec format, const uint8_t* block, uint64_t block_count, uint64_t start,
+TESSERA_INSIDE void decode_group(Codec format, const uint8_t* block, uint64_t block_count, uint64_t start,
                   uint64_t n, float* __restrict__ values) {
   if (format == Codec::kFp32) {
     std::memcpy(values, block + 4 * start, 4 * n);
@@ -127,6 +130,21 @@ void decode_group(Codec format, const uint8_t* block, uint64_t block_count, uint
   }
 }
 
+// What the codes of a block leave out of its input.
+TESSERA_WIDEST_VECTORS
+void find_residual(Codec format, const uint8_t* block, const float* __restrict__ input, uint64_t count,
+                   float* __restrict__ residual) {
+  for (uint64_t start = 0; start < count; start += kMergeGroup) {
+    const uint64_t n = std::min(kMergeGroup, count - start);
+    float values[kMergeGroup];
+    decode_group(format, block, count, start, n, values);
+    for (uint64_t i = 0; i < n; ++i) {
+      const float left = input[start + i] - values[i];
+      residual[start + i] = std::isfinite(left) ? left : 0.0f;
+    }
+  }
+}
+
 }  // namespace
 
 void merge_encode_cpu(const MergeEncodeParams& params) {
@@ -143,9 +161,13 @@ void merge_encode_cpu(const MergeEncodeParams& params) {
     } else {
       encode_floats(params, params.input + first, count, number, out);
     }
+    if (params.residual != nullptr) {
+      find_residual(params.run.format, out, params.input + first, count, params.residual + first);
+    }
   }
 }
 
+TESSERA_WIDEST_VECTORS
 void merge_decode_cpu(const MergeDecodeParams& params) {
   check_run(params.run.block_values);
   TESSERA_CHECK(params.run.values == 0 || (params.sum != nullptr && params.payload != nullptr));
@@ -168,6 +190,7 @@ void merge_decode_cpu(const MergeDecodeParams& params) {
   }
 }
 
+TESSERA_WIDEST_VECTORS
 void merge_dots_cpu(const MergeDotsParams& params) {
   check_run(params.block_values);
   TESSERA_CHECK(params.b_values % params.block_values == 0);
@@ -202,6 +225,7 @@ void merge_factors_cpu(const MergeFactorsParams& params) {
   }
 }
 
+TESSERA_WIDEST_VECTORS
 void merge_scaled_sum_cpu(const MergeScaledSumParams& params) {
   check_run(params.block_values);
   const uint64_t blocks = (params.values + params.block_values - 1) / params.block_values;

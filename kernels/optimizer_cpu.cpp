@@ -6,16 +6,7 @@
 #include "optimizer_math.h"
 #include "tessera/base/status.h"
 #include "tessera/kernels/optimizer.h"
-
-// The build is for any x86-64, but most of them have wider vectors: the loader picks the widest
-// version there is. Nothing is contracted, so all versions give the same bits. (Sanitizers are not
-// set up yet when the loader asks.)
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define TESSERA_WIDEST_VECTORS __attribute__((target_clones("arch=x86-64-v4,avx2,default")))
-#else
-#define TESSERA_WIDEST_VECTORS
-#endif
+#include "widest_vectors.h"
 
 namespace tessera::kernels {
 namespace {

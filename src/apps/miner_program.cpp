@@ -14,7 +14,7 @@
 #include "tessera/collective/groups.h"
 #include "tessera/config/daemon_config.h"
 #include "tessera/model/stage_engine.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 #include "tessera/net/links.h"
 #include "tessera/net/server.h"
 #include "tessera/node/miner_node.h"
@@ -38,7 +38,7 @@ std::string advertised(const config::MinerConfig& config, const net::PeerServer&
 StatusOr<std::string> mine(const Flags& flags, const MinerHooks& hooks, StopFlags& signals) {
   TESSERA_ASSIGN_OR_RETURN(const auto config, config::load_miner_config(flags.config, flags.overrides));
   start_logging({.name = "miner", .file = config.log.file, .level = config.log.level});
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   TESSERA_RETURN_IF_ERROR(make_directories(config.directory));
   TESSERA_ASSIGN_OR_RETURN(const KeyPair key, KeyPair::load_or_create(config.key_file));
   TESSERA_ASSIGN_OR_RETURN(const MinerDevices devices, open_devices(config));

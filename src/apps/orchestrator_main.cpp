@@ -10,7 +10,7 @@
 #include "tessera/base/files.h"
 #include "tessera/base/log.h"
 #include "tessera/config/daemon_config.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 #include "tessera/net/server.h"
 #include "tessera/node/orchestrator_node.h"
 #include "tessera/store/checkpoint.h"
@@ -57,7 +57,7 @@ Status serve(const Flags& flags, StopFlags& signals) {
   const SplitOverrides overrides = split_overrides(flags.overrides);
   TESSERA_ASSIGN_OR_RETURN(const auto daemon, config::load_orchestrator_config(flags.config, overrides.daemon));
   start_logging({.name = "orchestrator", .file = daemon.log.file, .level = daemon.log.level});
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   const std::string& directory = daemon.directory;
   TESSERA_RETURN_IF_ERROR(make_directories(directory));
   TESSERA_ASSIGN_OR_RETURN(const KeyPair key, KeyPair::load_or_create(daemon.key_file));

@@ -10,7 +10,7 @@
 #include "tessera/base/log.h"
 #include "tessera/config/daemon_config.h"
 #include "tessera/model/stage_engine.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 #include "tessera/net/links.h"
 #include "tessera/node/validator_node.h"
 #include "validator/calibrate.h"
@@ -26,7 +26,7 @@ struct Flags {
 StatusOr<std::string> validate(const Flags& flags, StopFlags& signals) {
   TESSERA_ASSIGN_OR_RETURN(const auto config, config::load_validator_config(flags.config, flags.overrides));
   start_logging({.name = "validator", .file = config.log.file, .level = config.log.level});
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   TESSERA_RETURN_IF_ERROR(make_directories(config.directory));
   TESSERA_ASSIGN_OR_RETURN(const KeyPair key, KeyPair::load_or_create(config.key_file));
   TESSERA_ASSIGN_OR_RETURN(const std::string device, model::choose_device(name_of(config.device)));

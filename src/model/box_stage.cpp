@@ -9,6 +9,7 @@
 
 #include "model/box_workers.h"
 #include "model/failure.h"
+#include "tessera/base/large_vector.h"
 #include "tessera/core/stage_layout.h"
 
 namespace tessera::model {
@@ -120,7 +121,7 @@ class BoxStage final : public StageCompute {
   uint32_t accumulated() const override { return workers_->worker(0).accumulated(); }
 
   std::vector<float> read_masters() override {
-    std::vector<float> masters(count_);
+    auto masters = large_vector<float>(count_);
     throw_if_error(workers_->run("reading the weights", [&](ShardWorker& worker, size_t) -> Status {
       worker.read_masters(masters.data());
       return ok_status();
@@ -136,10 +137,10 @@ class BoxStage final : public StageCompute {
   core::LocalState read_state() override {
     core::LocalState state;
     state.gradient_microbatches = accumulated();
-    state.masters.resize(count_);
-    state.first_moment.resize(count_);
-    state.second_moment.resize(count_);
-    if (state.gradient_microbatches > 0) state.gradient.resize(count_);
+    resize_large(&state.masters, count_);
+    resize_large(&state.first_moment, count_);
+    resize_large(&state.second_moment, count_);
+    if (state.gradient_microbatches > 0) resize_large(&state.gradient, count_);
     throw_if_error(workers_->run("reading the optimizer state", [&](ShardWorker& worker, size_t) -> Status {
       worker.read_state(&state);
       return ok_status();

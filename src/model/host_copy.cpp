@@ -2,6 +2,8 @@
 
 #include <ATen/ops/from_blob.h>
 
+#include "tessera/base/large_vector.h"
+
 namespace tessera::model {
 namespace {
 
@@ -18,7 +20,7 @@ at::Tensor to_device(const std::vector<float>& values, const at::Device& device)
 }
 
 std::vector<float> to_host(const at::Tensor& values) {
-  std::vector<float> host(static_cast<size_t>(values.numel()));
+  auto host = large_vector<float>(static_cast<size_t>(values.numel()));
   copy_to_host(values, host.data());
   return host;
 }

@@ -9,6 +9,7 @@
 #include "local_checkpoint.h"
 #include "merge_workers.h"
 #include "tessera/base/crypto.h"
+#include "tessera/base/large_vector.h"
 #include "tessera/base/log.h"
 #include "tessera/base/thread_name.h"
 #include "tessera/core/merge_planes.h"
@@ -255,8 +256,9 @@ void BackgroundJobs::work(core::miner_effect::ReduceShards& job) {
 
 Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BasePrepared* done) {
   if (job.target != epoch_ + 1) return failed_precondition("base is at epoch {}", epoch_);
-  stop_transfers();
   const uint64_t values = base_->size();
+  auto room = large_vector<float>(core::merged_values(spec_.merge, values));
+  stop_transfers();
   // Both owners may have stored something else than they committed: whoever needs the shard makes it itself. The name of what
   // it stores is as good as any: it is nobody's secret any more.
   const auto remake = [&](const core::ShardResult& shard) -> StatusOr<core::ResultCopy> {
@@ -268,7 +270,7 @@ Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BaseP
   };
   TESSERA_ASSIGN_OR_RETURN(const std::vector<float> merged,
                            fetch_mean(merge_blobs_, spec_.merge, values, job.results, remake, overlap_ ? kMergeTransfers : 1,
-                                      &done->unreadable));
+                                      &done->unreadable, std::move(room)));
   if (core::merge_planes(spec_.merge) > 1) {
     done->moments = std::make_shared<const core::Moments>(merged_moments(spec_, core::stage_layout(spec_, stage_), merged));
   }

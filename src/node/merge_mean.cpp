@@ -5,6 +5,7 @@
 
 #include "merge_workers.h"
 #include "tessera/base/crypto.h"
+#include "tessera/base/large_vector.h"
 #include "tessera/base/log.h"
 #include "tessera/base/thread_name.h"
 #include "tessera/core/merge_messages.h"
@@ -295,7 +296,7 @@ Status ResultPrefetch::fetch(const core::SealedResult& result) {
 
 StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
                                         const std::vector<core::ShardResult>& results, const RemakeShard& remake,
-                                        size_t threads, std::vector<uint64_t>* unreadable) {
+                                        size_t threads, std::vector<uint64_t>* unreadable, std::vector<float> room) {
   const uint64_t blocks = core::merged_blocks(merge, stage_values);
   uint64_t covered = 0;
   for (const core::ShardResult& result : results) {
@@ -305,7 +306,8 @@ StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec&
     covered += result.block_count;
   }
   if (covered != blocks) return data_loss("the merge's shards cover {} of {} blocks", covered, blocks);
-  std::vector<float> mean(core::merged_values(merge, stage_values));
+  std::vector<float> mean = std::move(room);
+  resize_large(&mean, core::merged_values(merge, stage_values));
   if (results.empty()) return mean;
   TESSERA_RETURN_IF_ERROR(MeanFetch(blobs, merge, stage_values, results, &mean).run(remake, threads, unreadable));
   return mean;

@@ -8,7 +8,9 @@
 
 #include "merge_workers.h"
 #include "tessera/base/crypto.h"
+#include "tessera/base/large_vector.h"
 #include "tessera/core/merge_planes.h"
+#include "tessera/kernels/merge.h"
 #include "tessera/kernels/merge_wire.h"
 #include "tessera/node/merge_reduce.h"
 #include "tessera/node/objects.h"
@@ -153,14 +155,8 @@ std::string encode_block(const core::MergeSpec& merge, uint64_t number, const st
   kernels::merge_encode_cpu({.run = run,
                              .input = delta.data(),
                              .first_block = number,
-                             .payload = reinterpret_cast<uint8_t*>(bytes.data())});
-  if (residual == nullptr) return bytes;
-  kernels::merge_decode_cpu(
-      {.run = run, .payload = reinterpret_cast<const uint8_t*>(bytes.data()), .assign = true, .sum = residual});
-  for (size_t i = 0; i < delta.size(); ++i) {
-    residual[i] = delta[i] - residual[i];
-    if (!std::isfinite(residual[i])) residual[i] = 0;
-  }
+                             .payload = reinterpret_cast<uint8_t*>(bytes.data()),
+                             .residual = residual});
   return bytes;
 }
 
@@ -184,7 +180,7 @@ StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merg
                  count, core::kMaxChunks);
   }
   DeltaUpload upload;
-  if (merge.upload_format != Codec::kFp32) upload.residual.resize(core::plane_blocks(merge, base.size()) * block);
+  if (merge.upload_format != Codec::kFp32) resize_large(&upload.residual, core::plane_blocks(merge, base.size()) * block);
   upload.manifest.chunk_bytes = static_cast<uint32_t>(kernels::merge_block_bytes(merge.upload_format, block));
   upload.manifest.total_bytes = kernels::merge_run_bytes(merge.upload_format, values, block);
   upload.manifest.chunks.resize(count);
@@ -198,10 +194,8 @@ StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merg
       const uint64_t present = std::min<uint64_t>(block, base.size() - first);
       float* left = nullptr;
       if (plane == 0) {
-        for (uint64_t i = 0; i < present; ++i) {
-          delta[i] = base[first + i] - snapshot[first + i];
-          if (!residual.empty()) delta[i] += residual[first + i];
-        }
+        kernels::pseudo_gradient_cpu(base.data() + first, snapshot.data() + first,
+                                     residual.empty() ? nullptr : residual.data() + first, present, delta.data());
         if (!upload.residual.empty()) left = upload.residual.data() + first;
       } else {
         put_moments(*moments, plane, first, present, delta.data());
@@ -222,7 +216,7 @@ StatusOr<std::vector<float>> fetch_upload(ports::BlobLink& blobs, const core::Me
   const kernels::MergeRun run{merge.upload_format, core::merged_values(merge, stage_values), merge.block_values};
   const uint64_t bytes = kernels::merge_run_bytes(run.format, run.values, run.block_values);
   TESSERA_ASSIGN_OR_RETURN(const std::string payload, get_object(blobs, object, bytes));
-  std::vector<float> delta(run.values);
+  auto delta = large_vector<float>(run.values);
   kernels::merge_decode_cpu(
       {.run = run, .payload = reinterpret_cast<const uint8_t*>(payload.data()), .assign = true, .sum = delta.data()});
   return delta;

@@ -10,7 +10,7 @@
 
 #include "net/net_fixture.h"
 #include "tessera/base/log.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 
 namespace tessera::net {
 namespace {
@@ -51,7 +51,7 @@ TEST(GrpcLogging, GoesToTheLogAtDebugLevel) {
       "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text));
   logger->set_level(spdlog::level::debug);
   spdlog::set_default_logger(logger);
-  quiet_grpc_logging();
+  prepare_grpc();
   gpr_log(GPR_ERROR, "a line of gRPC");
   spdlog::set_default_logger(before);
   gpr_set_log_function(nullptr);  // the default

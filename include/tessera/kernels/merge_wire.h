@@ -70,6 +70,8 @@ struct MergeEncodeParams {
   uint64_t first_block = 0;    // number of the run's first block within the stage
   const uint64_t* numbers = nullptr;  // one a block of the run, if they do not follow each other
   uint8_t* payload = nullptr;  // [merge_run_bytes()], at a multiple of 4; no overlap with the input
+  // [run.values], or null: what the format leaves out of the input, 0 where that is not finite. On the CPU only.
+  float* residual = nullptr;
 };
 void merge_encode_cpu(const MergeEncodeParams& params);
 int merge_encode_cuda(const MergeEncodeParams& params, void* stream_handle);

@@ -115,10 +115,12 @@ using RemakeShard = std::function<StatusOr<core::ResultCopy>(const core::ShardRe
 // The merged planes from their shards, which must tile them, fetched in `threads` threads. A copy that is missing
 // or does not have the shard's digest is passed over for the next; `remake` is asked last, by one thread at a time. If that gives
 // another digest too, or the uploads are not there, the shard's first block is added to `unreadable` and the others are tried
-// all the same (at most core::kMaxUnreadableResults).
+// all the same (at most core::kMaxUnreadableResults). `room`: memory for the answer, of its size, from before there was a wait for
+// this; it is overwritten.
 StatusOr<std::vector<float>> fetch_mean(KeptBlobs& blobs, const core::MergeSpec& merge, uint64_t stage_values,
                                         const std::vector<core::ShardResult>& results, const RemakeShard& remake = {},
-                                        size_t threads = 1, std::vector<uint64_t>* unreadable = nullptr);
+                                        size_t threads = 1, std::vector<uint64_t>* unreadable = nullptr,
+                                        std::vector<float> room = {});
 // The moments that a merge gives every replica, to the bit the same, from its merged planes. `layout`: of the stage.
 //
 // The second moments are the squares of the merged roots, but nowhere less than the square of the first moment. Where rounding

@@ -20,7 +20,7 @@
 #include "tessera/core/butterfly.h"
 #include "tessera/kernels/merge.h"
 #include "tessera/kernels/merge_wire.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 #include "tessera/net/links.h"
 #include "tessera/node/merge_reduce.h"
 #include "tessera/node/merge_transfer.h"
@@ -236,7 +236,7 @@ StatusOr<nlohmann::json> MergeBench::run() {
 }
 
 Status run_merge_bench(const Options& options) {
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   TESSERA_ASSIGN_OR_RETURN(const nlohmann::json row, MergeBench(options).run());
   std::printf("%u participants, %llu MiB of fp32, %s\n", options.participants,
               static_cast<unsigned long long>(options.mebibytes), options.format.c_str());

@@ -12,10 +12,11 @@
 #include "apps/bench/merge_store.h"
 #include "tessera/base/bytes.h"
 #include "tessera/base/files.h"
+#include "tessera/base/large_vector.h"
 #include "tessera/core/butterfly.h"
 #include "tessera/kernels/merge.h"
 #include "tessera/kernels/merge_wire.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 #include "tessera/net/links.h"
 #include "tessera/node/merge_reduce.h"
 #include "tessera/node/merge_transfer.h"
@@ -153,16 +154,13 @@ StatusOr<std::vector<core::ShardResult>> MergePeer::results() const {
   return results;
 }
 
-// As an orchestrator names them: others' shards, as soon as their owners agree.
+// As an orchestrator names them: others' shards, as soon as their owners agree, in the order of the plan.
 void MergePeer::fetch_ahead(node::ResultPrefetch& prefetch) const {
-  std::vector<std::jthread> others;
   for (size_t i = 0; i < plan_.size(); ++i) {
     if (plan_[i].owner_a == options_.participant || plan_[i].owner_b == options_.participant) continue;
-    others.emplace_back([this, i, &prefetch] {
-      const auto result = result_of(i);
-      if (!result.ok()) return;  // run() meets it too
-      prefetch.add({{result->first_block, result->block_count, result->copies.front().object}});
-    });
+    const auto result = result_of(i);
+    if (!result.ok()) return;  // run() meets it too
+    prefetch.add({{result->first_block, result->block_count, result->copies.front().object}});
   }
 }
 
@@ -196,6 +194,7 @@ StatusOr<nlohmann::json> MergePeer::run() {
   auto prefetch = std::make_unique<node::ResultPrefetch>(kept, merge_, values_);
   std::jthread listener([&] { fetch_ahead(*prefetch); });
   TESSERA_RETURN_IF_ERROR(reduce(kept, uploads));
+  auto room = large_vector<float>(values_);
   uploader.join();
   TESSERA_RETURN_IF_ERROR(stored);
   const double finished = so_far();
@@ -203,9 +202,11 @@ StatusOr<nlohmann::json> MergePeer::run() {
   const double reduced = so_far();
   listener.join();
   prefetch.reset();
-  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> mean, node::fetch_mean(kept, merge_, values_, shards, {}, kTransfers));
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> mean,
+                           node::fetch_mean(kept, merge_, values_, shards, {}, kTransfers, nullptr, std::move(room)));
   kernels::outer_step_cpu(base.data(), momentum.data(), mean.data(), values_, 0.7f, 0.9f);
   const double applied = so_far();
+  TESSERA_RETURN_IF_ERROR(barrier("applied"));  // what follows must not cost the others' time
   // Times since the beginning.
   return nlohmann::json{{"seconds", applied},    {"committed", committed}, {"uploaded", uploaded},
                         {"own_shards", finished}, {"all_shards", reduced},
@@ -214,7 +215,7 @@ StatusOr<nlohmann::json> MergePeer::run() {
 }
 
 Status run_peer(const PeerOptions& options) {
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   TESSERA_ASSIGN_OR_RETURN(const nlohmann::json row, MergePeer(options).run());
   std::printf("%s\n", row.dump().c_str());
   return write_report(options.json, row);
@@ -222,7 +223,7 @@ Status run_peer(const PeerOptions& options) {
 
 // Until it is killed.
 Status run_server(const std::string& listen) {
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   MemoryStore store;
   TESSERA_ASSIGN_OR_RETURN(const auto server, net::OrchestratorServer::start(
                                                   {.listen = listen, .key = KeyPair::generate(), .run_id = "bench"}, nullptr, &store));

@@ -16,7 +16,7 @@
 #include "tessera/base/files.h"
 #include "tessera/base/log.h"
 #include "tessera/base/prng.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 #include "tessera/net/links.h"
 
 namespace tessera::apps {
@@ -239,7 +239,7 @@ Status run_here(Options options) {
 
 Status run_against(const Options& options) {
   start_logging({.name = "bench", .file = "", .level = "error"});
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   TESSERA_ASSIGN_OR_RETURN(const auto target, GrpcTarget::create(options));
   OrchestratorLoad load(options.load, *target);
   if (!load.join(std::chrono::seconds(120))) return unavailable("not every miner was ready within 120 s");

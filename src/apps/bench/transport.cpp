@@ -13,7 +13,7 @@
 #include "apps/bench/raw_tcp.h"
 #include "apps/bench/transport_receiver.h"
 #include "tessera/base/prng.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 #include "tessera/net/links.h"
 
 namespace tessera::apps {
@@ -195,7 +195,7 @@ class TransportBench {
 };
 
 Status run_transport_bench(const TransportBenchOptions& options) {
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   TESSERA_ASSIGN_OR_RETURN(const auto receiver, TransportReceiver::start());
   TESSERA_ASSIGN_OR_RETURN(TcpSocket socket, TcpSocket::connected_to(receiver->tcp_port()));
   TransportBench bench(*receiver, std::move(socket));

@@ -7,7 +7,7 @@
 #include "common/daemon.h"
 #include "ctl/ledger_files.h"
 #include "tessera/base/files.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 #include "tessera/net/links.h"
 
 namespace tessera::apps {
@@ -44,7 +44,7 @@ StatusOr<Pulled> pull(const PullFlags& flags) {
   TESSERA_RETURN_IF_ERROR(make_directories(flags.out));
   const std::string path = flags.out + "/journal.sqlite";
   TESSERA_ASSIGN_OR_RETURN(const auto copy, store::open_journal(path));
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   TESSERA_ASSIGN_OR_RETURN(const auto link, net::GrpcOrchestratorLink::create(
       {.orchestrator = flags.orchestrator, .signer = std::make_shared<net::RequestSigner>(KeyPair::generate()), .software = version(),
        .expected_orchestrator = {}}));

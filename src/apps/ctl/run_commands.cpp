@@ -8,7 +8,7 @@
 #include "common/daemon.h"
 #include "tessera/base/files.h"
 #include "tessera/config/run_config.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 #include "tessera/net/links.h"
 
 namespace tessera::apps {
@@ -21,7 +21,7 @@ struct Flags {
 };
 
 StatusOr<std::unique_ptr<net::GrpcOrchestratorLink>> connect(const Flags& flags) {
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   KeyPair key = KeyPair::generate();
   if (!flags.key.empty()) {
     TESSERA_ASSIGN_OR_RETURN(key, KeyPair::load_or_create(flags.key));

@@ -16,7 +16,7 @@
 #include "swarm_summary.h"
 #include "tessera/base/clock.h"
 #include "tessera/base/files.h"
-#include "tessera/net/grpc_logging.h"
+#include "tessera/net/grpc_setup.h"
 #include "tessera/net/links.h"
 
 namespace tessera::apps {
@@ -366,7 +366,7 @@ StatusOr<int> LocalSwarm::run() {
 }  // namespace
 
 int run_local_swarm(const SwarmOptions& options, const StopFlags& signals) {
-  net::quiet_grpc_logging();
+  net::prepare_grpc();
   LocalSwarm swarm(options, signals);
   const StatusOr<int> code = swarm.run();
   return code.ok() ? *code : fail("tesseractl", code.status());
