@@ -276,7 +276,7 @@ Status BackgroundJobs::prepare(const core::miner_effect::PrepareBase& job, BaseP
   }
   withdraw();
   const core::Values old_base = base_;
-  std::vector<float> base = *base_;
+  std::vector<float> base = large_copy(*base_);
   kernels::outer_step_cpu(base.data(), momentum_.data(), merged.data(), values,
                           static_cast<float>(job.outer_learning_rate),
                           static_cast<float>(job.outer_momentum));

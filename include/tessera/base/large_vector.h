@@ -27,4 +27,13 @@ std::vector<T> large_vector(size_t count) {
   return v;
 }
 
+template <class T>
+std::vector<T> large_copy(const std::vector<T>& other) {
+  std::vector<T> v;
+  v.reserve(other.size());
+  prefer_huge_pages(v.data(), other.size() * sizeof(T));
+  v.assign(other.begin(), other.end());
+  return v;
+}
+
 }  // namespace tessera
