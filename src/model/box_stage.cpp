@@ -148,6 +148,18 @@ class BoxStage final : public StageCompute {
     state.optimizer_steps = workers_->worker(0).optimizer_steps();
     return state;
   }
+  std::vector<core::WeightVersion> older_weights() override {
+    std::vector<core::WeightVersion> older;
+    for (const uint64_t version : workers_->worker(0).older_versions()) {
+      older.push_back({version, large_vector<float>(count_)});
+    }
+    if (older.empty()) return older;
+    throw_if_error(workers_->run("reading older weights", [&](ShardWorker& worker, size_t) -> Status {
+      worker.read_older(&older);
+      return ok_status();
+    }));
+    return older;
+  }
   void write_state(const core::LocalState& state) override {
     throw_if_error(workers_->run("setting the optimizer state", [&](ShardWorker& worker, size_t) -> Status {
       worker.write_state(state);

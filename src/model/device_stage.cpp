@@ -60,7 +60,7 @@ void DeviceStage::publish(const at::Tensor& flat) {
 }
 
 // A version lives as long as a microbatch in flight holds it. Its leaves tile the layout.
-StatusOr<std::vector<core::WeightVersion>> DeviceStage::older_weights() {
+std::vector<core::WeightVersion> DeviceStage::older_weights() {
   std::vector<core::WeightVersion> older;
   for (const auto& [version, held] : versions_) {
     const std::shared_ptr<const StageWeights> weights = held.lock();

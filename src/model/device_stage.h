@@ -35,7 +35,7 @@ class DeviceStage final : public StageCompute {
   void write_masters(const std::vector<float>& values) override;
   core::LocalState read_state() override;
   void write_state(const core::LocalState& state) override;
-  StatusOr<std::vector<core::WeightVersion>> older_weights() override;
+  std::vector<core::WeightVersion> older_weights() override;
 
  private:
   // A new version of the compute weights. The old one lives on in the microbatches that use it.

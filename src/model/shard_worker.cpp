@@ -84,6 +84,26 @@ void ShardWorker::read_masters(float* masters) const {
              [&](int64_t offset, const at::Tensor& values, size_t) { copy_to_host(values, masters + offset); });
 }
 
+std::vector<uint64_t> ShardWorker::older_versions() {
+  std::vector<uint64_t> versions;
+  for (const auto& weights : weights_.older()) versions.push_back(weights->version);
+  return versions;
+}
+
+void ShardWorker::read_older(std::vector<core::WeightVersion>* older) {
+  if (!writes_for_box()) return;
+  const auto held = weights_.older();
+  TESSERA_CHECK(held.size() == older->size());
+  for (size_t i = 0; i < held.size(); ++i) {
+    for (size_t unit = 0; unit < layout_.units().size(); ++unit) {
+      const int64_t filled = layout_.filled_count(unit, own_slice());
+      if (filled == 0) continue;
+      copy_to_host(weights_.slice(*held[i], unit).narrow(0, 0, filled),
+                   (*older)[i].values.data() + layout_.units()[unit].offset + own_slice() * layout_.slice_count(unit));
+    }
+  }
+}
+
 void ShardWorker::read_state(core::LocalState* state) {
   gradients_.reduce();  // everybody
   if (!writes_for_box()) return;

@@ -52,6 +52,9 @@ class ShardWorker {
 
   // This worker's values into flat vectors of the whole stage: each value is written by one worker.
   void read_masters(float* masters) const;
+  // Into older[i], which has its size, the i-th version that microbatches in flight hold. In the same order for all workers.
+  void read_older(std::vector<core::WeightVersion>* older);
+  std::vector<uint64_t> older_versions();
   // The vectors have their sizes; `gradient` only if one is accumulated.
   void read_state(core::LocalState* state);
   void write_masters(const float* masters);

@@ -52,18 +52,27 @@ double GatherStall::take_milliseconds() {
   return std::exchange(milliseconds_, 0);
 }
 
+class ShardedWeights::Version : public WeightSource {
+ public:
+  explicit Version(at::Tensor values) : values_(std::move(values)) {}
+  // The padded vector or, in stage 3, the worker's shard.
+  const at::Tensor& values() const { return values_; }
+
+ private:
+  const at::Tensor values_;  // outlives the gathers of it and into it
+};
+
 // ---- stages 0 to 2
 
 // Fetches what its flat vector still lacks.
-class ShardedWeights::WholeVersion final : public WeightSource {
+class ShardedWeights::WholeVersion final : public Version {
  public:
   WholeVersion(at::Tensor flat, size_t units, std::shared_ptr<GatherStall> stall)
-      : flat_(std::move(flat)), stall_(std::move(stall)), gathers_(units) {}
+      : Version(std::move(flat)), stall_(std::move(stall)), gathers_(units) {}
   void add(size_t unit, Pending gather) { gathers_[unit] = std::move(gather); }
   void begin(size_t unit, PassDirection) override { stall_->wait(&gathers_[unit]); }
 
  private:
-  const at::Tensor flat_;  // outlives the gathers into it
   const std::shared_ptr<GatherStall> stall_;
   std::vector<Pending> gathers_;
 };
@@ -126,15 +135,14 @@ struct ShardedWeights::Slots {
   }
 };
 
-class ShardedWeights::ShardVersion final : public WeightSource {
+class ShardedWeights::ShardVersion final : public Version {
  public:
   ShardVersion(at::Tensor shard, std::shared_ptr<Slots> slots, std::shared_ptr<GatherStall> stall)
-      : shard_(std::move(shard)), slots_(std::move(slots)), stall_(std::move(stall)) {}
-  void begin(size_t unit, PassDirection direction) override { slots_->begin(shard_, unit, direction, stall_.get()); }
-  void prefetch_first() { slots_->fetch(shard_, slots_->order.front()); }
+      : Version(std::move(shard)), slots_(std::move(slots)), stall_(std::move(stall)) {}
+  void begin(size_t unit, PassDirection direction) override { slots_->begin(values(), unit, direction, stall_.get()); }
+  void prefetch_first() { slots_->fetch(values(), slots_->order.front()); }
 
  private:
-  const at::Tensor shard_;
   const std::shared_ptr<Slots> slots_;
   const std::shared_ptr<GatherStall> stall_;
 };
@@ -164,10 +172,25 @@ void ShardedWeights::begin() {
   next_whole_ = std::make_shared<WholeVersion>(next_, layout_.units().size(), stall_);
 }
 
-at::Tensor ShardedWeights::slice(size_t unit) const {
-  if (zero_stage_ == 3) return next_.narrow(0, layout_.slice_offset(unit), layout_.slice_count(unit));
-  return next_.narrow(0, layout_.units()[unit].padded_offset + own_slice() * layout_.slice_count(unit),
-                      layout_.slice_count(unit));
+at::Tensor ShardedWeights::slice(const at::Tensor& values, size_t unit) const {
+  const int64_t first = zero_stage_ == 3 ? layout_.slice_offset(unit)
+                                         : layout_.units()[unit].padded_offset + own_slice() * layout_.slice_count(unit);
+  return values.narrow(0, first, layout_.slice_count(unit));
+}
+
+at::Tensor ShardedWeights::slice(size_t unit) const { return slice(next_, unit); }
+
+at::Tensor ShardedWeights::slice(const StageWeights& version, size_t unit) const {
+  return slice(static_cast<const Version&>(*version.source).values(), unit);
+}
+
+std::vector<std::shared_ptr<const StageWeights>> ShardedWeights::older() {
+  std::erase_if(versions_, [](const auto& entry) { return entry.second.expired(); });
+  std::vector<std::shared_ptr<const StageWeights>> held;
+  for (const auto& [version, weights] : versions_) {
+    if (auto one = weights.lock(); one && one != current_) held.push_back(std::move(one));
+  }
+  return held;
 }
 
 void ShardedWeights::finish_unit(size_t unit) {
@@ -204,6 +227,8 @@ void ShardedWeights::publish() {
     weights->source = std::exchange(next_whole_, nullptr);
   }
   current_ = std::move(weights);
+  std::erase_if(versions_, [](const auto& entry) { return entry.second.expired(); });
+  versions_[version] = current_;
   next_.reset();
 }
 

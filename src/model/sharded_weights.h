@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -52,16 +53,22 @@ class ShardedWeights {
   void discard();
 
   const std::shared_ptr<const StageWeights>& current() const { return current_; }
+  // Versions before the current one that microbatches in flight hold, in their order.
+  std::vector<std::shared_ptr<const StageWeights>> older();
+  // A published version's slice of a unit, of this worker.
+  at::Tensor slice(const StageWeights& version, size_t unit) const;
   GatherStall& stall() { return *stall_; }
   int64_t version_bytes() const;  // of one version
   int64_t slot_bytes() const;     // of the gathered units
 
  private:
   struct Slots;
+  class Version;
   class WholeVersion;
   class ShardVersion;
 
   uint32_t own_slice() const { return layout_.shards() == 1 ? 0 : group_->rank(); }
+  at::Tensor slice(const at::Tensor& values, size_t unit) const;
 
   const core::RunSpec spec_;
   const StageIndex stage_;
@@ -75,6 +82,7 @@ class ShardedWeights {
   at::Tensor next_;               // being written
   std::shared_ptr<WholeVersion> next_whole_;
   std::shared_ptr<const StageWeights> current_;
+  std::map<uint64_t, std::weak_ptr<const StageWeights>> versions_;
 };
 
 }  // namespace tessera::model

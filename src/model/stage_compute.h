@@ -39,9 +39,7 @@ class StageCompute {
   virtual core::LocalState read_state() = 0;
   virtual void write_state(const core::LocalState& state) = 0;
   // As ports::StageEngine::older_weights().
-  virtual StatusOr<std::vector<core::WeightVersion>> older_weights() {
-    return error(absl::StatusCode::kUnimplemented, "this stage does not give its older weights");
-  }
+  virtual std::vector<core::WeightVersion> older_weights() = 0;
 };
 
 }  // namespace tessera::model

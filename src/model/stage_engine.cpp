@@ -119,7 +119,8 @@ class LibTorchStageEngine final : public ports::StageEngine {
   }
 
   StatusOr<std::vector<ports::WeightVersion>> older_weights() override {
-    return guarded("reading older weights", [&] { return compute_->older_weights(); });
+    return guarded("reading older weights",
+                   [&]() -> StatusOr<std::vector<ports::WeightVersion>> { return compute_->older_weights(); });
   }
 
  private:

@@ -1,4 +1,5 @@
-"""Miners of two workers each, over gloo, equal a single process as miners of one do: the run does not see the difference.
+"""Miners of two workers each, over gloo, equal a single process as miners of one do, and validators with one device find nothing
+wrong with their work: the run does not see the difference.
 
 Tolerances as in test_reference.py.
 """
@@ -10,6 +11,7 @@ from test_reference import LOSS_TOLERANCE, WEIGHT_TOLERANCE, checkpoint_weights
 
 import reference
 import torch
+from trust import TrustSwarm
 
 
 class Box(unittest.TestCase):
@@ -32,6 +34,14 @@ class Box(unittest.TestCase):
                     ours = checkpoint_weights(swarm, config, stage)
                     self.assertLess((ours - theirs).abs().max().item(), WEIGHT_TOLERANCE)
                     self.assertGreater((theirs - initial[stage]).abs().max().item(), 20 * WEIGHT_TOLERANCE)
+
+    def test_boxes_pass_audits(self):
+        for zero_stage in (0, 3):
+            with self.subTest(zero_stage=zero_stage), TrustSwarm({"training": {"steps": 400}}) as swarm:
+                swarm.start("--no-validate", "--validators", "1", "--miner-set", "gpus=[0,1]", "--miner-set",
+                            f"zero_stage={zero_stage}")
+                swarm.until(lambda: len(swarm.verdicts()) > 8 and swarm.judged() > 30, "nine audits")
+                self.assertEqual(swarm.failed(), [])
 
 
 if __name__ == "__main__":

@@ -213,6 +213,28 @@ TEST_P(Box, ADroppedGradientLeavesTheWeights) {
   EXPECT_EQ(box->accumulated_microbatches(), 0u);
 }
 
+// What audits need: the weights that microbatches in flight were computed with, as a single device gives them.
+TEST_P(Box, OlderWeightsAreThoseOfTheMicrobatchesInFlight) {
+  const RunSpec spec = box_spec(OptimizerKind::kAdamW);
+  const auto box = box_engine(spec, 0, gloo_groups(workers()), zero());
+  std::vector<std::vector<float>> before;
+  BoundaryPayload first;
+  for (uint64_t microbatch = 1; microbatch <= 3; ++microbatch) {
+    EXPECT_EQ(value_of(box->older_weights()).size(), before.size());
+    const ForwardResult result = value_of(box->forward({microbatch, 0}, random_tokens(spec, microbatch), {}));
+    if (microbatch == 1) first = result.output;
+    const ForwardResult again = value_of(box->forward({microbatch, 1}, random_tokens(spec, microbatch), {}));
+    ASSERT_TRUE(box->backward({microbatch, 1}, again.output, true).ok());
+    before.push_back(box->masters());
+    ASSERT_TRUE(box->step(kLearningRate).ok());
+  }
+  const std::vector<ports::WeightVersion> older = value_of(box->older_weights());
+  ASSERT_EQ(older.size(), before.size());
+  for (size_t i = 0; i < older.size(); ++i) EXPECT_EQ(older[i].values, before[i]) << older[i].version;
+  ASSERT_TRUE(box->backward({1, 0}, first, false).ok());
+  EXPECT_EQ(value_of(box->older_weights()).size(), before.size() - 1);
+}
+
 INSTANTIATE_TEST_SUITE_P(Gloo, Box, testing::Combine(testing::Values(2, 4), testing::Values(0u, 1u, 2u, 3u)),
                          [](const auto& info) {
                            return "Workers" + std::to_string(std::get<0>(info.param)) + "Zero" +
