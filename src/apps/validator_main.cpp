@@ -8,6 +8,7 @@
 #include "common/training_data.h"
 #include "tessera/base/files.h"
 #include "tessera/base/log.h"
+#include "tessera/collective/groups.h"
 #include "tessera/config/daemon_config.h"
 #include "tessera/model/stage_engine.h"
 #include "tessera/net/grpc_setup.h"
@@ -40,8 +41,20 @@ StatusOr<std::string> validate(const Flags& flags, StopFlags& signals) {
   options.memory_bytes = model::device_memory_bytes(device);
   options.software = version();
   options.auditor.device = device;
-  options.auditor.make_engine = [&](const core::RunSpec& spec, StageIndex stage) {
-    return model::make_stage_engine({.spec = spec, .stage = stage, .device = device, .threads = static_cast<int>(config.threads), .max_in_flight = core::kMaxSegmentReceipts});
+  options.auditor.make_engine = [&](const core::RunSpec& spec, StageIndex stage, const core::BoxShape& shape) {
+    model::EngineOptions engine{.spec = spec, .stage = stage, .device = device, .threads = static_cast<int>(config.threads), .max_in_flight = core::kMaxSegmentReceipts};
+    if (shape.workers > 1) {
+      // Workers that share this device add up as those do that have one each.
+      model::EngineOptions box = engine;
+      box.box.devices.assign(shape.workers, device);
+      for (auto& group : collective::make_shared_device_groups(device, shape.workers)) box.box.groups.push_back(std::move(group));
+      box.box.zero_stage = shape.zero_stage;
+      auto made = model::make_stage_engine(box);
+      if (made.ok()) return made;
+      // A box that can't be is what somebody made up who does not want to be judged.
+      spdlog::warn("a miner's box of {} can't be made here, its work is computed by one worker: {}", shape.workers, message_of(made.status()));
+    }
+    return model::make_stage_engine(engine);
   };
   node::ValidatorNode node(std::move(options), {orchestrator.get(), blobs.get(), &tokens});
   const nlohmann::json about = {{"node", key.id().hex()}, {"pid", ::getpid()}, {"device", device}};

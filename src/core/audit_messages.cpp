@@ -2,6 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <cstdio>
+
+#include "tessera/core/memory_plan.h"
+
 namespace tessera::core {
 
 std::string flaw_of(const SegmentCommit& commit) {
@@ -21,6 +25,23 @@ std::string flaw_of(const SegmentCommit& commit) {
 }
 
 std::string device_kind(const std::string& device) { return device.substr(0, device.find_first_of(": ")); }
+
+std::string box_description(const std::string& first_device, const BoxShape& shape) {
+  if (shape.workers < 2) return first_device;
+  const std::string text = fmt::format("{} and {} more, zero_stage {}", first_device, shape.workers - 1, shape.zero_stage);
+  return shape.workers == 2 ? text : fmt::format("{}-box: {}", device_kind(first_device), text);
+}
+
+BoxShape box_shape(const std::string& description) {
+  const size_t at = description.find(" and ");
+  unsigned more = 0, zero_stage = 0;
+  if (at == std::string::npos ||
+      std::sscanf(description.c_str() + at, " and %3u more, zero_stage %1u", &more, &zero_stage) != 2 || more < 1 ||
+      more >= kMostGpusOfBox || zero_stage > kMostZeroStage) {
+    return {};
+  }
+  return {more + 1, zero_stage};
+}
 
 const char* name_of(AuditFinding finding) {
   switch (finding) {

@@ -106,7 +106,7 @@ class Auditor::Case final : public ReplayInputs {
   Status examine() {
     TESSERA_RETURN_IF_ERROR(check_log());
     TESSERA_ASSIGN_OR_RETURN(const Segment segment, fetch_segment());
-    TESSERA_ASSIGN_OR_RETURN(const auto engine, auditor_.options_.make_engine(spec_, task_.stage));
+    TESSERA_ASSIGN_OR_RETURN(const auto engine, auditor_.options_.make_engine(spec_, task_.stage, core::box_shape(task_.device)));
     std::set<uint64_t> versions;
     if (task_.upload) versions.insert(task_.upload->snapshot_version);
     const auto replayed = replay_segment(*engine, segment, *this, versions,

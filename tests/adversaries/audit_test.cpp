@@ -31,7 +31,7 @@ class RunningValidator {
     node::ValidatorOptions options;
     options.incarnation = random_u64();
     options.auditor.device = "none";
-    options.auditor.make_engine = [](const core::RunSpec& run, StageIndex stage) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
+    options.auditor.make_engine = [](const core::RunSpec& run, StageIndex stage, const core::BoxShape&) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
       return std::make_unique<sim::SimulatedEngine>(run, stage);
     };
     node_ = std::make_unique<node::ValidatorNode>(std::move(options), node::ValidatorLinks{&link_, &swarm.blobs, &tokens_});

@@ -133,5 +133,25 @@ TEST(SegmentCommit, FlawsFromOutsideAreTold) {
   EXPECT_NE(flaw_after([](SegmentCommit& c) { c.older[1].version = 2; }), "");
 }
 
+TEST(BoxDescription, HasTheShapeInIt) {
+  EXPECT_EQ(box_description("cuda:3", {}), "cuda:3");
+  EXPECT_EQ(box_description("cuda:0", {2, 3}), "cuda:0 and 1 more, zero_stage 3");
+  for (const BoxShape& shape : {BoxShape{2, 0}, BoxShape{2, 3}, BoxShape{3, 1}, BoxShape{64, 2}}) {
+    EXPECT_EQ(box_shape(box_description("cuda:0", shape)), shape) << shape.workers;
+  }
+  // Two workers' sums have one order only; it is known how to compute that again.
+  EXPECT_EQ(device_kind(box_description("cuda:0", {2, 1})), "cuda");
+  EXPECT_EQ(device_kind(box_description("cuda:0", {4, 1})), "cuda-box");
+  EXPECT_EQ(device_kind(box_description("cpu", {4, 1})), "cpu-box");
+}
+
+TEST(BoxDescription, AnythingElseIsOneDevice) {
+  for (const char* text : {"", "cpu", "cuda:0", "cuda:0 and", "cuda:0 and 0 more, zero_stage 1", "cuda:0 and 64 more, zero_stage 1",
+                           "cuda:0 and -1 more, zero_stage 1", "cuda:0 and 99999999999 more, zero_stage 1",
+                           "cuda:0 and 1 more, zero_stage 4", "cuda:0 and 1 more"}) {
+    EXPECT_EQ(box_shape(text), BoxShape{}) << text;
+  }
+}
+
 }  // namespace
 }  // namespace tessera::core

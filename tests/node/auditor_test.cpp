@@ -63,7 +63,7 @@ class AuditorTest : public testing::Test {
     task_.upload->object = test::upload_delta(blobs_, spec_.merge, base_, snapshot_.masters, {}, &uploaded)->object;
     AuditorOptions options;
     options.device = "cpu";
-    options.make_engine = [](const core::RunSpec& run, StageIndex stage) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
+    options.make_engine = [](const core::RunSpec& run, StageIndex stage, const core::BoxShape&) -> StatusOr<std::unique_ptr<ports::StageEngine>> {
       return std::make_unique<sim::SimulatedEngine>(run, stage);
     };
     return Auditor(std::move(options), spec_, test::small_data(), blobs_, tokens_).audit(task_, cancelled_);

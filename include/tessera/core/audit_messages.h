@@ -41,6 +41,18 @@ struct AuditTask {
 // "cuda" of "cuda:0", "cpu" of "cpu": on one kind honest engines agree to the bit or nearly, on two they round differently.
 std::string device_kind(const std::string& device);
 
+// A box of several devices as one miner: its workers share each microbatch and each step, so that its sums have an order of their
+// own. What a miner says of its devices has the shape in it, for whoever computes its work again: "cuda:0 and 1 more, zero_stage 2".
+// More than two workers add up in an order that their library chooses: they are a kind of device of their own ("cuda-box").
+struct BoxShape {
+  uint32_t workers = 1;
+  uint32_t zero_stage = 0;
+  friend bool operator==(const BoxShape&, const BoxShape&) = default;
+};
+std::string box_description(const std::string& first_device, const BoxShape& shape);
+// One worker for whatever is no box's description.
+BoxShape box_shape(const std::string& description);
+
 enum class AuditFinding : uint8_t {
   kNone = 0,
   kActivation = 1,    // an output is not what the weights and the input give

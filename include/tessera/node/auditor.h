@@ -14,7 +14,8 @@
 namespace tessera::node {
 
 struct AuditorOptions {
-  std::function<StatusOr<std::unique_ptr<ports::StageEngine>>(const core::RunSpec&, StageIndex)> make_engine;
+  // An engine that adds up in the order of such a box.
+  std::function<StatusOr<std::unique_ptr<ports::StageEngine>>(const core::RunSpec&, StageIndex, const core::BoxShape&)> make_engine;
   std::string device;  // of the engine, for the evidence
 };
 

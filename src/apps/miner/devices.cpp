@@ -8,6 +8,7 @@
 
 #include "tessera/base/log.h"
 #include "tessera/collective/groups.h"
+#include "tessera/core/audit_messages.h"
 #include "tessera/core/memory_plan.h"
 
 namespace tessera::apps {
@@ -62,7 +63,7 @@ StatusOr<MinerDevices> open_devices(const config::MinerConfig& config) {
   devices.box.zero_stage = config.zero_stage;
   devices.first = devices.box.devices.front();
   const auto count = static_cast<uint32_t>(devices.box.devices.size());
-  devices.description = fmt::format("{} and {} more, zero_stage {}", devices.first, count - 1, config.zero_stage);
+  devices.description = core::box_description(devices.first, {count, config.zero_stage});
   devices.memory_bytes = core::equivalent_memory_bytes(memory_of(config, devices.box), count, config.zero_stage);
   return devices;
 }

@@ -198,7 +198,7 @@ StatusOr<nlohmann::json> measure(const CalibrateOptions& options) {
   for (const Variant& variant : variants) {
     node::AuditorOptions auditor;
     auditor.device = variant.device;
-    auditor.make_engine = [&](const core::RunSpec& run, StageIndex stage) { return engine_of(run, stage, variant); };
+    auditor.make_engine = [&](const core::RunSpec& run, StageIndex stage, const core::BoxShape&) { return engine_of(run, stage, variant); };
     node::Auditor judge(auditor, spec, data, blobs, tokens);
     for (const core::AuditTask& task : recording.tasks()) {
       const core::AuditResult result = judge.audit(task, cancelled);
