@@ -61,6 +61,7 @@ void Miner::recover(const Recovered& recovered) {
       std::max(assignment_->schedule_step, recovered.checkpoint->schedule_step);
   for (const MicrobatchId id : recovered.checkpoint->accumulated) {
     if (accumulated_set_.insert(id).second) accumulated_ids_.push_back(id);
+    recovered_ids_.emplace(id, std::nullopt);
   }
 }
 

@@ -91,7 +91,7 @@ void Miner::schedule() {
       work.state = WorkState::kBackwarding;
       work.backward_running = true;
       const bool counted = (work.lease.counted_stages >> assignment_->stage & 1) != 0;
-      work.accumulate = !counted && accumulated_set_.count(key.microbatch) == 0;
+      work.accumulate = !counted && !is_accumulated(key);
       computing_ = true;
       emit(ComputeJob(miner_effect::Backward{key, std::move(work.payload), work.accumulate}));
     } else if (!forward_queue_.empty()) {
@@ -167,6 +167,21 @@ void Miner::on(miner_event::BackwardDone& event) {
   }
 }
 
+// Whether this gradient is in the masters, or on its way there, and will be counted.
+bool Miner::is_accumulated(const MicrobatchKey& key) {
+  if (accumulated_set_.count(key.microbatch) == 0) return false;
+  const auto found = recovered_ids_.find(key.microbatch);
+  if (found == recovered_ids_.end()) return true;
+  // Its receipt may have died with the process that wrote it. Then the run asks for the gradient again, for ever: it gets another
+  // one, which is counted.
+  if (found->second && key.attempt > *found->second) {
+    recovered_ids_.erase(found);
+    return false;
+  }
+  found->second = key.attempt;
+  return true;
+}
+
 void Miner::write_receipt(const MicrobatchKey& key, const Work& work, float milliseconds) {
   Receipt receipt = work.receipt;
   receipt.sequence = next_receipt_++;
@@ -189,8 +204,7 @@ void Miner::write_receipt(const MicrobatchKey& key, const Work& work, float mill
   receipts_.push_back(receipt);
   if (work.accumulate) {
     accumulated_++;
-    accumulated_set_.insert(key.microbatch);
-    accumulated_ids_.push_back(key.microbatch);
+    if (accumulated_set_.insert(key.microbatch).second) accumulated_ids_.push_back(key.microbatch);
     if (accumulated_ids_.size() > kRemembered) {
       accumulated_set_.erase(accumulated_ids_.front());
       accumulated_ids_.pop_front();

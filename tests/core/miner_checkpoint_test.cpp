@@ -109,6 +109,31 @@ TEST(OwnCheckpoint, TheNextProcessGoesOnFromIt) {
   EXPECT_FALSE(std::get<Backward>(lone.jobs.front()).accumulate);
 }
 
+// The receipt of a recovered gradient may have died with the process before: the run would ask for it for ever.
+TEST(OwnCheckpoint, WhatIsAskedForOnceMoreIsAccumulatedAgain) {
+  MinerHarness lone(saving_spec(2), 0);
+  lone.assign({});
+  lone.take_background<FetchState>();
+  lone.step(recovered_state());
+  lone.finish_job();
+  const auto accumulates = [&](uint32_t attempt) {
+    lone.lease(11, attempt);
+    lone.tokens_read();
+    lone.finish_job();
+    const bool accumulate = std::get<Backward>(lone.jobs.front()).accumulate;
+    lone.finish_job();
+    return accumulate;
+  };
+  EXPECT_FALSE(accumulates(1));
+  EXPECT_TRUE(accumulates(2));
+  EXPECT_FALSE(accumulates(3));  // that receipt is this process' own
+  const core::SyncRequest report = lone.miner->report();
+  ASSERT_EQ(report.receipts.size(), 3u);
+  EXPECT_FALSE(report.receipts[0].accumulated);
+  EXPECT_TRUE(report.receipts[1].accumulated);
+  EXPECT_FALSE(report.receipts[2].accumulated);
+}
+
 TEST(OwnCheckpoint, OneThatTheEngineRefusesIsNotTriedAgain) {
   MinerHarness lone(saving_spec(2), 0);
   lone.assign({});

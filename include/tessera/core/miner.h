@@ -165,6 +165,7 @@ class Miner {
   void on(miner_event::BackwardDone& event);
   void on(miner_event::ComputeFailed& event);
   void on(miner_event::StepDone& event);
+  bool is_accumulated(const MicrobatchKey& key);
   void write_receipt(const MicrobatchKey& key, const Work& work, float milliseconds);
   uint32_t leases_wanted() const;
   void take_leases(const SyncAnswer& answer);
@@ -272,6 +273,8 @@ class Miner {
   uint64_t next_send_ = 1;
   std::deque<MicrobatchId> accumulated_ids_;   // the newest kRemembered, so that no attempt is accumulated twice here
   std::set<MicrobatchId> accumulated_set_;
+  // Of them those of a process before this one, with the attempt that was not accumulated again, if there was one.
+  std::map<MicrobatchId, std::optional<uint32_t>> recovered_ids_;
 
   uint64_t local_steps_ = 0;
   uint64_t schedule_step_ = 0;
