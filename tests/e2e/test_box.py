@@ -38,7 +38,8 @@ class Box(unittest.TestCase):
     def test_boxes_pass_audits(self):
         for zero_stage in (0, 3):
             # The validator's workers add up as the box's do: to the bit.
-            exact = {"training": {"steps": 400, "deterministic": True}, "audit": {"exact": True}}
+            exact = {"training": {"steps": 400, "deterministic": True}, "audit": {"exact": True},
+                     "boundary": {"kind": "none", "codec": "fp32", "compression": 1}}
             with self.subTest(zero_stage=zero_stage), TrustSwarm(exact) as swarm:
                 swarm.start("--no-validate", "--validators", "1", "--miner-set", "gpus=[0,1]", "--miner-set",
                             f"zero_stage={zero_stage}")
