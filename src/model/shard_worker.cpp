@@ -69,13 +69,18 @@ StatusOr<double> ShardWorker::step(double learning_rate) {
 }
 
 template <class Function>
-void ShardWorker::each_slice(const at::Tensor& shard, Function&& function) const {
+void ShardWorker::each_own(Function&& function) const {
   for (size_t unit = 0; unit < layout_.units().size(); ++unit) {
     const int64_t filled = layout_.filled_count(unit, own_slice());
-    if (filled == 0) continue;
-    function(layout_.units()[unit].offset + own_slice() * layout_.slice_count(unit),
-             shard.narrow(0, layout_.slice_offset(unit), filled), unit);
+    if (filled > 0) function(layout_.units()[unit].offset + own_slice() * layout_.slice_count(unit), filled, unit);
   }
+}
+
+template <class Function>
+void ShardWorker::each_slice(const at::Tensor& shard, Function&& function) const {
+  each_own([&](int64_t offset, int64_t filled, size_t unit) {
+    function(offset, shard.narrow(0, layout_.slice_offset(unit), filled), unit);
+  });
 }
 
 void ShardWorker::read_masters(float* masters) const {
@@ -95,12 +100,9 @@ void ShardWorker::read_older(std::vector<core::WeightVersion>* older) {
   const auto held = weights_.older();
   TESSERA_CHECK(held.size() == older->size());
   for (size_t i = 0; i < held.size(); ++i) {
-    for (size_t unit = 0; unit < layout_.units().size(); ++unit) {
-      const int64_t filled = layout_.filled_count(unit, own_slice());
-      if (filled == 0) continue;
-      copy_to_host(weights_.slice(*held[i], unit).narrow(0, 0, filled),
-                   (*older)[i].values.data() + layout_.units()[unit].offset + own_slice() * layout_.slice_count(unit));
-    }
+    each_own([&](int64_t offset, int64_t filled, size_t unit) {
+      copy_to_host(weights_.slice(*held[i], unit).narrow(0, 0, filled), (*older)[i].values.data() + offset);
+    });
   }
 }
 

@@ -69,7 +69,10 @@ class ShardWorker {
   GatherStall& stall() { return weights_.stall(); }
 
  private:
-  // Calls function(offset in the stage's vector, the tensor of so many values) for what this worker keeps of `shard`.
+  // Calls function(offset in the stage's vector, number of values, unit) for this worker's slice of each unit.
+  template <class Function>
+  void each_own(Function&& function) const;
+  // The same with the tensor of these values, of what this worker keeps of `shard`, in place of their number.
   template <class Function>
   void each_slice(const at::Tensor& shard, Function&& function) const;
   bool writes_for_box() const { return layout_.shards() > 1 || group_->rank() == 0; }
