@@ -29,7 +29,7 @@ TESSERA_INSIDE uint32_t peak_bits_of(const float* values, uint64_t count) {
 
 // Up to three words more than `count`.
 TESSERA_INSIDE void fill_words(uint64_t seed, uint64_t block, uint64_t first_value, uint64_t count,
-                uint32_t* words) {
+                               uint32_t* words) {
   for (uint64_t i = 0; i < count; i += 4) {
     const PhiloxBlock random = rounding_words(seed, block, (first_value + i) / 4);
     std::memcpy(words + i, random.word, sizeof(random.word));
@@ -101,8 +101,8 @@ void encode_integers(const MergeEncodeParams& params, const float* input, uint64
 }
 
 // The numbers [start, start + n) of a block.
-TESSERA_INSIDE void decode_group(Codec format, const uint8_t* block, uint64_t block_count, uint64_t start,
-                  uint64_t n, float* __restrict__ values) {
+TESSERA_INSIDE void decode_group(Codec format, const uint8_t* block, uint64_t block_count,
+                                 uint64_t start, uint64_t n, float* __restrict__ values) {
   if (format == Codec::kFp32) {
     std::memcpy(values, block + 4 * start, 4 * n);
     return;
