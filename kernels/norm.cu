@@ -133,6 +133,15 @@ __global__ void __launch_bounds__(kMaximumRowThreads, (minimum_row_blocks<T, kCh
   }
 }
 
+// A row of up to 128 chunks to a warp, eight rows to a block: it needs no barrier, and a thread has
+// more of the row under way at once. (The backward pass needs the registers for its sums.)
+RowShape forward_shape(int64_t width) {
+  const int64_t row_chunks = (width + kChunk - 1) / kChunk;
+  if (row_chunks > 4 * kWarpSize) return row_shape(width);
+  const int chunks = row_chunks <= kWarpSize ? 1 : row_chunks <= 2 * kWarpSize ? 2 : 4;
+  return {.warps = 1, .chunks = chunks, .groups = 8};
+}
+
 }  // namespace
 
 int residual_norm_forward_cuda(const ResidualNormForwardParams& params, void* stream_handle) {
@@ -142,7 +151,7 @@ int residual_norm_forward_cuda(const ResidualNormForwardParams& params, void* st
   }
   if (params.rows == 0) return cudaSuccess;
   if (params.x == nullptr || params.y == nullptr) return cudaErrorInvalidValue;
-  const RowShape shape = row_shape(params.width);
+  const RowShape shape = forward_shape(params.width);
   const bool aligned = params.width % kChunk == 0 &&
                        are_aligned(params.x, params.delta, params.weight, params.sum, params.y);
   return with_real(params.type, [&](auto type) {

@@ -1,7 +1,10 @@
-// Rotary positions on the GPU. Bound by memory: an item is a chunk of the first half of a head with
-// the same chunk of the second, for up to four heads, which share the cosines and sines; a thread
-// loads all of it before it computes. One kernel serves both functions: in place, source and target
-// are the same memory.
+// Rotary positions on the GPU. Bound by memory: an item is a chunk of up to four heads, which share
+// the cosines and sines; a thread loads all of it before it computes. A kernel serves both functions:
+// in place, source and target are the same memory.
+//
+// What a chunk is rotated with lies half a head away. Where a head's chunks divide a warp, a lane has
+// one of them and gets the other from the lane that has it, and a warp's accesses are whole lines;
+// else a thread has both.
 #include "flat_items.cuh"
 #include "real_chunk.cuh"
 #include "stage_math.h"
@@ -42,6 +45,60 @@ __device__ __forceinline__ const T* source_of(const RopeTask& task, uint32_t hea
                                                    : task.rotated_end;
   return static_cast<const T*>(tensor.data) + sequence * tensor.sequence_stride +
          position * tensor.position_stride + (head - first) * tensor.head_stride;
+}
+
+// The chunk of lane ^ distance.
+__device__ __forceinline__ Chunk<Bfloat16> chunk_across(const Chunk<Bfloat16>& chunk, int distance) {
+  Chunk<Bfloat16> other;
+#pragma unroll
+  for (int k = 0; k < kChunk / 2; ++k) {
+    other.words[k] = __shfl_xor_sync(0xffffffffu, chunk.words[k], distance);
+  }
+  return other;
+}
+
+// Aligned bf16. head_chunks: chunks of a head, a power of two from 2 to 32; `task.head_blocks` counts
+// heads as for the other kernel.
+__global__ void __launch_bounds__(kItemThreads, 4) rope_lanes_kernel(const RopeTask task) {
+  const uint32_t head_chunks = 2 * task.half_chunks;
+  const FlatItems<1> items(task.rows, task.head_blocks * head_chunks);
+  const bool active = items.has(0);  // else for the shuffles alone
+  const FlatItem item = items[0];
+  const uint32_t head_block = item.index / head_chunks;
+  const uint32_t chunk = item.index % head_chunks;
+  const bool second = chunk >= task.half_chunks;
+  const int column = kChunk * static_cast<int>(chunk);
+  const uint32_t sequence = static_cast<uint32_t>(item.row) / task.positions;
+  const uint32_t position = static_cast<uint32_t>(item.row) % task.positions;
+  const int64_t table = int64_t{position} * task.half + column - (second ? task.half : 0);
+  const Chunk<float> cosines = load_chunk<true>(task.cosine + table, kChunk);
+  const Chunk<float> sines = load_chunk<true>(task.sine + table, kChunk);
+  const float sign = second ? task.sign : -task.sign;
+  Chunk<Bfloat16> chunks[kHeads] = {};
+#pragma unroll
+  for (int i = 0; i < kHeads; ++i) {
+    const uint32_t head = head_block + i * task.head_blocks;
+    if (!active || head >= task.heads) continue;
+    chunks[i] = load_chunk<true>(source_of<Bfloat16>(task, head, sequence, position) + column, kChunk);
+  }
+#pragma unroll
+  for (int i = 0; i < kHeads; ++i) {
+    const uint32_t head = head_block + i * task.head_blocks;
+    const Chunk<Bfloat16> other = chunk_across(chunks[i], static_cast<int>(task.half_chunks));
+    if (!active || head >= task.heads) continue;
+    if (head < task.rotated_end) {
+      float turned[kChunk];
+#pragma unroll
+      for (int k = 0; k < kChunk; ++k) {
+        turned[k] = number_of(chunks[i], k) * cosines.values[k] +
+                    number_of(other, k) * (sign * sines.values[k]);
+      }
+      chunks[i] = rounded_chunk<Bfloat16>(turned);
+    }
+    store_chunk<true>(static_cast<Bfloat16*>(task.packed) + item.row * task.row_width +
+                          int64_t{head} * 2 * task.half + column,
+                      chunks[i], kChunk);
+  }
 }
 
 template <class T, bool kAligned>
@@ -119,11 +176,18 @@ cudaError_t run(Real type, const RopeTask& task, void* stream_handle) {
   const bool aligned = task.half % kChunk == 0 &&
                        are_aligned(task.cosine, task.sine, task.packed) && is_aligned(task.query) &&
                        is_aligned(task.key) && is_aligned(task.value);
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_handle);
+  const uint32_t head_chunks = 2 * task.half_chunks;
+  const bool divides_warp = head_chunks <= 32 && (head_chunks & (head_chunks - 1)) == 0;
+  if (type == Real::kBfloat16 && aligned && divides_warp) {
+    const int64_t blocks = item_blocks<1>(task.rows, int64_t{task.head_blocks} * head_chunks);
+    return launch(rope_lanes_kernel, blocks, kItemThreads, stream, task);
+  }
   const int64_t blocks = item_blocks<1>(task.rows, int64_t{task.head_blocks} * task.half_chunks);
   return with_real(type, [&](auto tag) {
     return with_bool(aligned, [&](auto alignment) {
       return launch(rope_kernel<typename decltype(tag)::Type, decltype(alignment)::kValue>, blocks,
-                    kItemThreads, static_cast<cudaStream_t>(stream_handle), task);
+                    kItemThreads, stream, task);
     });
   });
 }
