@@ -5,6 +5,7 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "model/box_workers.h"
@@ -22,7 +23,8 @@ class BoxState final : public PassState {
 };
 
 // For copies between the GPUs while the workers are at a pass. On the workers' own streams such a copy may come after one
-// worker's wait for a collective and before what another has to add to it: neither would ever go on.
+// worker's wait for a collective and before what another has to add to it: neither would ever go on. One stream a GPU, however
+// many workers share it: work is on a GPU's current stream, and it has one.
 class SideStreams {
  public:
   explicit SideStreams(const std::vector<at::Device>& devices) {
@@ -30,31 +32,38 @@ class SideStreams {
     const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
     for (const at::Device& device : devices) {
       workers_.push_back(cuda.getDefaultStream(device));
+      arrived_.emplace_back(c10::DeviceType::CUDA);
+      const auto same = [&](const c10::Stream& side) { return side.device() == device; };
+      if (std::any_of(sides_.begin(), sides_.end(), same)) continue;
       sides_.push_back(cuda.getStreamFromGlobalPool(device, /*isHighPriority=*/true));
-      events_.emplace_back(c10::DeviceType::CUDA);
+      left_.emplace_back(c10::DeviceType::CUDA);
     }
   }
 
   // By worker i: what its stream has until now comes before the work of run().
   void follow(size_t i) {
-    if (!events_.empty()) events_[i].record(workers_[i]);
+    if (!arrived_.empty()) arrived_[i].record(workers_[i]);
   }
   template <class Work>
   void run(Work&& work) {
     if (sides_.empty()) return work();
-    for (size_t i = 0; i < sides_.size(); ++i) events_[i].block(sides_[i]);
+    for (const c10::Stream& side : sides_) {
+      for (const c10::Event& event : arrived_) event.block(side);
+    }
     const c10::MultiStreamGuard on_sides(sides_);
     work();
-    for (size_t i = 0; i < sides_.size(); ++i) events_[i].record(sides_[i]);
+    for (size_t i = 0; i < sides_.size(); ++i) left_[i].record(sides_[i]);
   }
   // When the workers are done: memory that run() read goes back to their streams.
   void join() {
-    for (size_t i = 0; i < sides_.size(); ++i) events_[i].block(workers_[i]);
+    for (const c10::Event& event : left_) {
+      for (const c10::Stream& worker : workers_) event.block(worker);
+    }
   }
 
  private:
-  std::vector<c10::Stream> workers_, sides_;
-  std::vector<c10::Event> events_;
+  std::vector<c10::Stream> workers_, sides_;  // of each worker; of each GPU
+  std::vector<c10::Event> arrived_, left_;
 };
 
 class BoxStage final : public StageCompute {

@@ -1,5 +1,6 @@
 // A box on CUDA against one GPU without a box: workers that share a GPU, and GPUs of their own over NCCL.
 #include <ATen/Context.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <atomic>
 #include <cmath>
@@ -111,6 +112,17 @@ TEST(GpuBox, WorkersThatShareAGpuTrainAsOne) {
       }
     }
   }
+}
+
+// What comes after a backward pass is in order with it only on the stream that the caller had.
+TEST(GpuBox, ABackwardPassLeavesTheCallersStreamAsItWas) {
+  if (!choose_device("cuda").ok()) GTEST_SKIP() << message_of(choose_device("cuda").status());
+  const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+  const at::Device device("cuda:0");
+  const c10::Stream before = cuda.getStream(device);
+  GpuModel box(gpu_box_spec(OptimizerKind::kAdamW), Devices(2, "cuda:0"), 1);
+  box.train(1);
+  EXPECT_EQ(cuda.getStream(device), before);
 }
 
 TEST(GpuBox, GpusTrainAsOneOverNccl) {
