@@ -23,11 +23,9 @@ void weighted_sum_cpu(const float* const* inputs, const float* weights, size_t i
 }
 
 TESSERA_WIDEST_VECTORS
-void pseudo_gradient_cpu(const float* __restrict__ base, const float* __restrict__ theta, const float* __restrict__ residual,
-                         size_t count, float* __restrict__ out) {
+void pseudo_gradient_cpu(const float* __restrict__ base, const float* __restrict__ theta, size_t count,
+                         float* __restrict__ out) {
   for (size_t i = 0; i < count; ++i) out[i] = base[i] - theta[i];
-  if (residual == nullptr) return;
-  for (size_t i = 0; i < count; ++i) out[i] += residual[i];
 }
 
 TESSERA_WIDEST_VECTORS

@@ -145,7 +145,62 @@ void find_residual(Codec format, const uint8_t* block, const float* __restrict__
   }
 }
 
+// The sums of min(value^2, most) and of residual^2 over a group, in lanes that are added in order.
+struct FeedbackSums {
+  double room = 0, residual = 0;
+};
+TESSERA_INSIDE FeedbackSums feedback_sums(const float* values, const float* residual, uint64_t count, double most) {
+  constexpr uint64_t kLanes = 8;
+  double room[kLanes] = {}, squares[kLanes] = {};
+  const auto add = [&](uint64_t i, uint64_t lane) {
+    const double value = values[i], left = residual[i];
+    room[lane] += std::min(value * value, most);
+    squares[lane] += left * left;
+  };
+  uint64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (uint64_t lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
+  }
+  for (uint64_t lane = 0; i < count; ++i, ++lane) add(i, lane);
+  FeedbackSums sums;
+  for (uint64_t lane = 0; lane < kLanes; ++lane) {
+    sums.room += room[lane];
+    sums.residual += squares[lane];
+  }
+  return sums;
+}
+
+// Of the residual of a group, what goes into its values.
+TESSERA_INSIDE float feedback_share(Codec format, const float* values, const float* residual, uint64_t count) {
+  const uint32_t peak = peak_bits_of(values, count);
+  if (format == Codec::kFp32 || peak >= kInfinityBits) return 0;
+  const double step = has_scales(format) ? merge_scale(peak, merge_levels(format)).scale : 0;
+  FeedbackSums sums = feedback_sums(values, residual, count, has_scales(format) ? step * step / 12 : HUGE_VAL);
+  if (!has_scales(format)) sums.room *= 0x1p-18;
+  return sums.residual > sums.room ? static_cast<float>(std::sqrt(sums.room / sums.residual)) : 1.0f;
+}
+
 }  // namespace
+
+TESSERA_WIDEST_VECTORS
+void merge_feedback_cpu(const MergeFeedbackParams& params) {
+  check_run(params.run.block_values);
+  TESSERA_CHECK(params.run.values == 0 ||
+                (params.residual != nullptr && params.values != nullptr && params.rest != nullptr));
+  // Blocks hold whole groups: the groups of the run are those of its blocks.
+  for (uint64_t start = 0; start < params.run.values; start += kMergeGroup) {
+    const uint64_t n = std::min(kMergeGroup, params.run.values - start);
+    const float* __restrict__ residual = params.residual + start;
+    float* __restrict__ values = params.values + start;
+    float* __restrict__ rest = params.rest + start;
+    const float share = feedback_share(params.run.format, values, residual, n);
+    for (uint64_t i = 0; i < n; ++i) {
+      const float part = residual[i] * share;
+      values[i] += part;
+      rest[i] = residual[i] - part;
+    }
+  }
+}
 
 void merge_encode_cpu(const MergeEncodeParams& params) {
   check_run(params.run.block_values);

@@ -186,7 +186,7 @@ StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merg
   upload.manifest.chunks.resize(count);
   std::atomic<uint64_t> next{0};
   run_together(threads, [&] {
-    std::vector<float> delta;
+    std::vector<float> delta, rest;
     for (uint64_t number = next++; number < count; number = next++) {
       delta.assign(std::min<uint64_t>(block, values - number * block), 0.0f);
       const uint64_t plane = number / core::plane_blocks(merge, base.size());
@@ -194,13 +194,22 @@ StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merg
       const uint64_t present = std::min<uint64_t>(block, base.size() - first);
       float* left = nullptr;
       if (plane == 0) {
-        kernels::pseudo_gradient_cpu(base.data() + first, snapshot.data() + first,
-                                     residual.empty() ? nullptr : residual.data() + first, present, delta.data());
+        kernels::pseudo_gradient_cpu(base.data() + first, snapshot.data() + first, present, delta.data());
         if (!upload.residual.empty()) left = upload.residual.data() + first;
+        if (left != nullptr && !residual.empty()) {
+          rest.resize(present);
+          kernels::merge_feedback_cpu({.run = {merge.upload_format, present, block},
+                                       .residual = residual.data() + first,
+                                       .values = delta.data(),
+                                       .rest = rest.data()});
+        }
       } else {
         put_moments(*moments, plane, first, present, delta.data());
       }
       std::string bytes = encode_block(merge, number, delta, left);
+      if (left != nullptr && !rest.empty()) {
+        for (uint64_t i = 0; i < present; ++i) left[i] += rest[i];
+      }
       upload.manifest.chunks[number] = digest_of(bytes);
       blobs.remember(upload.manifest.chunks[number], std::move(bytes));
     }

@@ -169,6 +169,64 @@ TEST(MergeWire, AnyBytesAreDecoded) {
   }
 }
 
+double length_of(const std::vector<float>& values, uint64_t begin, uint64_t end) {
+  double squares = 0;
+  for (uint64_t i = begin; i < end; ++i) squares += double{values[i]} * values[i];
+  return std::sqrt(squares);
+}
+
+TEST(MergeFeedback, GivesEachGroupNoMoreThanItsRoundingLeavesOut) {
+  for (const Codec format : kMergeFormats) {
+    for (const uint64_t count : kRunValues) {
+      for (const float scale : {1e-9f, 1e-4f, 1.0f}) {
+        SCOPED_TRACE("format " + std::to_string(static_cast<int>(format)) + " values " + std::to_string(count) + " residual " +
+                     std::to_string(scale));
+        const MergeRun run{format, count, 512};
+        const std::vector<float> before = merge_values(count, 5);
+        std::vector<float> residual(count);
+        for (uint64_t i = 0; i < count; ++i) residual[i] = scale * std::cos(static_cast<float>(i));
+        Guarded<float> values(count), rest(count);
+        std::copy(before.begin(), before.end(), values.data());
+        merge_feedback_cpu({.run = run, .residual = residual.data(), .values = values.data(), .rest = rest.data()});
+        const std::vector<float> after(values.data(), values.data() + count), left(rest.data(), rest.data() + count);
+        for (uint64_t begin = 0; begin < count; begin += kMergeGroup) {
+          const uint64_t end = std::min(count, begin + kMergeGroup);
+          std::vector<float> given(count);
+          for (uint64_t i = begin; i < end; ++i) given[i] = residual[i] - left[i];
+          float peak = 0;
+          for (uint64_t i = begin; i < end; ++i) peak = std::max(peak, std::abs(before[i]));
+          const double levels = format == Codec::kInt8 ? 127 : 7;
+          const double step = has_scales(format) ? std::max(double{peak} / levels, 0x1p-126) : 0;
+          double room = 0;
+          for (uint64_t i = begin; i < end; ++i) {
+            const double error = format == Codec::kFp32 ? 0
+                                 : has_scales(format)   ? std::min(std::abs(double{before[i]}), step / std::sqrt(12.0))
+                                                        : std::abs(double{before[i]}) * 0x1p-9;
+            room += error * error;
+          }
+          const double whole = length_of(residual, begin, end);
+          const double expected = peak == 0 ? 0 : std::min(whole, std::sqrt(room));
+          EXPECT_NEAR(length_of(given, begin, end), expected, 1e-5 * whole);
+          for (uint64_t i = begin; i < end; ++i) {  // nothing is lost
+            const double total = double{before[i]} + residual[i];
+            ASSERT_NEAR(double{after[i]} + left[i], total, 0x1p-22 * (std::abs(double{before[i]}) + std::abs(residual[i]))) << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(MergeFeedback, LeavesAGroupThatIsNotFiniteAlone) {
+  std::vector<float> values(2 * kMergeGroup, 1.0f), residual(values.size(), 1e-3f), rest(values.size());
+  values[3] = std::numeric_limits<float>::infinity();
+  values[kMergeGroup] = std::nanf("");
+  merge_feedback_cpu({.run = {Codec::kInt8, values.size(), 512}, .residual = residual.data(), .values = values.data(), .rest = rest.data()});
+  EXPECT_EQ(values[0], 1.0f);
+  EXPECT_EQ(values[kMergeGroup + 1], 1.0f);
+  EXPECT_EQ(rest, residual);
+}
+
 TEST(MergeDots, AreWithinDoubleRoundingAndOfFixedOrder) {
   for (const uint64_t values : kRunValues) {
     const std::vector<float> a = merge_values(values, 1), b = merge_values(values, 8);

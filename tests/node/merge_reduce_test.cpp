@@ -258,6 +258,35 @@ TEST(UploadDelta, WhatOneUploadLeavesOutTheNextOnesBring) {
   }
 }
 
+double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double squares = 0;
+  for (size_t i = 0; i < a.size(); ++i) squares += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+  return std::sqrt(squares);
+}
+
+// What a validator takes for granted: an upload after much larger ones, as at the end of a schedule, is no further from the work
+// than twice its own rounding. What there is no room for is not lost.
+TEST(UploadDelta, WhatLargeUploadsLeftOutDoesNotWeighOnASmallOne) {
+  const std::vector<float> zeros(kValues, 0.0f), large = delta_of(0.013f);
+  std::vector<float> small(kValues);
+  for (size_t i = 0; i < kValues; ++i) small[i] = std::sin(static_cast<float>(i)) / 20;
+  for (const Codec format : {Codec::kInt8, Codec::kInt4, Codec::kBf16}) {
+    test::MemoryBlobs blobs;
+    const core::MergeSpec merge = merge_of(format, Codec::kFp32);
+    const auto read = [&](const DeltaUpload& upload) { return *fetch_upload(blobs, merge, kValues, upload.object); };
+    const auto first = upload_delta(blobs, merge, large, zeros, {});
+    const auto second = upload_delta(blobs, merge, small, zeros, first->residual);
+    const double rounding = upload_rounding(merge, small) * distance(small, zeros);
+    EXPECT_GT(distance(first->residual, zeros), 2 * rounding);
+    EXPECT_GT(distance(read(*second), small), rounding);
+    EXPECT_LE(distance(read(*second), small), 2 * rounding);
+    const std::vector<float> sent_first = read(*first), sent_second = read(*second);
+    for (size_t i = 0; i < kValues; ++i) {
+      ASSERT_NEAR(double{sent_first[i]} + sent_second[i] + second->residual[i], double{large[i]} + small[i], 1e-5) << i;
+    }
+  }
+}
+
 TEST(UploadDelta, ExactFormatsAndBrokenValuesLeaveNothing) {
   test::MemoryBlobs blobs;
   std::vector<float> base = delta_of(1), snapshot(kValues, 0.0f);

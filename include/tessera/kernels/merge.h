@@ -14,8 +14,8 @@ void weighted_sum_cpu(const float* const* inputs, const float* weights, size_t i
 int weighted_sum_cuda(const float* const* inputs, const float* weights, size_t input_count,
                       size_t count, float* out, void* stream_handle);
 
-// out[i] = (base[i] - theta[i]) + residual[i]; null: nothing was left over.
-void pseudo_gradient_cpu(const float* base, const float* theta, const float* residual, size_t count, float* out);
+// out[i] = base[i] - theta[i].
+void pseudo_gradient_cpu(const float* base, const float* theta, size_t count, float* out);
 
 // Nesterov momentum on the pseudo-gradient delta = base - theta (Sutskever et al. 2013, as
 // torch.optim.SGD writes it):
