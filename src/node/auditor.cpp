@@ -269,13 +269,20 @@ class Auditor::Case final : public ReplayInputs {
       const auto snapshot = replayed.at_version.find(task_.upload->snapshot_version);
       if (snapshot != replayed.at_version.end()) references.push_back(&snapshot->second);
     }
-    std::optional<AuditFault> fault;
+    // Which of them it was, the merge decided: what it came nearest to.
+    std::vector<float> expected;
+    double nearest = HUGE_VAL;
     for (const std::vector<float>* reference : references) {
-      std::vector<float> expected = *next;
-      for (size_t i = 0; i < expected.size(); ++i) expected[i] += replayed.masters[i] - (*reference)[i];
-      fault = judge_.delta(AuditFinding::kWeights, "what it carried over the merge", *next, expected, masters);
-      if (!fault) return ok_status();
+      std::vector<float> carried = *next;
+      for (size_t i = 0; i < carried.size(); ++i) carried[i] += replayed.masters[i] - (*reference)[i];
+      const double error = core::deviation_of(difference(*next, carried), difference(*next, masters)).relative_error;
+      notes_[reference == &*base ? "carry_error_from_base" : "carry_error_from_snapshot"] = error;
+      if (error >= nearest) continue;
+      nearest = error;
+      expected = std::move(carried);
     }
+    const auto fault = judge_.delta(AuditFinding::kWeights, "what it carried over the merge", *next, expected, masters);
+    if (!fault) return ok_status();
     if (!task_.upload) {
       // Its upload may have come from an earlier segment: then the snapshot is not known here.
       notes_["carry"] = "not judged: the snapshot was taken in another segment";
