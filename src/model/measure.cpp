@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <deque>
 #include <functional>
 #include <limits>
@@ -132,6 +133,28 @@ StatusOr<StepMeasurement> run_measurement(const StepCase& step_case, const at::D
   return result;
 }
 
+at::TensorOptions compute_options(const at::Device& device) {
+  return at::TensorOptions().device(device).dtype(device.is_cuda() ? at::kBFloat16 : at::kFloat);
+}
+
+// Of two square matrices, as large as a device needs to be busy.
+class LargeProduct {
+ public:
+  explicit LargeProduct(const at::Device& device) : side_(device.is_cuda() ? 8192 : 1024) {
+    first_ = at::randn({side_, side_}, compute_options(device));
+    second_ = at::randn({side_, side_}, compute_options(device));
+  }
+  void operator()() const { at::matmul(first_, second_); }
+  double operations() const {
+    const double side = static_cast<double>(side_);
+    return 2 * side * side * side;
+  }
+
+ private:
+  int64_t side_;
+  at::Tensor first_, second_;
+};
+
 }  // namespace
 
 double step_operations(const core::RunSpec& spec, StageIndex stage) {
@@ -160,23 +183,34 @@ StatusOr<Ceilings> measure_ceilings(const std::string& name) {
   return guarded("measuring the device", [&]() -> StatusOr<Ceilings> {
     const at::Device device(name);
     const c10::DeviceGuard on_device(device);
-    const int64_t side = device.is_cuda() ? 8192 : 1024;
-    const at::TensorOptions options =
-        at::TensorOptions().device(device).dtype(device.is_cuda() ? at::kBFloat16 : at::kFloat);
-    const at::Tensor a = at::randn({side, side}, options), b = at::randn({side, side}, options);
-    const auto product = [&] { at::matmul(a, b); };
+    const LargeProduct product(device);
     product();
     Ceilings ceilings;
-    ceilings.operations_per_second = 2.0 * static_cast<double>(side) * static_cast<double>(side) *
-                                     static_cast<double>(side) /
-                                     best_seconds(device, 3, 10, product);
+    ceilings.operations_per_second = product.operations() / best_seconds(device, 3, 10, product);
     const int64_t count = device.is_cuda() ? int64_t{1} << 29 : int64_t{1} << 26;
+    const at::TensorOptions options = compute_options(device);
     const at::Tensor from = at::randn({count}, options), to = at::empty({count}, options);
     const auto copy = [&] { to.copy_(from); };
     copy();
     ceilings.bytes_per_second =
         2.0 * static_cast<double>(from.nbytes()) / best_seconds(device, 3, 10, copy);
     return ceilings;
+  });
+}
+
+StatusOr<double> measure_sustained_product(const std::string& name, const MeasureOptions& options,
+                                           double step_seconds) {
+  return guarded("measuring the device", [&]() -> StatusOr<double> {
+    const at::Device device(name);
+    const c10::DeviceGuard on_device(device);
+    const LargeProduct product(device);
+    product();
+    const double once = best_seconds(device, 1, 3, product);
+    const auto calls = [&](uint32_t steps) {
+      return static_cast<uint32_t>(std::ceil(steps * step_seconds / once));
+    };
+    best_seconds(device, 1, calls(options.warmup_steps), product);
+    return product.operations() / best_seconds(device, options.blocks, calls(options.steps), product);
   });
 }
 

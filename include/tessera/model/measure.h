@@ -46,11 +46,17 @@ StatusOr<StepMeasurement> measure_step(const StepCase& step_case, const std::str
 double step_operations(const core::RunSpec& spec, StageIndex stage);
 
 // The rate of a large bf16 (on a CPU fp32) matrix product, in operations a second, and of a copy in
-// device memory, in bytes a second (read plus written): the roofline of what is measured.
+// device memory, in bytes a second (read plus written): the roofline of what is measured. Both for
+// some tens of milliseconds from rest, which a GPU's clock does not hold out for longer.
 struct Ceilings {
   double operations_per_second = 0;
   double bytes_per_second = 0;
 };
 StatusOr<Ceilings> measure_ceilings(const std::string& device);
+
+// The same product's rate for as long as steps are measured, by the same rule: `options` blocks and
+// steps of `step_seconds` each, after its warm-up steps. What a GPU at its power limit can do.
+StatusOr<double> measure_sustained_product(const std::string& device, const MeasureOptions& options,
+                                           double step_seconds);
 
 }  // namespace tessera::model

@@ -1,11 +1,6 @@
 #include "apps/bench/merge_reducers.h"
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 #include "apps/bench/merge_store.h"
 #include "tessera/kernels/merge_wire.h"
@@ -17,25 +12,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr uint64_t kGroupBytes = uint64_t{512} << 10;   // of uploads, as node/merge_reduce.cpp fetches them
 constexpr uint64_t kUploadsBytes = uint64_t{64} << 20;  // of all of them, as fp32: more than the CPU's caches hold
-constexpr std::chrono::milliseconds kAtLeast(1000);
 
-// Some blocks of every upload as they come.
-struct Uploads {
-  Uploads(const core::MergeSpec& merge, uint32_t count) : weights(count, 1.0f / static_cast<float>(count)) {
-    blocks = std::max<uint64_t>(1, kUploadsBytes / (sizeof(float) * merge.block_values * count));
-    const kernels::MergeRun run{merge.upload_format, blocks * merge.block_values, merge.block_values};
-    block_bytes = kernels::merge_block_bytes(run.format, run.block_values);
-    for (uint32_t k = 0; k < count; ++k) {
-      const std::vector<float> values = snapshot_of(run.values, k);
-      payloads.emplace_back(blocks * block_bytes);
-      kernels::merge_encode_cpu({.run = run, .input = values.data(), .payload = payloads.back().data()});
-    }
-  }
-  uint64_t blocks = 0, block_bytes = 0;
-  std::vector<float> weights;
-  std::vector<std::vector<uint8_t>> payloads;
-};
-
+// Blocks `first` and the `count` - 1 after it.
+template <class Uploads>
 Status reduce_group(kernels::MergeReducer& reducer, const core::MergeSpec& merge, const Uploads& uploads, uint64_t first,
                     uint64_t count) {
   const size_t inputs = uploads.weights.size();
@@ -70,35 +49,63 @@ Status reduce_group(kernels::MergeReducer& reducer, const core::MergeSpec& merge
 
 }  // namespace
 
-StatusOr<double> reducer_rate(kernels::MergeReducer* device, const core::MergeSpec& merge, uint32_t count, size_t threads) {
-  const Uploads uploads(merge, count);
-  const uint64_t group = std::max<uint64_t>(1, kGroupBytes / (uploads.block_bytes * count));
-  const uint64_t groups = std::max<uint64_t>(1, uploads.blocks / group);
-  std::atomic<uint64_t> done{0};
-  std::mutex mutex;
-  Status failure;
-  const auto begin = Clock::now();
-  const auto work = [&] {
-    kernels::CpuMergeReducer cpu;
-    kernels::MergeReducer& reducer = device != nullptr ? *device : cpu;
-    while (Clock::now() - begin < kAtLeast) {
-      const uint64_t first = done++ % groups * group;
-      const Status status = reduce_group(reducer, merge, uploads, first, std::min(group, uploads.blocks - first));
-      if (status.ok()) continue;
-      std::lock_guard lock(mutex);
-      failure = status;
+// Some blocks of every upload as they come.
+struct ReducerLoad::Uploads {
+  Uploads(const core::MergeSpec& merge, uint32_t count) : weights(count, 1.0f / static_cast<float>(count)) {
+    blocks = std::max<uint64_t>(1, kUploadsBytes / (sizeof(float) * merge.block_values * count));
+    const kernels::MergeRun run{merge.upload_format, blocks * merge.block_values, merge.block_values};
+    block_bytes = kernels::merge_block_bytes(run.format, run.block_values);
+    for (uint32_t k = 0; k < count; ++k) {
+      const std::vector<float> values = snapshot_of(run.values, k);
+      payloads.emplace_back(blocks * block_bytes);
+      kernels::merge_encode_cpu({.run = run, .input = values.data(), .payload = payloads.back().data()});
+    }
+  }
+  uint64_t group_blocks() const {
+    return std::clamp<uint64_t>(kGroupBytes / (block_bytes * weights.size()), 1, blocks);
+  }
+  uint64_t blocks = 0, block_bytes = 0;
+  std::vector<float> weights;
+  std::vector<std::vector<uint8_t>> payloads;
+};
+
+ReducerLoad::ReducerLoad(kernels::MergeReducer* device, const core::MergeSpec& merge, uint32_t uploads, size_t threads)
+    : device_(device), merge_(merge), uploads_(std::make_unique<Uploads>(merge, uploads)), begin_(Clock::now()) {
+  for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+}
+
+ReducerLoad::~ReducerLoad() { stop_ = true; }
+
+void ReducerLoad::work() {
+  kernels::CpuMergeReducer cpu;
+  kernels::MergeReducer& reducer = device_ != nullptr ? *device_ : cpu;
+  const uint64_t group = uploads_->group_blocks();
+  while (!stop_) {
+    const uint64_t first = begun_++ % (uploads_->blocks / group) * group;
+    const Status status = reduce_group(reducer, merge_, *uploads_, first, group);
+    if (!status.ok()) {
+      std::lock_guard lock(mutex_);
+      failure_ = status;
       return;
     }
-  };
-  {
-    std::vector<std::jthread> others;
-    for (size_t i = 0; i < threads; ++i) others.emplace_back(work);
+    ++done_;
   }
-  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-  if (!failure.ok()) return failure;
+}
+
+StatusOr<double> ReducerLoad::finish() {
+  stop_ = true;
+  threads_.clear();
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
+  if (!failure_.ok()) return failure_;
   const double values =
-      static_cast<double>(done) * static_cast<double>(std::min(group, uploads.blocks) * merge.block_values * count);
+      static_cast<double>(done_) * static_cast<double>(uploads_->group_blocks() * merge_.block_values * uploads_->weights.size());
   return values * sizeof(float) / seconds / 1e9;
+}
+
+StatusOr<double> reducer_rate(kernels::MergeReducer* device, const core::MergeSpec& merge, uint32_t uploads, size_t threads) {
+  ReducerLoad load(device, merge, uploads, threads);
+  std::this_thread::sleep_for(std::chrono::seconds(1));
+  return load.finish();
 }
 
 }  // namespace tessera::apps
