@@ -11,11 +11,15 @@ namespace tessera::core {
 namespace {
 
 constexpr double kTwoTo64 = 18446744073709551616.0;
+constexpr size_t kMostUploads = 2;
 
-// Steps and versions only grow within a process.
+// Whether the snapshot was taken in this segment. Steps and versions only grow within a process, and a merge, which ends a
+// segment, makes a version of its own: a snapshot right after it is at the last step of this segment, but not in it.
 bool holds(const AuditTask& task, const UploadCommit& upload) {
-  return upload.snapshot_version >= task.begin.weight_version && upload.snapshot_step >= task.begin.local_step &&
-         upload.snapshot_step <= task.begin.local_step + task.end.steps.size();
+  const auto taken = std::count_if(task.end.steps.begin(), task.end.steps.end(), [](const StepRecord& step) { return !step.skipped; });
+  const auto within = [](uint64_t value, uint64_t first, uint64_t count) { return value >= first && value - first <= count; };
+  return within(upload.snapshot_version, task.begin.weight_version, static_cast<uint64_t>(taken)) &&
+         within(upload.snapshot_step, task.begin.local_step, task.end.steps.size());
 }
 
 // The ledger's epochs of receipts first to last - 1.
@@ -109,31 +113,34 @@ void AuditBoard::upload(MinerIndex miner, const UploadCommit& commit, const Dige
   const auto found = state_.under_way.find(miner);
   if (found == state_.under_way.end()) return;
   SegmentUnderWay& segment = found->second;
-  segment.upload = commit;
-  segment.upload_base = base;
+  std::vector<UploadMade>& uploads = segment.uploads;
+  if (uploads.empty() || uploads.back().commit.target != commit.target) uploads.emplace_back();
+  if (uploads.size() > kMostUploads) uploads.erase(uploads.begin());
+  UploadMade& upload = uploads.back();
+  upload.commit = commit;
+  upload.base = base;
   // The segment that the snapshot was taken in may have ended before the upload was there.
   for (auto& [number, audit] : state_.open) {
     AuditTask& task = audit.task;
     if (task.miner != miner || audit.validator || task.upload || !holds(task, commit)) continue;
     task.upload = commit;
     task.upload_base = base;
-    segment.upload_audited = commit.target;
+    upload.audited = true;
   }
   for (const EndedSegment& ended : std::exchange(segment.ended, {})) {
-    if (audit_upload(segment, ended)) break;
+    if (audit_upload(segment, ended, upload)) break;
   }
 }
 
 // Of the segment that the snapshot was taken in. False: it was not in this one.
-bool AuditBoard::audit_upload(SegmentUnderWay& segment, const EndedSegment& ended) {
-  const UploadCommit& upload = *segment.upload;
-  if (segment.upload_audited == upload.target || !holds(ended.task, upload)) return false;
-  if (!is_upload_picked(ended.task.miner, segment.incarnation, upload.target)) return false;
+bool AuditBoard::audit_upload(const SegmentUnderWay& segment, const EndedSegment& ended, UploadMade& upload) {
+  if (upload.audited || !holds(ended.task, upload.commit)) return false;
+  if (!is_upload_picked(ended.task.miner, segment.incarnation, upload.commit.target)) return false;
   state_.uploads_picked++;
-  segment.upload_audited = upload.target;
+  upload.audited = true;
   EndedSegment with = ended;
-  with.task.upload = upload;
-  with.task.upload_base = segment.upload_base;
+  with.task.upload = upload.commit;
+  with.task.upload_base = upload.base;
   return open_audit(std::move(with));
 }
 
@@ -194,14 +201,17 @@ void AuditBoard::end_segment(MinerIndex miner, SegmentUnderWay& segment, const S
   task.schedule_known = segment.schedule_known;
   task.base = segment.base;
   if (end.epoch != begin.epoch) task.next_base = next_base;
-  if (segment.upload && audit_upload(segment, ended)) return;  // as picked as can be
+  for (UploadMade& upload : segment.uploads) {
+    if (audit_upload(segment, ended, upload)) return;  // as picked as can be
+  }
   // Whether the next upload's snapshot is in this one is not known yet.
   if (is_upload_picked(miner, segment.incarnation, ended.epochs.back() + 1)) segment.ended.push_back(ended);
   if (segment.ended.size() > kMostAwaitUpload) segment.ended.erase(segment.ended.begin());
   if (!picked) return;
-  if (segment.upload && holds(task, *segment.upload)) {
-    task.upload = segment.upload;
-    task.upload_base = segment.upload_base;
+  for (const UploadMade& upload : segment.uploads) {
+    if (!holds(task, upload.commit)) continue;
+    task.upload = upload.commit;
+    task.upload_base = upload.base;
   }
   if (!open_audit(std::move(ended))) state_.no_room++;
 }

@@ -119,6 +119,39 @@ TEST(Audits, AnUploadBelongsToTheSegmentOfItsSnapshot) {
   EXPECT_FALSE(other.state.open.begin()->second.task.upload);
 }
 
+// What a miner carries over a merge may be enough for the next one at once: that upload's snapshot is at the step that the
+// segment before the merge ended at, and may be known before that segment's end is.
+TEST(Uploads, RightAfterAMergeBelongToTheNextSegment) {
+  const core::UploadCommit first{.target = 1, .object = {}, .snapshot_step = 2, .snapshot_version = 3};
+  const core::UploadCommit second{.target = 2, .object = {}, .snapshot_step = 2, .snapshot_version = 4};
+  for (const bool picked : {false, true}) {
+    Board board(picked ? 1 : 0);
+    board.spec.upload_share = picked ? 0 : 1;
+    const auto commit = [&](uint64_t number) {  // with a merge between segments 2 and 3
+      core::SegmentCommit made = board.commit(number);
+      if (number > 2) {
+        made.epoch++;
+        made.weight_version++;
+      }
+      return made;
+    };
+    board.segment(commit(1));
+    board.receipts_of(1, 0, true);
+    board.segment(commit(2));
+    board.receipts_of(2, 0, true);
+    board.board().upload(Board::kMiner, first, digest_of("first base"));
+    board.board().upload(Board::kMiner, second, digest_of("second base"));
+    board.segment(commit(3));
+    board.receipts_of(3, 1, true);
+    board.segment(commit(4));
+    std::map<uint64_t, Epoch> targets;  // of the audits' segments
+    for (const auto& [number, audit] : board.state.open) {
+      if (audit.task.upload) targets[audit.task.begin.number] = audit.task.upload->target;
+    }
+    EXPECT_EQ(targets, (std::map<uint64_t, Epoch>{{2, 1}, {3, 2}})) << picked;
+  }
+}
+
 // A picked upload's segment is audited whether or not the segment is picked, once.
 TEST(Uploads, ArePickedByTheirOwnDraw) {
   core::UploadCommit upload;

@@ -51,6 +51,17 @@ struct EndedSegment {
   }
 };
 
+// An upload that is whole, and the state that it is the change of.
+struct UploadMade {
+  UploadCommit commit;
+  Digest base;
+  bool audited = false;  // there is an audit with it
+  template <class A>
+  void fields(A& a) {
+    a("commit", commit)("base", base)("audited", audited);
+  }
+};
+
 // What is known of the segment that a miner works on.
 struct SegmentUnderWay {
   uint64_t incarnation = 0;
@@ -61,9 +72,7 @@ struct SegmentUnderWay {
   uint64_t receipts_since = 0;             // the commitment to its begin, kept or not
   std::vector<EpochMark> epochs;           // of the receipts since then, and the mark before
   bool schedule_known = true;
-  std::optional<UploadCommit> upload;      // the newest that is whole, until the segment that it belongs to has ended
-  Digest upload_base;
-  Epoch upload_audited = 0;                // its target, once there is an audit with it
+  std::vector<UploadMade> uploads;         // of at most two epochs, the newest last: it may come before the older one's segment ends
   std::vector<EndedSegment> ended;         // at most kMostAwaitUpload, the newest last
   Digest base;                             // the stage's state that begin.epoch began with
   uint64_t auditable = 0;                  // receipts of segments that can be run again, since that was last judged
@@ -72,8 +81,7 @@ struct SegmentUnderWay {
   template <class A>
   void fields(A& a) {
     a("incarnation", incarnation)("stage", stage)("device", device)("begin", begin)("receipts", receipts)(
-        "receipts_since", receipts_since)("epochs", epochs)("schedule_known", schedule_known)("upload", upload)(
-        "upload_base", upload_base)("upload_audited", upload_audited)("ended", ended)("base", base)(
+        "receipts_since", receipts_since)("epochs", epochs)("schedule_known", schedule_known)("uploads", uploads)("ended", ended)("base", base)(
         "auditable", auditable)("not_auditable", not_auditable)("segments", segments);
   }
 };
@@ -185,7 +193,7 @@ class AuditBoard {
   double drawn(const char* what, MinerIndex miner, uint64_t incarnation, uint64_t number) const;
   void end_segment(MinerIndex miner, SegmentUnderWay& segment, const SegmentCommit& end, const Digest& next_base,
                    std::vector<AuditNote>* notes);
-  bool audit_upload(SegmentUnderWay& segment, const EndedSegment& ended);
+  bool audit_upload(const SegmentUnderWay& segment, const EndedSegment& ended, UploadMade& upload);
   bool open_audit(EndedSegment ended);
   void take_back(uint64_t audit, const std::string& why, std::vector<AuditNote>* notes);
 
