@@ -42,6 +42,7 @@ struct StatusView {
   uint64_t tokens = 0;
   double loss = 0;
   uint64_t merges = 0;
+  uint64_t audits_open = 0;            // of a finished run, which stays until they are judged; before, that is secret
   uint32_t miners_live = 0;
   uint32_t miners_waiting = 0;
   uint64_t moves = 0;
@@ -54,7 +55,7 @@ struct StatusView {
         "microbatches_done", microbatches_done)("microbatches_leased", microbatches_leased)(
         "microbatches_reissued", microbatches_reissued)("microbatches_repaired", microbatches_repaired)(
         "double_counted", double_counted)("lost", lost)("tokens", tokens)("loss", loss)(
-        "merges", merges)("miners_live", miners_live)("miners_waiting", miners_waiting)("moves", moves)(
+        "merges", merges)("audits_open", audits_open)("miners_live", miners_live)("miners_waiting", miners_waiting)("moves", moves)(
         "spec_version", spec_version)("last_checkpoint", last_checkpoint)("stages", stages);
   }
 };
@@ -108,6 +109,7 @@ std::string status_view(const core::OrchestratorState& state, double loss) {
   view.run_id = to_hex(state.run_id);
   view.phase = core::name_of(state.phase);
   view.microbatches_total = state.spec.total_microbatches();
+  if (state.phase == core::RunPhase::kFinished) view.audits_open = state.audits.open.size();
   view.microbatches_done = state.done;
   view.microbatches_leased = state.leased;
   view.microbatches_reissued = state.reissued;

@@ -62,6 +62,9 @@ class MergePeer {
         base_(values_, 0.0f), snapshot_(snapshot_of(values_, options.participant)) {
     merge_.block_values = options.block_values;
     merge_.upload_format = merge_.result_format = format_named(options.format);
+    if (merge_.upload_format == Codec::kFp32) return;
+    residual_ = snapshot_of(values_, options.participant + options.participants);
+    for (float& value : residual_) value /= 512;
   }
   StatusOr<nlohmann::json> run();
 
@@ -80,6 +83,7 @@ class MergePeer {
   const uint64_t values_;
   const std::vector<float> base_;
   const std::vector<float> snapshot_;
+  std::vector<float> residual_;  // as a miner has one from its second merge on
   core::MergeSpec merge_;
   std::vector<core::PlannedShard> plan_;
 };
@@ -92,7 +96,7 @@ Status MergePeer::barrier(const std::string& what) {
 
 StatusOr<std::vector<core::UploadRef>> MergePeer::commit(node::KeptBlobs& blobs, core::ObjectManifest* manifest) {
   TESSERA_ASSIGN_OR_RETURN(const node::DeltaUpload mine,
-                           node::commit_delta(blobs, merge_, base_, snapshot_, {}, kThreads));
+                           node::commit_delta(blobs, merge_, base_, snapshot_, residual_, kThreads));
   *manifest = mine.manifest;
   TESSERA_RETURN_IF_ERROR(tell(path("upload", 0, options_.participant), mine.object.hex()));
   std::vector<core::UploadRef> uploads;

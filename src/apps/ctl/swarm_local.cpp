@@ -246,14 +246,16 @@ void LocalSwarm::show_progress(bool last) {
   while (tokens_seen_.size() > 2 && now - tokens_seen_.front().first > 10000) tokens_seen_.pop_front();
   const auto& [since, before] = tokens_seen_.front();
   const double rate = now > since ? static_cast<double>(tokens - std::min(before, tokens)) * 1000.0 / static_cast<double>(now - since) : 0.0;
+  const auto audits = status.value("audits_open", uint64_t{0});
   const auto& spec = config_.spec;
   const uint64_t per_step = uint64_t{spec.training.microbatches_per_step} * spec.pipeline.miners_per_stage;
   const double ratio = 2.0 * spec.model.width * spec.tokens_per_microbatch() /
                        static_cast<double>(payload_bytes(spec.boundary.codec, spec.tokens_per_microbatch(), spec.boundary.rank));
-  fmt::print(stderr, "{}{:>9}  step {}/{}  loss {:.3f}  {:.0f} tokens/s  compression {:.0f}x  merges {}  miners {}/{}{}",
+  fmt::print(stderr, "{}{:>9}  step {}/{}  loss {:.3f}  {:.0f} tokens/s  compression {:.0f}x  merges {}  miners {}/{}{}{}",
              live ? "\r" : "", status.value("phase", ""), status.value("microbatches_done", uint64_t{0}) / per_step,
              spec.training.steps, status.value("loss", 0.0), rate, ratio, status.value("merges", uint64_t{0}),
-             status.value("miners_live", 0u), miners_.size(), live ? "\x1b[K" : "\n");
+             status.value("miners_live", 0u), miners_.size(), audits > 0 ? fmt::format("  audits to judge {}", audits) : "",
+             live ? "\x1b[K" : "\n");
   std::fflush(stderr);
 }
 
