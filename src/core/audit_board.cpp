@@ -117,12 +117,14 @@ void AuditBoard::upload(MinerIndex miner, const UploadCommit& commit, const Dige
   if (uploads.empty() || uploads.back().commit.target != commit.target) uploads.emplace_back();
   if (uploads.size() > kMostUploads) uploads.erase(uploads.begin());
   UploadMade& upload = uploads.back();
+  if (upload.commit.snapshot_version != commit.snapshot_version) upload.audited = false;  // made anew, after an aborted merge
   upload.commit = commit;
   upload.base = base;
   // The segment that the snapshot was taken in may have ended before the upload was there.
   for (auto& [number, audit] : state_.open) {
     AuditTask& task = audit.task;
-    if (task.miner != miner || audit.validator || task.upload || !holds(task, commit)) continue;
+    if (task.miner != miner || audit.incarnation != segment.incarnation || audit.validator || task.upload) continue;
+    if (!holds(task, commit)) continue;
     task.upload = commit;
     task.upload_base = base;
     upload.audited = true;
@@ -132,16 +134,16 @@ void AuditBoard::upload(MinerIndex miner, const UploadCommit& commit, const Dige
   }
 }
 
-// Of the segment that the snapshot was taken in. False: it was not in this one.
+// Of the segment that the snapshot was taken in. False: it was not in this one, or is not picked.
 bool AuditBoard::audit_upload(const SegmentUnderWay& segment, const EndedSegment& ended, UploadMade& upload) {
   if (upload.audited || !holds(ended.task, upload.commit)) return false;
   if (!is_upload_picked(ended.task.miner, segment.incarnation, upload.commit.target)) return false;
   state_.uploads_picked++;
-  upload.audited = true;
   EndedSegment with = ended;
   with.task.upload = upload.commit;
   with.task.upload_base = upload.base;
-  return open_audit(std::move(with));
+  upload.audited = open_audit(segment, std::move(with));
+  return true;
 }
 
 void AuditBoard::schedule_changed() {
@@ -213,14 +215,18 @@ void AuditBoard::end_segment(MinerIndex miner, SegmentUnderWay& segment, const S
     task.upload = upload.commit;
     task.upload_base = upload.base;
   }
-  if (!open_audit(std::move(ended))) state_.no_room++;
+  open_audit(segment, std::move(ended));
 }
 
-bool AuditBoard::open_audit(EndedSegment ended) {
-  if (state_.open.size() >= kMostOpenAudits) return false;
+bool AuditBoard::open_audit(const SegmentUnderWay& segment, EndedSegment ended) {
+  if (state_.open.size() >= kMostOpenAudits) {
+    state_.no_room++;
+    return false;
+  }
   ended.task.audit = state_.next_audit++;
   OpenAudit& audit = state_.open[ended.task.audit];
   audit.task = std::move(ended.task);
+  audit.incarnation = segment.incarnation;
   audit.epochs = std::move(ended.epochs);
   return true;
 }

@@ -152,6 +152,40 @@ TEST(Uploads, RightAfterAMergeBelongToTheNextSegment) {
   }
 }
 
+// Versions and steps begin anew with every process.
+TEST(Uploads, OfANewProcessDoNotBelongToTheOldOnesSegments) {
+  Board board;
+  board.through(2);
+  ASSERT_EQ(board.state.open.size(), 1u);
+  board.board().begin(Board::kMiner, 78, 2, "cpu");
+  board.board().upload(Board::kMiner, {.target = 1, .object = {}, .snapshot_step = 1, .snapshot_version = 1}, {});
+  EXPECT_FALSE(board.state.open.begin()->second.task.upload);
+}
+
+// The upload that counts is the one of the last try.
+TEST(Uploads, MadeAnewAfterAnAbortedMergeAreAuditedAnew) {
+  Board board(0);
+  board.spec.upload_share = 1;
+  for (const uint64_t number : {1, 2}) {
+    board.segment(board.commit(number));
+    board.receipts_of(number, 0, true);
+  }
+  core::UploadCommit upload{.target = 1, .object = digest_of("first"), .snapshot_step = 1, .snapshot_version = 2};
+  board.board().upload(Board::kMiner, upload, {});
+  board.segment(board.commit(3));
+  board.receipts_of(3, 0, true);
+  upload.object = digest_of("second");
+  upload.snapshot_step = 3;
+  upload.snapshot_version = 4;
+  board.board().upload(Board::kMiner, upload, {});
+  board.segment(board.commit(4));
+  std::map<uint64_t, Digest> objects;  // of the audits' segments
+  for (const auto& [number, audit] : board.state.open) {
+    if (audit.task.upload) objects[audit.task.begin.number] = audit.task.upload->object;
+  }
+  EXPECT_EQ(objects, (std::map<uint64_t, Digest>{{1, digest_of("first")}, {3, digest_of("second")}}));
+}
+
 // A picked upload's segment is audited whether or not the segment is picked, once.
 TEST(Uploads, ArePickedByTheirOwnDraw) {
   core::UploadCommit upload;

@@ -55,7 +55,7 @@ struct EndedSegment {
 struct UploadMade {
   UploadCommit commit;
   Digest base;
-  bool audited = false;  // there is an audit with it
+  bool audited = false;  // there is or was an audit with it
   template <class A>
   void fields(A& a) {
     a("commit", commit)("base", base)("audited", audited);
@@ -88,6 +88,7 @@ struct SegmentUnderWay {
 
 struct OpenAudit {
   AuditTask task;
+  uint64_t incarnation = 0;                // of the process whose work it is
   std::vector<Epoch> epochs;               // that the ledger knew the miner in when its receipts came; a verdict is on these
   std::optional<NodeId> validator;         // that has it in hand
   std::optional<NodeId> last_validator;    // that had it and gave no result
@@ -95,7 +96,7 @@ struct OpenAudit {
   uint32_t attempts = 0;
   template <class A>
   void fields(A& a) {
-    a("task", task)("epochs", epochs)("validator", validator)("last_validator", last_validator)("deadline", deadline)("attempts", attempts);
+    a("task", task)("incarnation", incarnation)("epochs", epochs)("validator", validator)("last_validator", last_validator)("deadline", deadline)("attempts", attempts);
   }
 };
 
@@ -138,7 +139,7 @@ struct AuditState {
   template <class A>
   void fields(A& a) {
     a("epochs", epochs)("under_way", under_way)("open", open)("validators", validators)("next_audit", next_audit)("segments", segments)(
-        "picked", picked)("unauditable", unauditable)("no_room", no_room)("passed", passed)("failed", failed)(
+        "picked", picked)("uploads_picked", uploads_picked)("unauditable", unauditable)("no_room", no_room)("passed", passed)("failed", failed)(
         "unreadable", unreadable)("given_up", given_up);
   }
 };
@@ -194,7 +195,7 @@ class AuditBoard {
   void end_segment(MinerIndex miner, SegmentUnderWay& segment, const SegmentCommit& end, const Digest& next_base,
                    std::vector<AuditNote>* notes);
   bool audit_upload(const SegmentUnderWay& segment, const EndedSegment& ended, UploadMade& upload);
-  bool open_audit(EndedSegment ended);
+  bool open_audit(const SegmentUnderWay& segment, EndedSegment ended);
   void take_back(uint64_t audit, const std::string& why, std::vector<AuditNote>* notes);
 
   AuditState& state_;
