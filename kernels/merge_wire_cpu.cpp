@@ -170,12 +170,13 @@ TESSERA_INSIDE FeedbackSums feedback_sums(const float* values, const float* resi
   return sums;
 }
 
-// Of the residual of a group, what goes into its values.
+// Of the residual of a group, what goes into its values; NaN: it is not finite.
 TESSERA_INSIDE float feedback_share(Codec format, const float* values, const float* residual, uint64_t count) {
   const uint32_t peak = peak_bits_of(values, count);
+  const double step = has_scales(format) && peak < kInfinityBits ? merge_scale(peak, merge_levels(format)).scale : 0;
+  FeedbackSums sums = feedback_sums(values, residual, count, has_scales(format) ? step * step / 6 : HUGE_VAL);
+  if (!std::isfinite(sums.residual)) return std::nanf("");
   if (format == Codec::kFp32 || peak >= kInfinityBits) return 0;
-  const double step = has_scales(format) ? merge_scale(peak, merge_levels(format)).scale : 0;
-  FeedbackSums sums = feedback_sums(values, residual, count, has_scales(format) ? step * step / 12 : HUGE_VAL);
   if (!has_scales(format)) sums.room *= 0x1p-18;
   return sums.residual > sums.room ? static_cast<float>(std::sqrt(sums.room / sums.residual)) : 1.0f;
 }
@@ -194,6 +195,10 @@ void merge_feedback_cpu(const MergeFeedbackParams& params) {
     float* __restrict__ values = params.values + start;
     float* __restrict__ rest = params.rest + start;
     const float share = feedback_share(params.run.format, values, residual, n);
+    if (std::isnan(share)) {
+      std::fill(rest, rest + n, 0.0f);
+      continue;
+    }
     for (uint64_t i = 0; i < n; ++i) {
       const float part = residual[i] * share;
       values[i] += part;

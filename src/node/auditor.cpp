@@ -26,6 +26,12 @@ constexpr double kErrorFeedback = 2;
 // (docs/audits.md). So a tensor's limits are this much wider where the validator's kind of device is not the miner's.
 constexpr double kAcrossKinds = 15;
 
+double squared_distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+  return sum;
+}
+
 core::RunSpec with_limits_for(core::RunSpec spec, const std::string& miner_device, const std::string& own_device) {
   if (core::device_kind(miner_device) == core::device_kind(own_device)) return spec;
   core::AuditSpec& audit = spec.audit;
@@ -269,17 +275,17 @@ class Auditor::Case final : public ReplayInputs {
       const auto snapshot = replayed.at_version.find(task_.upload->snapshot_version);
       if (snapshot != replayed.at_version.end()) references.push_back(&snapshot->second);
     }
-    // Which of them it was, the merge decided: what it came nearest to.
+    // Which of them it was, the merge decided: where it came nearest to.
     std::vector<float> expected;
     double nearest = HUGE_VAL;
     for (const std::vector<float>* reference : references) {
       std::vector<float> carried = *next;
       for (size_t i = 0; i < carried.size(); ++i) carried[i] += replayed.masters[i] - (*reference)[i];
-      const double error = core::deviation_of(difference(*next, carried), difference(*next, masters)).relative_error;
-      notes_[reference == &*base ? "carry_error_from_base" : "carry_error_from_snapshot"] = error;
-      if (error >= nearest) continue;
-      nearest = error;
+      const double distance = squared_distance(carried, masters);
+      if (!expected.empty() && !(distance < nearest)) continue;
+      nearest = distance;
       expected = std::move(carried);
+      notes_["carry"] = reference == &*base ? "judged from the base" : "judged from the snapshot";
     }
     const auto fault = judge_.delta(AuditFinding::kWeights, "what it carried over the merge", *next, expected, masters);
     if (!fault) return ok_status();

@@ -200,7 +200,7 @@ TEST(MergeFeedback, GivesEachGroupNoMoreThanItsRoundingLeavesOut) {
           double room = 0;
           for (uint64_t i = begin; i < end; ++i) {
             const double error = format == Codec::kFp32 ? 0
-                                 : has_scales(format)   ? std::min(std::abs(double{before[i]}), step / std::sqrt(12.0))
+                                 : has_scales(format)   ? std::min(std::abs(double{before[i]}), step / std::sqrt(6.0))
                                                         : std::abs(double{before[i]}) * 0x1p-9;
             room += error * error;
           }
@@ -225,6 +225,16 @@ TEST(MergeFeedback, LeavesAGroupThatIsNotFiniteAlone) {
   EXPECT_EQ(values[0], 1.0f);
   EXPECT_EQ(values[kMergeGroup + 1], 1.0f);
   EXPECT_EQ(rest, residual);
+}
+
+TEST(MergeFeedback, ForgetsAResidualThatIsNotFinite) {
+  std::vector<float> values(2 * kMergeGroup, 1.0f), residual(values.size(), 1e-3f), rest(values.size(), 7.0f);
+  residual[3] = std::nanf("");
+  merge_feedback_cpu({.run = {Codec::kInt8, values.size(), 512}, .residual = residual.data(), .values = values.data(), .rest = rest.data()});
+  EXPECT_EQ(values[4], 1.0f);
+  EXPECT_EQ(rest[3], 0.0f);
+  EXPECT_EQ(rest[4], 0.0f);
+  EXPECT_EQ(values[kMergeGroup], 1.001f);
 }
 
 TEST(MergeDots, AreWithinDoubleRoundingAndOfFixedOrder) {

@@ -9,7 +9,6 @@
 #include "net/blob_bodies.h"
 #include "net/client_channel.h"
 #include "net/net_fixture.h"
-#include "net/parked_calls.h"
 #include "net/wire.h"
 
 namespace tessera::net {
@@ -156,25 +155,6 @@ TEST_F(Blobs, WhatIsNotThereYetIsWaitedFor) {
   }
   ASSERT_TRUE(waited.ok()) << waited.status();
   EXPECT_EQ(*waited, (std::vector<std::optional<std::string>>{"there", "late"}));
-}
-
-TEST(ParkedCalls, WaitForAllOrTheirTime) {
-  ParkedCalls<int> parked(3);
-  const Digest a = digest_of("a"), b = digest_of("b");
-  EXPECT_EQ(parked.next_expiry(), std::nullopt);
-  EXPECT_TRUE(parked.park(1, {a, b}, 100));
-  EXPECT_TRUE(parked.park(2, {b}, 50));
-  EXPECT_TRUE(parked.park(3, {a, a}, 200));
-  EXPECT_FALSE(parked.park(4, {a}, 10));
-  EXPECT_EQ(parked.next_expiry(), 50);
-  EXPECT_EQ(parked.arrived(a), (std::vector<int>{3}));
-  EXPECT_TRUE(parked.arrived(a).empty());
-  EXPECT_TRUE(parked.expired(49).empty());
-  EXPECT_EQ(parked.expired(50), (std::vector<int>{2}));
-  EXPECT_EQ(parked.arrived(b), (std::vector<int>{1}));
-  EXPECT_TRUE(parked.park(5, {a, b}, 100));
-  EXPECT_EQ(parked.expired(100), (std::vector<int>{5}));
-  EXPECT_TRUE(parked.arrived(a).empty() && parked.arrived(b).empty());
 }
 
 TEST_F(Blobs, WrongContentIsNoticed) {

@@ -76,11 +76,11 @@ struct MergeEncodeParams {
 void merge_encode_cpu(const MergeEncodeParams& params);
 int merge_encode_cuda(const MergeEncodeParams& params, void* stream_handle);
 
-// Error feedback: adds to values what earlier encodings left out of them, but no more, group by group, than encoding these may
-// leave out: the residual is scaled to the length that rounding errors have there, the root of the sum of min(value^2, step^2 / 12)
-// (int8, int4: step is the scale of the group without the residual) or of (2^-9 value)^2 (bf16). So what is encoded is no
-// further from `values` than rounding twice would take it, however large what was encoded before. `rest` is what stays for the
-// next time. A group that is not finite gets nothing; fp32 leaves nothing out. CPU only.
+// Error feedback: adds to values what earlier encodings left out of them, group by group no more than about what encoding these
+// leaves out: the residual is scaled down to the root of the sum of min(value^2, step^2 / 6) (int8, int4: step is the scale of the
+// group without the residual; rounding errors have step^2 / 12) or of (2^-9 value)^2 (bf16). So what is encoded is off by less
+// than twice what the format rounds off `values` alone, however large what was encoded before. `rest` is what stays for the next
+// time. A group that is not finite gets nothing, a residual that is not is forgotten; fp32 leaves nothing out. CPU only.
 struct MergeFeedbackParams {
   MergeRun run;
   const float* residual = nullptr;  // [run.values]

@@ -62,13 +62,13 @@ std::vector<uint64_t> transfer_order(uint64_t blocks, uint32_t rounds);
 
 struct DeltaUpload {
   Digest object;
-  std::vector<float> residual;  // what the format left out of the pseudo-gradient; empty with fp32
+  std::vector<float> residual;  // what was left out of this and earlier ones; empty with fp32
   core::ObjectManifest manifest;
 };
 
-// base - snapshot + residual (empty: none), and the moments' planes, on the upload format, block by block, in `threads` threads;
-// `blobs` remembers the blocks, and the list of them is stored. A value that is not finite leaves no residual: the gate will
-// refuse the upload. `moments` must be there if the merge has planes for them.
+// base - snapshot with error feedback (merge_feedback_cpu; residual empty: none), and the moments' planes, on the upload format,
+// block by block, in `threads` threads; `blobs` remembers the blocks, and the list of them is stored. A value that is not finite
+// adds nothing to the residual: the gate will refuse the upload. `moments` must be there if the merge has planes for them.
 StatusOr<DeltaUpload> commit_delta(KeptBlobs& blobs, const core::MergeSpec& merge, const std::vector<float>& base,
                                    const std::vector<float>& snapshot, const std::vector<float>& residual, size_t threads,
                                    const core::Moments* moments = nullptr);
