@@ -105,6 +105,7 @@ StatusOr<StepMeasurement> run_measurement(const StepCase& step_case, const at::D
   for (uint32_t i = 0; i < options.warmup_steps; ++i) step();
   // The first steps also measure kernels, which takes memory once.
   reset_peak_memory(device);
+  if (options.warmed_up) options.warmed_up();
   StepMeasurement result;
   result.seconds = best_seconds(device, options.blocks, options.steps, step);
   result.peak_memory_bytes = peak_memory(device);

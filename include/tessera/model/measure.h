@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,7 @@ struct MeasureOptions {
   uint32_t steps = 10;  // of a timed block
   uint32_t blocks = 3;  // the best one counts
   uint32_t in_flight = 1;  // microbatches of a step that are between forward and backward at once
+  std::function<void()> warmed_up;  // called before the timed blocks
 };
 
 struct StepMeasurement {

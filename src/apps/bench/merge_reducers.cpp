@@ -13,10 +13,39 @@ using Clock = std::chrono::steady_clock;
 constexpr uint64_t kGroupBytes = uint64_t{512} << 10;   // of uploads, as node/merge_reduce.cpp fetches them
 constexpr uint64_t kUploadsBytes = uint64_t{64} << 20;  // of all of them, as fp32: more than the CPU's caches hold
 
+}  // namespace
+
+// Some blocks of every upload as they come.
+struct ReducerLoad::Uploads {
+  Uploads(const core::MergeSpec& merge, uint32_t count) : weights(count, 1.0f / static_cast<float>(count)) {
+    blocks = std::max<uint64_t>(1, kUploadsBytes / (sizeof(float) * merge.block_values * count));
+    const kernels::MergeRun run{merge.upload_format, blocks * merge.block_values, merge.block_values};
+    block_bytes = kernels::merge_block_bytes(run.format, run.block_values);
+    for (uint32_t k = 0; k < count; ++k) {
+      const std::vector<float> values = snapshot_of(run.values, k);
+      payloads.emplace_back(blocks * block_bytes);
+      kernels::merge_encode_cpu({.run = run, .input = values.data(), .payload = payloads.back().data()});
+    }
+  }
+  uint64_t group_blocks() const {
+    return std::clamp<uint64_t>(kGroupBytes / (block_bytes * weights.size()), 1, blocks);
+  }
+  uint64_t blocks = 0, block_bytes = 0;
+  std::vector<float> weights;
+  std::vector<std::vector<uint8_t>> payloads;
+};
+
+ReducerLoad::ReducerLoad(kernels::MergeReducer* device, const core::MergeSpec& merge, uint32_t uploads, size_t threads)
+    : device_(device), merge_(merge), uploads_(std::make_unique<Uploads>(merge, uploads)), begin_(Clock::now()) {
+  for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+}
+
+ReducerLoad::~ReducerLoad() { stop_ = true; }
+
 // Blocks `first` and the `count` - 1 after it.
-template <class Uploads>
-Status reduce_group(kernels::MergeReducer& reducer, const core::MergeSpec& merge, const Uploads& uploads, uint64_t first,
-                    uint64_t count) {
+Status ReducerLoad::reduce(kernels::MergeReducer& reducer, uint64_t first, uint64_t count) const {
+  const core::MergeSpec& merge = merge_;
+  const Uploads& uploads = *uploads_;
   const size_t inputs = uploads.weights.size();
   const uint64_t result_bytes = kernels::merge_block_bytes(merge.result_format, merge.block_values);
   std::vector<uint64_t> numbers(count);
@@ -47,42 +76,13 @@ Status reduce_group(kernels::MergeReducer& reducer, const core::MergeSpec& merge
                          .totals = totals.data()});
 }
 
-}  // namespace
-
-// Some blocks of every upload as they come.
-struct ReducerLoad::Uploads {
-  Uploads(const core::MergeSpec& merge, uint32_t count) : weights(count, 1.0f / static_cast<float>(count)) {
-    blocks = std::max<uint64_t>(1, kUploadsBytes / (sizeof(float) * merge.block_values * count));
-    const kernels::MergeRun run{merge.upload_format, blocks * merge.block_values, merge.block_values};
-    block_bytes = kernels::merge_block_bytes(run.format, run.block_values);
-    for (uint32_t k = 0; k < count; ++k) {
-      const std::vector<float> values = snapshot_of(run.values, k);
-      payloads.emplace_back(blocks * block_bytes);
-      kernels::merge_encode_cpu({.run = run, .input = values.data(), .payload = payloads.back().data()});
-    }
-  }
-  uint64_t group_blocks() const {
-    return std::clamp<uint64_t>(kGroupBytes / (block_bytes * weights.size()), 1, blocks);
-  }
-  uint64_t blocks = 0, block_bytes = 0;
-  std::vector<float> weights;
-  std::vector<std::vector<uint8_t>> payloads;
-};
-
-ReducerLoad::ReducerLoad(kernels::MergeReducer* device, const core::MergeSpec& merge, uint32_t uploads, size_t threads)
-    : device_(device), merge_(merge), uploads_(std::make_unique<Uploads>(merge, uploads)), begin_(Clock::now()) {
-  for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
-}
-
-ReducerLoad::~ReducerLoad() { stop_ = true; }
-
 void ReducerLoad::work() {
   kernels::CpuMergeReducer cpu;
   kernels::MergeReducer& reducer = device_ != nullptr ? *device_ : cpu;
   const uint64_t group = uploads_->group_blocks();
   while (!stop_) {
     const uint64_t first = begun_++ % (uploads_->blocks / group) * group;
-    const Status status = reduce_group(reducer, merge_, *uploads_, first, group);
+    const Status status = reduce(reducer, first, group);
     if (!status.ok()) {
       std::lock_guard lock(mutex_);
       failure_ = status;
@@ -90,6 +90,11 @@ void ReducerLoad::work() {
     }
     ++done_;
   }
+}
+
+void ReducerLoad::restart() {
+  done_ = 0;
+  begin_ = Clock::now();
 }
 
 StatusOr<double> ReducerLoad::finish() {

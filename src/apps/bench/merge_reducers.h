@@ -21,12 +21,15 @@ class ReducerLoad {
   ReducerLoad(kernels::MergeReducer* device, const core::MergeSpec& merge, uint32_t uploads, size_t threads);
   ~ReducerLoad();
 
+  // Counts from now on.
+  void restart();
   // Ends it: GB/s of the uploads' fp32 values that passed through it, or the first error.
   StatusOr<double> finish();
 
  private:
   struct Uploads;
   void work();
+  Status reduce(kernels::MergeReducer& reducer, uint64_t first, uint64_t count) const;
 
   kernels::MergeReducer* const device_;
   const core::MergeSpec merge_;
@@ -35,7 +38,7 @@ class ReducerLoad {
   std::atomic<uint64_t> begun_{0}, done_{0};  // groups
   std::mutex mutex_;
   Status failure_;  // guarded by mutex_
-  std::chrono::steady_clock::time_point begin_;
+  std::chrono::steady_clock::time_point begin_;  // of what is counted
   std::vector<std::jthread> threads_;
 };
 

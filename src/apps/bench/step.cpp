@@ -81,16 +81,19 @@ StatusOr<nlohmann::json> steps_beside_merge(const model::StepCase& step_case, co
     TESSERA_ASSIGN_OR_RETURN(gpu, kernels::make_cuda_merge_reducer(colon == std::string::npos ? 0 : std::stoi(device.substr(colon + 1))));
   }
   nlohmann::json result = {{"uploads", options.beside_merge}, {"trim_share", options.trim_share}};
-  for (kernels::MergeReducer* reducer : {static_cast<kernels::MergeReducer*>(nullptr), gpu.get()}) {
-    if (reducer == nullptr && result.contains("cpu")) break;
+  const auto measure = [&](kernels::MergeReducer* reducer, const char* where) -> Status {
     ReducerLoad load(reducer, merge, options.beside_merge, kReducerThreads);
-    TESSERA_ASSIGN_OR_RETURN(const model::StepMeasurement measured, model::measure_step(step_case, device, options.over.measure));
+    model::MeasureOptions measuring = options.over.measure;
+    measuring.warmed_up = [&load] { load.restart(); };
+    TESSERA_ASSIGN_OR_RETURN(const model::StepMeasurement measured, model::measure_step(step_case, device, measuring));
     TESSERA_ASSIGN_OR_RETURN(const double rate, load.finish());
-    const char* where = reducer == nullptr ? "cpu" : "gpu";
     result[where] = {{"step_ms", measured.seconds * 1e3}, {"reduced_gb_per_s", rate}};
     std::printf("%-18s beside a reduction of %.2f GB/s on the %s: step %.2f ms\n", step_case.name.c_str(), rate, where,
                 measured.seconds * 1e3);
-  }
+    return ok_status();
+  };
+  TESSERA_RETURN_IF_ERROR(measure(nullptr, "cpu"));
+  if (gpu != nullptr) TESSERA_RETURN_IF_ERROR(measure(gpu.get(), "gpu"));
   return result;
 }
 
