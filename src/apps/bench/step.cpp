@@ -151,7 +151,10 @@ void add_step_bench(CLI::App* app) {
       ->add_option("--beside-merge", options->beside_merge,
                    "Then again while a merge of so many uploads is reduced, on the CPU and on the GPU")
       ->check(CLI::Range(2, 64));
-  command->add_option("--trim-share", options->trim_share, "Of that merge, as merge.trim_share")->check(CLI::Range(0.0, 0.49));
+  command
+      ->add_option("--trim-share", options->trim_share, "Of that merge, as merge.trim_share")
+      ->check(CLI::Range(0.0, 0.49))
+      ->needs("--beside-merge");
   on_call(command, [options] { return run_step_bench(*options); });
 }
 
