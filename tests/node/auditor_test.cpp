@@ -1,4 +1,4 @@
-// An audit of an upload by itself: a lone stage's segment, recorded and judged on the same engine.
+// Audits of an upload and of a carry: a lone stage's segment, recorded and judged on the same engine.
 #include "tessera/node/auditor.h"
 
 #include <gmock/gmock.h>
@@ -24,20 +24,20 @@ class AuditorTest : public testing::Test {
     base_ = engine_.masters();
     task_.device = "cpu";
     task_.schedule_known = false;
-    task_.begin = commit(1);
+    task_.begin = commit(1, engine_.export_state());
     task_.upload_base = *put_object(blobs_, encode_stage_state(base_, std::vector<float>(base_.size(), 0.0f)));
     step();
     snapshot_ = engine_.export_state();
     snapshot_version_ = engine_.weight_version();
     step();
     const std::vector<core::StepRecord> steps = std::move(task_.end.steps);
-    task_.end = commit(2);
+    task_.end = commit(2, engine_.export_state());
     task_.end.steps = steps;
   }
-  core::SegmentCommit commit(uint64_t number) {
+  core::SegmentCommit commit(uint64_t number, const core::LocalState& state) {
     core::miner_effect::StoreSegment segment;
     segment.commit = {.number = number, .local_step = steps_, .weight_version = engine_.weight_version(), .schedule_step = steps_};
-    segment.state = std::make_shared<const core::LocalState>(engine_.export_state());
+    segment.state = std::make_shared<const core::LocalState>(state);
     return store_segment(blobs_, segment, {});
   }
   void step() {
@@ -57,6 +57,19 @@ class AuditorTest : public testing::Test {
     task_.end.steps.push_back({0.1, spec_.training.microbatches_per_step, false});
     EXPECT_TRUE(engine_.step(0.1).ok());
     ++steps_;
+  }
+  // The segment ends with a merge, which the miner carries `share` of its work since `reference` over.
+  void end_with_merge(const std::vector<float>& reference, float share) {
+    std::vector<float> next = base_;
+    for (float& value : next) value = 0.75f * value + 0.125f;
+    task_.base = task_.upload_base;
+    task_.next_base = *put_object(blobs_, encode_stage_state(next, std::vector<float>(next.size(), 0.0f)));
+    core::LocalState state = engine_.export_state();
+    for (size_t i = 0; i < next.size(); ++i) state.masters[i] = next[i] + share * (state.masters[i] - reference[i]);
+    const std::vector<core::StepRecord> steps = task_.end.steps;
+    task_.end = commit(2, state);
+    task_.end.steps = steps;
+    task_.end.epoch = 1;
   }
   core::AuditResult audit(const core::Moments& uploaded) {
     task_.upload = core::UploadCommit{.target = 1, .object = {}, .snapshot_step = 1, .snapshot_version = snapshot_version_};
@@ -98,6 +111,20 @@ TEST_F(AuditorTest, UploadedMomentsAreThoseThatTheWorkLedTo) {
   result = audit(shrunk);
   EXPECT_EQ(result.finding, AuditFinding::kUpload);
   EXPECT_THAT(result.reason, HasSubstr("the upload's second moments"));
+}
+
+// The upload's snapshot, if the merge took it; else the base.
+TEST_F(AuditorTest, ACarryIsTheWorkSinceWhatTheMergeTook) {
+  const core::Moments moments{snapshot_.first_moment, snapshot_.second_moment};
+  for (const std::vector<float>& reference : {snapshot_.masters, base_}) {
+    end_with_merge(reference, 1);
+    const core::AuditResult honest = audit(moments);
+    EXPECT_EQ(honest.finding, AuditFinding::kNone) << honest.reason;
+    end_with_merge(reference, -1);
+    const core::AuditResult turned = audit(moments);
+    EXPECT_EQ(turned.finding, AuditFinding::kWeights);
+    EXPECT_THAT(turned.reason, HasSubstr("what it carried over the merge"));
+  }
 }
 
 }  // namespace
